@@ -1,0 +1,54 @@
+"""Instance segmentation with the SOLO family: published weights in, mmdet's instances out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from solo_infer._version import __version__
+
+if TYPE_CHECKING:
+    from solo_infer.categories import Categories
+    from solo_infer.config import Architecture, ModelConfig, Preprocessing, Thresholds
+    from solo_infer.errors import SoloInferError
+    from solo_infer.result import Instance, Result
+    from solo_infer.segmenter import SOLO
+    from solo_infer.weights.manifest import available_models
+
+# Imported on first use, so that the command line answers --help without loading torch.
+_HOMES = {
+    "SOLO": "segmenter",
+    "Result": "result",
+    "Instance": "result",
+    "ModelConfig": "config",
+    "Architecture": "config",
+    "Preprocessing": "config",
+    "Thresholds": "config",
+    "Categories": "categories",
+    "SoloInferError": "errors",
+    "available_models": "weights.manifest",
+}
+
+__all__ = [
+    "SOLO",
+    "Architecture",
+    "Categories",
+    "Instance",
+    "ModelConfig",
+    "Preprocessing",
+    "Result",
+    "SoloInferError",
+    "Thresholds",
+    "__version__",
+    "available_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'solo_infer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"solo_infer.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,60 @@
+"""Class names and the category ids that COCO-format files use for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solo_infer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a model: a label 0..n-1 is an index into both tuples.
+
+    Attributes:
+        names: Class names.
+        ids: COCO category ids, all different; 1..n if not given.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(range(1, len(self.names) + 1)))
+        if not all(isinstance(name, str) for name in self.names):
+            raise ConfigError(f"Category names must be strings, got {self.names}.")
+        if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
+            raise ConfigError(f"{len(self.names)} names need as many different ids, got {self.ids}.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+_COCO_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
+    "stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, "
+    "backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, "
+    "baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, "
+    "bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
+    "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, "
+    "oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
+)
+# Ids 1..90 without the ten that COCO's instance annotations never used.
+_UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+COCO = Categories(
+    tuple(_COCO_NAMES.split(", ")),
+    tuple(number for number in range(1, 91) if number not in _UNUSED_COCO_IDS),
+)
+
+
+def unnamed(count: int) -> Categories:
+    """Return COCO's categories if there are 80 classes, else "class 0", "class 1", ..."""
+    return COCO if count == len(COCO) else Categories(tuple(f"class {label}" for label in range(count)))
+
+
+def named(names: Sequence[str]) -> Categories:
+    """Return categories for class names: COCO's official ids if they are its 80, else 1, 2, 3, ..."""
+    return COCO if tuple(names) == COCO.names else Categories(tuple(names))

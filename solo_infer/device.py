@@ -1,0 +1,145 @@
+"""What this machine's devices can do; the only place that asks."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from solo_infer.errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SLOW_RATIO = 4.0  # of times, from which a half dtype is called slow
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a usable device: the one asked for, or CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: The device is unknown or not available here; the message says why.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if found.type == "cuda":
+        _require_cuda(found)
+    try:
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device={str(device)!r} does not work here: {reason}") from error
+    return found
+
+
+def _require_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device='{device}' is not available: {cuda_problem()}. Use device='cpu'.")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise DeviceError(f"device='{device}': this machine has {count} CUDA device(s), cuda:0 first.")
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return a torch dtype from itself or its name.
+
+    Raises:
+        DeviceError: It is none of float32, float16 and bfloat16.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise DeviceError(f"dtype={dtype!r}: expected one of {sorted(DTYPES)}.")
+    return found
+
+
+def cuda_problem() -> str:
+    """Say in a few words why CUDA cannot be used, or "" if it can."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None and not is_corex():
+        return f"torch {torch.__version__} is a CPU-only build"
+    if torch.cuda.device_count() > 0:
+        return "torch sees a card but cannot use it: driver and SDK versions differ"
+    return f"torch {torch.__version__} finds no card or no driver"
+
+
+def is_corex() -> bool:
+    """Return whether this is Iluvatar's build of torch (CoreX), which shows its cards as CUDA."""
+    if getattr(torch, "corex", False) or "+corex" in torch.__version__:
+        return True
+    try:
+        return "+corex" in metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def describe_devices() -> list[dict[str, Any]]:
+    """Return what ``solo-infer doctor`` shows of each device, as JSON-ready values."""
+    devices = [_describe_cpu()]
+    if torch.cuda.is_available():
+        devices += [_describe_cuda(index) for index in range(torch.cuda.device_count())]
+    return devices
+
+
+def _describe_cpu() -> dict[str, Any]:
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    return {
+        "device": "cpu",
+        "name": platform.processor() or platform.machine(),
+        "capability": capability,
+        "threads": torch.get_num_threads(),
+        "works": {name: probe_cpu(dtype) for name, dtype in DTYPES.items()},
+    }
+
+
+def _describe_cuda(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    device = torch.device("cuda", index)
+    return {
+        "device": str(device),
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "corex": is_corex() or "iluvatar" in properties.name.lower(),
+        "works": {name: probe(device, dtype) for name, dtype in DTYPES.items()},
+    }
+
+
+def probe(device: torch.device, dtype: torch.dtype) -> str:
+    """Run a small convolution and compare it with float32 on the CPU: "ok", or what is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 32, 16, 16, generator=generator)
+    weight = torch.randn(32, 32, 3, 3, generator=generator) / 17
+    expected = torch.nn.functional.conv2d(x, weight, padding=1)
+    try:
+        found = torch.nn.functional.conv2d(x.to(device, dtype), weight.to(device, dtype), padding=1)
+        difference = float((found.float().cpu() - expected).abs().max())
+    except RuntimeError as error:
+        return f"fails: {str(error).splitlines()[0]}"
+    limit = 0.1 if dtype != torch.float32 else 0.01  # TF32 may round to 10 bits
+    return "ok" if difference < limit else f"wrong by {difference:.3g}"
+
+
+def probe_cpu(dtype: torch.dtype) -> str:
+    """Return what ``probe`` does, or how much slower than float32 a dtype without instructions is."""
+    state = probe(torch.device("cpu"), dtype)
+    if state != "ok" or dtype == torch.float32:
+        return state
+    ratio = _convolution_seconds(dtype) / _convolution_seconds(torch.float32)
+    return "ok" if ratio < SLOW_RATIO else f"slow: {ratio:.0f} times the time of float32"
+
+
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.ones(1, 256, 16, 16, dtype=dtype), torch.ones(256, 256, 3, 3, dtype=dtype)
+    best = float("inf")
+    for _ in range(2):  # the first one also prepares the kernel
+        start = time.perf_counter()
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,32 @@
+"""Image classifiers without their classifier: the four feature maps that a pyramid is built on."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+class ResNet(TorchvisionResNet):
+    """torchvision's ResNet up to C5; parameter names are torchvision's (and mmdet's ``backbone.*``).
+
+    The stride of a stage is in the 3x3 convolution of its first block ("pytorch" style in mmdet).
+    """
+
+    out_channels = (256, 512, 1024, 2048)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Bottleneck, list(RESNET_BLOCKS[name]), num_classes=1)
+        del self.avgpool, self.fc
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images (N, 3, H, W) to C2..C5 at strides 4, 8, 16, 32."""
+        x = self.relu(self.bn1(self.conv1(images)))  # (N, 64, H/2, W/2)
+        x = self.maxpool(x)
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps

@@ -1,0 +1,310 @@
+"""SOLO, Decoupled SOLO and Decoupled Light SOLO (Wang et al., arXiv 1912.04488 and 2106.15947).
+
+The network is used in three steps, so that no mask is computed that nobody needs:
+
+    levels = network.features(images)            five feature maps
+    scores = network.class_scores(levels)        (N, classes, cells)
+    maps = network.mask_maps(levels, cells)      lazy masks of just the cells that hold candidates
+    maps.scores(image, cells)                    (K, H/4, W/4)
+
+Cells are numbered over all levels: level by level, finest first, row by row (mmdet's order).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solo_infer.config import Architecture
+from solo_infer.models.backbones import ResNet
+from solo_infer.models.fpn import FeaturePyramid, solo_levels
+
+GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
+
+
+class MaskMaps(Protocol):
+    """Masks of a batch that are computed when they are asked for."""
+
+    size: tuple[int, int]  # of each mask, (H/4, W/4)
+
+    def scores(self, image: int, cells: Tensor) -> Tensor:
+        """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution without bias, GroupNorm, ReLU; sub-modules are named as in mmdet's ConvModule."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.gn = nn.GroupNorm(GROUPS, out_channels)
+        self.activate = nn.ReLU(inplace=True)
+
+
+def branch(in_channels: int, channels: int, depth: int) -> nn.Sequential:
+    """Return ``depth`` blocks in a row, of which the first reads ``in_channels``."""
+    widths = [in_channels] + [channels] * (depth - 1)
+    return nn.Sequential(*(ConvBlock(width, channels) for width in widths))
+
+
+def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and y maps (N, 1, H, W), each from -1 to 1 inclusive over the padded map."""
+    n, _, height, width = feature.shape
+    options = {"dtype": torch.float32, "device": feature.device}
+    x = torch.linspace(-1, 1, width, **options).to(feature.dtype)  # type: ignore[call-overload]
+    y = torch.linspace(-1, 1, height, **options).to(feature.dtype)  # type: ignore[call-overload]
+    return x.expand(n, 1, height, width), y[:, None].expand(n, 1, height, width)
+
+
+def upsample(maps: Tensor) -> Tensor:
+    """Double the size of maps (N, C, H, W) bilinearly."""
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (N, C, H, W) bilinearly, leaving them alone if they have that size."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def keep_local_maxima(scores: Tensor) -> Tensor:
+    """Zero the scores (N, C, g, g) that a left, upper or upper-left neighbour exceeds.
+
+    This is mmdet's ``points_nms``; equal neighbours are all kept.
+    """
+    highest = F.max_pool2d(scores, kernel_size=2, stride=1, padding=1)[:, :, :-1, :-1]
+    return scores * (highest == scores)
+
+
+class LevelCells(NamedTuple):
+    """The part of a list of cells that lies on one level."""
+
+    level: int
+    where: Tensor  # (k,) positions in the list
+    rows: Tensor  # (k,) grid rows
+    columns: Tensor  # (k,) grid columns
+
+
+class SOLOHead(nn.Module, ABC):
+    """What the three heads share: the class branch and the numbering of cells."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__()
+        self.num_grids = config.num_grids
+        self.cls_convs = branch(config.pyramid_channels, config.head_channels, config.stacked_convs)
+        self.conv_cls = nn.Conv2d(config.head_channels, config.num_classes, 3, padding=1)
+
+    def class_logits(self, levels: list[Tensor]) -> list[Tensor]:
+        """Return class logits (N, classes, g, g) of each level."""
+        logits = []
+        for feature, grid in zip(levels, self.num_grids, strict=True):
+            cells = resize(feature, (grid, grid))  # (N, C, g, g)
+            logits.append(self.conv_cls(self.cls_convs(cells)))
+        return logits
+
+    def split_cells(self, cells: Tensor) -> Iterator[LevelCells]:
+        """Yield the cells (K,) of each level that has any."""
+        start = 0
+        for level, grid in enumerate(self.num_grids):
+            end = start + grid * grid
+            where = torch.nonzero((cells >= start) & (cells < end)).flatten()
+            if len(where):
+                local = cells[where] - start
+                yield LevelCells(level, where, local // grid, local % grid)
+            start = end
+
+    @abstractmethod
+    def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
+        """Prepare the masks of the cells (K,); levels that hold none of them cost nothing."""
+
+
+class PlainHead(SOLOHead):
+    """SOLO: one mask map for each grid cell."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__(config)
+        width = config.head_channels
+        self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
+        self.conv_mask_list = nn.ModuleList(nn.Conv2d(width, grid**2, 1) for grid in self.num_grids)
+
+    def mask_tower(self, feature: Tensor) -> Tensor:
+        """Run the mask branch of one level: (N, C, h, w) to (N, C', h, w)."""
+        return self.mask_convs(torch.cat([feature, *coordinates(feature)], dim=1))
+
+    def mask_maps(self, levels: list[Tensor], cells: Tensor) -> PlainMaskMaps:
+        """Run the mask branch of the levels that hold any of the cells."""
+        towers = {part.level: self.mask_tower(levels[part.level]) for part in self.split_cells(cells)}
+        return PlainMaskMaps(self, towers, quarter_size(levels))
+
+
+class PlainMaskMaps:
+    """Masks of a ``PlainHead``: a cell's map is one row of a 1x1 convolution."""
+
+    def __init__(self, head: PlainHead, towers: dict[int, Tensor], size: tuple[int, int]) -> None:
+        self.head, self.towers, self.size = head, towers, size
+
+    def scores(self, image: int, cells: Tensor) -> Tensor:
+        """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
+        parts = list(self.head.split_cells(cells))
+        if len(parts) == 1:
+            return self._level_scores(image, parts[0])
+        out = torch.empty((len(cells), *self.size), device=cells.device)
+        for part in parts:
+            out[part.where] = self._level_scores(image, part)
+        return out
+
+    def _level_scores(self, image: int, part: LevelCells) -> Tensor:
+        tower = self.towers[part.level][image : image + 1]
+        index = part.rows * self.head.num_grids[part.level] + part.columns
+        weight, bias = rows_of(self.head.conv_mask_list[part.level], index)
+        # The 1x1 convolution commutes with the up-sampling: first it costs a quarter.
+        logits = F.conv2d(tower, weight, bias)  # (1, K, h, w)
+        return resize(upsample(logits.float()).sigmoid_(), self.size)[0]
+
+
+class DecoupledHead(SOLOHead):
+    """Decoupled SOLO: a cell's mask is the map of its column times the map of its row."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__(config)
+        width = config.head_channels
+        self.mask_convs_x = branch(config.pyramid_channels + 1, width, config.stacked_convs)
+        self.mask_convs_y = branch(config.pyramid_channels + 1, width, config.stacked_convs)
+        self.conv_mask_list_x = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
+        self.conv_mask_list_y = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
+
+    def mask_towers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Run both mask branches of one level: (N, C, h, w) to two of (N, C', 2h, 2w)."""
+        x, y = coordinates(feature)
+        tower_x = self.mask_convs_x(torch.cat([feature, x], dim=1))
+        tower_y = self.mask_convs_y(torch.cat([feature, y], dim=1))
+        return upsample(tower_x), upsample(tower_y)
+
+    def mask_maps(self, levels: list[Tensor], cells: Tensor) -> DecoupledMaskMaps:
+        """Compute the maps of the columns and rows that hold any of the cells."""
+        size = quarter_size(levels)
+        columns, rows = {}, {}
+        for part in self.split_cells(cells):
+            level = part.level
+            tower_x, tower_y = self.mask_towers(levels[level])
+            columns[level] = AxisMaps(tower_x, self.conv_mask_list_x[level], part.columns, size)
+            rows[level] = AxisMaps(tower_y, self.conv_mask_list_y[level], part.rows, size)
+        return DecoupledMaskMaps(self, columns, rows, size)
+
+
+class DecoupledLightHead(DecoupledHead):
+    """Decoupled Light SOLO: both maps are read from one branch that gets x and y."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__(config)
+        del self.mask_convs_x, self.mask_convs_y
+        width = config.head_channels
+        self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
+
+    def mask_towers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the mask branch of one level: (N, C, h, w) to the same (N, C', 2h, 2w) twice."""
+        tower = upsample(self.mask_convs(torch.cat([feature, *coordinates(feature)], dim=1)))
+        return tower, tower
+
+
+def axis_conv(channels: int, grid: int) -> nn.Conv2d:
+    """Return the 3x3 convolution that gives the map of each column, or of each row."""
+    return nn.Conv2d(channels, grid, 3, padding=1)
+
+
+def rows_of(conv: nn.Module, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of some output channels (K,) of a convolution."""
+    return conv.get_parameter("weight")[index], conv.get_parameter("bias")[index]
+
+
+class AxisMaps:
+    """The maps of the columns (or rows) in use of one level, float32 in 0..1."""
+
+    def __init__(self, tower: Tensor, conv: nn.Module, lines: Tensor, size: tuple[int, int]) -> None:
+        self.used = lines.unique()
+        weight, bias = rows_of(conv, self.used)
+        logits = F.conv2d(tower, weight, bias, padding=1)  # (N, K, 2h, 2w)
+        self.scores = resize(logits.float().sigmoid_(), size)
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> Tensor:
+        image, lines = key
+        return self.scores[image, torch.searchsorted(self.used, lines)]
+
+
+class DecoupledMaskMaps:
+    """Masks of a ``DecoupledHead``: products of two axis maps."""
+
+    def __init__(
+        self,
+        head: SOLOHead,
+        columns: dict[int, AxisMaps],
+        rows: dict[int, AxisMaps],
+        size: tuple[int, int],
+    ) -> None:
+        self.head, self.columns, self.rows, self.size = head, columns, rows, size
+
+    def scores(self, image: int, cells: Tensor) -> Tensor:
+        """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
+        out = torch.empty((len(cells), *self.size), device=cells.device)
+        for part in self.head.split_cells(cells):
+            x = self.columns[part.level][image, part.columns]
+            y = self.rows[part.level][image, part.rows]
+            out[part.where] = x * y
+        return out
+
+
+def quarter_size(levels: list[Tensor]) -> tuple[int, int]:
+    """Return the size of all mask maps: twice the finest level, a quarter of the padded input."""
+    height, width = levels[0].shape[-2:]
+    return height * 2, width * 2
+
+
+_HEADS: dict[str, Callable[[Architecture], SOLOHead]] = {
+    "solo": PlainHead,
+    "decoupled": DecoupledHead,
+    "decoupled_light": DecoupledLightHead,
+}
+
+
+class SOLONetwork(nn.Module):
+    """Backbone, feature pyramid and one of the three heads."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone)
+        self.neck = FeaturePyramid(self.backbone.out_channels, config.pyramid_channels)
+        self.mask_head = _HEADS[config.head](config)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Map normalised images (N, 3, H, W) to the five level inputs at strides 8, 8, 16, 32, 32."""
+        return solo_levels(self.neck(self.backbone(images)))
+
+    def class_scores(self, levels: list[Tensor]) -> Tensor:
+        """Return scores (N, cells, classes), float32 in 0..1, zero where not a local maximum."""
+        scores = [
+            keep_local_maxima(logits.float().sigmoid()).flatten(2)  # (N, classes, g * g)
+            for logits in self.mask_head.class_logits(levels)
+        ]
+        return torch.cat(scores, dim=2).transpose(1, 2)
+
+    def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
+        """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""
+        return self.mask_head.mask_maps(levels, cells)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the level inputs and the class scores of normalised images (N, 3, H, W)."""
+        levels = self.features(images)
+        return levels, self.class_scores(levels)
+
+
+def build_network(config: Architecture, device: str = "cpu") -> SOLONetwork:
+    """Build a network in eval mode; ``device="meta"`` allocates nothing, for weights to be assigned."""
+    with torch.device(device):
+        return SOLONetwork(config).eval()

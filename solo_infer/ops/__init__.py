@@ -1,0 +1,1 @@
+"""Functions on tensors: Matrix-NMS, resampling, bit-packed masks."""

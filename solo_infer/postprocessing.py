@@ -1,0 +1,172 @@
+"""From class scores and lazy masks to detections, with bounded memory; mmdet's rules and order.
+
+The masks of all candidates never exist at once. They are computed in chunks, of which only area,
+maskness and packed bits are kept; the few that survive Matrix-NMS are computed again for the
+up-sampling to the original size, a few at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solo_infer.config import Thresholds
+from solo_infer.models.solo import MaskMaps
+from solo_infer.ops import bits
+from solo_infer.ops.matrix_nms import Kept, matrix_nms_packed
+from solo_infer.preprocessing import Geometry
+
+# Bytes of float32 maps that one step may hold at a time; a step needs about four times this.
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """(Cell, class) pairs of one image whose class score is high enough, in mmdet's order."""
+
+    cells: Tensor  # (K,) int64, ascending
+    labels: Tensor  # (K,) int64
+    scores: Tensor  # (K,) float32
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The instances of one image, best first, at its original size."""
+
+    scores: Tensor  # (N,) float32
+    labels: Tensor  # (N,) int64
+    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive, zeros for an empty mask
+    packed_masks: Tensor  # (N, H, ceil(W / 8)) uint8, see ops.bits
+
+
+def find_candidates(class_scores: Tensor, score_thr: float) -> Candidates:
+    """Return the candidates among the class scores (cells, classes) of one image."""
+    cells, labels = torch.nonzero(class_scores > score_thr, as_tuple=True)
+    return Candidates(cells, labels, class_scores[cells, labels])
+
+
+def detect(
+    candidates: Candidates,
+    maps: MaskMaps | None,
+    image: int,
+    strides: Tensor,
+    geometry: Geometry,
+    thresholds: Thresholds,
+) -> Detections:
+    """Turn the candidates of one image into its detections.
+
+    Args:
+        candidates: From ``find_candidates``.
+        maps: The masks of (at least) their cells; not needed if there are no candidates.
+        image: Index of the image in the batch.
+        strides: (cells,) float32, the stride of each cell's level.
+        geometry: The image's sizes.
+        thresholds: All settings.
+    """
+    kept = None
+    if maps is not None and len(candidates.cells):
+        kept = suppress(candidates, maps, image, strides, thresholds)
+    if maps is None or kept is None or len(kept.scores) == 0:
+        return _nothing(geometry.original, candidates.scores.device)
+    packed, boxes = full_size_masks(maps, image, candidates.cells[kept.keep], geometry, thresholds.mask_thr)
+    return Detections(kept.scores, kept.labels, boxes, packed)
+
+
+def suppress(
+    candidates: Candidates, maps: MaskMaps, image: int, strides: Tensor, thresholds: Thresholds
+) -> Kept | None:
+    """Rescore candidates by maskness, drop small masks, run Matrix-NMS; ``keep`` indexes candidates."""
+    # Cells are ascending, so the classes of one cell follow each other and share its mask.
+    cells, owners = candidates.cells.unique_consecutive(return_inverse=True)
+    areas, maskness, packed = measure_masks(maps, image, cells, thresholds.mask_thr)
+    large = torch.nonzero((areas > strides[cells])[owners]).flatten()
+    if len(large) == 0:
+        return None
+    owners = owners[large]
+    kept = matrix_nms_packed(
+        packed,
+        areas[owners],
+        candidates.labels[large],
+        candidates.scores[large] * maskness[owners],
+        kernel=thresholds.kernel,
+        sigma=thresholds.sigma,
+        nms_pre=thresholds.nms_pre,
+        max_num=thresholds.max_per_image,
+        filter_thr=thresholds.filter_thr,
+        owners=owners,
+    )
+    return kept._replace(keep=large[kept.keep])
+
+
+def measure_masks(
+    maps: MaskMaps, image: int, cells: Tensor, mask_thr: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the masks of cells (K,) chunk by chunk.
+
+    Returns:
+        areas (K,) float32 in mask pixels, maskness (K,) float32 in 0..1 (the mean mask score inside the
+        mask, 0 if that is empty), packed masks (K, B) uint8.
+    """
+    areas, maskness, packed = [], [], []
+    for chunk in cells.split(_chunk_length(*maps.size)):
+        scores = maps.scores(image, chunk)  # (k, H/4, W/4)
+        masks = scores > mask_thr
+        area = masks.sum(dim=(1, 2)).float()
+        inside = scores.mul_(masks).sum(dim=(1, 2))
+        areas.append(area)
+        maskness.append(inside / area.clamp(min=1))
+        packed.append(bits.pack(masks.flatten(1)))
+    return torch.cat(areas), torch.cat(maskness), torch.cat(packed)
+
+
+def full_size_masks(
+    maps: MaskMaps, image: int, cells: Tensor, geometry: Geometry, mask_thr: float
+) -> tuple[Tensor, Tensor]:
+    """Return packed masks and boxes of cells (N,) at the original size of the image.
+
+    The soft masks are up-sampled to the padded input size, cropped to the part that the image fills
+    and resized to its original size, all bilinearly, before the threshold.
+    """
+    height, width = geometry.resized
+    input_size = (maps.size[0] * 4, maps.size[1] * 4)
+    largest = max(input_size, geometry.original, key=lambda size: size[0] * size[1])
+    packed, boxes = [], []
+    for chunk in cells.split(_chunk_length(*largest)):
+        soft = maps.scores(image, chunk)[None]  # (1, k, H/4, W/4)
+        soft = F.interpolate(soft, size=input_size, mode="bilinear", align_corners=False)
+        soft = soft[:, :, :height, :width]
+        soft = F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)
+        masks = soft[0] > mask_thr  # (k, H, W)
+        packed.append(bits.pack(masks))
+        boxes.append(mask_boxes(masks))
+    return torch.cat(packed), torch.cat(boxes)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the tight boxes (N, 4) float32 x1 y1 x2 y2 of bool masks (N, H, W), zeros for empty ones."""
+    sides = []
+    for axis in (1, 2):  # columns in use, then rows in use
+        used = masks.any(dim=axis)
+        first = used.int().argmax(dim=1)
+        end = used.shape[1] - used.flip(1).int().argmax(dim=1)
+        sides.append(torch.stack([first, end], dim=1))
+    boxes = torch.cat(sides, dim=1)[:, [0, 2, 1, 3]]
+    return boxes.float() * masks.flatten(1).any(dim=1)[:, None]
+
+
+def _chunk_length(height: int, width: int) -> int:
+    """Return how many float32 maps of this size one step may hold."""
+    return max(CHUNK_BYTES // (4 * height * width), 1)
+
+
+def _nothing(size: tuple[int, int], device: torch.device) -> Detections:
+    height, width = size
+    return Detections(
+        torch.zeros(0, device=device),
+        torch.zeros(0, dtype=torch.int64, device=device),
+        torch.zeros((0, 4), device=device),
+        torch.zeros((0, height, (width + 7) // 8), dtype=torch.uint8, device=device),
+    )

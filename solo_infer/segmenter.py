@@ -1,0 +1,281 @@
+"""What users hold: a model that takes images and gives results."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solo_infer import images, postprocessing
+from solo_infer.config import ModelConfig, Thresholds
+from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
+from solo_infer.images import Color, ImageSource, LoadedImage
+from solo_infer.models import SOLONetwork, build_network
+from solo_infer.postprocessing import Detections
+from solo_infer.preprocessing import Geometry, plan, prepare
+from solo_infer.result import Result
+from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
+
+OnError = Callable[[str, SoloInferError], None]
+
+
+class SOLO:
+    """A SOLO, Decoupled SOLO or Decoupled Light SOLO model.
+
+    Calls keep no state: any number of threads may share one model. ``to`` changes it, and is for the
+    one who set it up.
+
+    Attributes:
+        config: Architecture, preprocessing, thresholds and categories.
+        network: The ``torch.nn.Module``, in eval mode.
+    """
+
+    def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
+        self.config = config
+        self.network = network
+        strides = [
+            stride
+            for grid, stride in zip(config.architecture.num_grids, config.architecture.strides, strict=True)
+            for _ in range(grid * grid)
+        ]
+        self._strides = torch.tensor(strides, dtype=torch.float32)  # (cells,)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        thresholds: Thresholds | None = None,
+        config: ModelConfig | None = None,
+        revision: str = "main",
+        offline: bool | None = None,
+    ) -> SOLO:
+        """Load a model.
+
+        Args:
+            name_or_path: A published model (``solo_infer.available_models()``), a checkpoint file (mmdet's,
+                the authors', a state dict, safetensors), a directory of ``save_pretrained``, or a Hub repo
+                (owner/name) that holds such a directory.
+            device: "cpu", "cuda", "cuda:1", ...; CUDA if there is any, else the CPU, if not given.
+            dtype: What the network computes in: float32, float16 or bfloat16. Scores and masks are
+                always decided in float32.
+            thresholds: Settings of the post-processing; the model's own if not given.
+            config: The whole configuration, where the file does not tell.
+            revision: Branch, tag or commit of a Hub repo.
+            offline: Never touch the network; the environment decides if not given.
+
+        Raises:
+            WeightsError: The weights cannot be found, fetched, read or fitted to a model.
+            OfflineError: They would have to be downloaded, but must not.
+            DeviceError: The device or dtype is not available.
+        """
+        where, kind = resolve_device(device), resolve_dtype(dtype)
+        checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
+        network = build_network(checkpoint.config.architecture, device="meta")
+        network.load_state_dict(checkpoint.state_dict, assign=True)
+        model = cls(checkpoint.config, network.requires_grad_(False)).to(where, kind)
+        return model.with_thresholds(thresholds) if thresholds is not None else model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return next(self.network.parameters()).dtype
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> SOLO:
+        """Move the model to a device, a dtype or both, in place, and return it."""
+        where = self.device if device is None else resolve_device(device)
+        self.network.to(where, self.dtype if dtype is None else resolve_dtype(dtype))
+        self._strides = self._strides.to(where)
+        return self
+
+    def with_thresholds(self, thresholds: Thresholds) -> SOLO:
+        """Return a model with other thresholds that shares this one's network."""
+        other = SOLO(replace(self.config, thresholds=thresholds), self.network)
+        other._strides = self._strides
+        return other
+
+    def __call__(
+        self,
+        source: ImageSource | Iterable[ImageSource],
+        *,
+        color: Color = "rgb",
+        batch_size: int = 1,
+        thresholds: Thresholds | None = None,
+    ) -> Any:
+        """Segment one image, or a list of images.
+
+        Args:
+            source: A path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor
+                (3, H, W) uint8 or float 0..1, or a list or tuple of these, of any sizes.
+            color: Channel order of arrays and tensors, "rgb" or "bgr".
+            batch_size: Images that share a forward pass, if their padded sizes are equal.
+            thresholds: Settings of the post-processing for this call.
+
+        Returns:
+            A ``Result`` for one image; a list of them, in order, for a list.
+
+        Raises:
+            ImageError: An image cannot be read.
+        """
+        options: dict[str, Any] = {"color": color, "batch_size": batch_size, "thresholds": thresholds}
+        if images.is_single_source(source):
+            return next(self.stream([source], **options))  # type: ignore[list-item]
+        if not isinstance(source, list | tuple):
+            raise ImageError(
+                f"{type(source).__name__} is no image: expected a path, URL, bytes, PIL image, array, "
+                "tensor, or a list of these. For folders, globs and iterators use stream()."
+            )
+        return list(self.stream(source, **options))
+
+    predict = __call__
+
+    def stream(
+        self,
+        source: ImageSource | Iterable[ImageSource],
+        *,
+        color: Color = "rgb",
+        batch_size: int = 1,
+        thresholds: Thresholds | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Result]:
+        """Segment images one after another, in order, holding only ``batch_size`` of them at a time.
+
+        Args:
+            source: A folder, a glob pattern ("photos/**/*.jpg"), or any iterable of what a call takes.
+            color: Channel order of arrays and tensors, "rgb" or "bgr".
+            batch_size: Images that are read together; those of equal padded size share a forward pass.
+            thresholds: Settings of the post-processing.
+            on_error: Called with the name and error of an image that cannot be read, which is then left
+                out; if not given, the error is raised.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
+        settings = thresholds or self.config.thresholds
+        waiting: list[tuple[LoadedImage, float]] = []
+        for loaded in self._load_all(source, color, on_error):
+            waiting.append(loaded)
+            if len(waiting) == batch_size:
+                yield from self._segment(waiting, settings)
+                waiting = []
+        if waiting:
+            yield from self._segment(waiting, settings)
+
+    def _load_all(
+        self, source: Any, color: Color, on_error: OnError | None
+    ) -> Iterator[tuple[LoadedImage, float]]:
+        """Yield each image and the seconds its loading took."""
+        for item in images.iterate_sources(source):
+            start = time.perf_counter()
+            try:
+                loaded = images.load_image(item, color=color)
+            except (ImageError, OfflineError) as error:
+                if on_error is None:
+                    raise
+                on_error(str(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
+                continue
+            yield loaded, time.perf_counter() - start
+
+    def _segment(self, batch: list[tuple[LoadedImage, float]], thresholds: Thresholds) -> list[Result]:
+        """Segment loaded images; only those of equal padded size share a forward pass.
+
+        GroupNorm and the coordinate channels see the padding, so that a common larger padding would
+        change an image's result.
+        """
+        config = self.config.preprocessing
+        geometries = [plan(loaded.pixels, config) for loaded, _ in batch]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, geometry in enumerate(geometries):
+            groups[geometry.padded].append(index)
+        results: dict[int, Result] = {}
+        for members in groups.values():
+            found = self._segment_group(
+                [batch[index] for index in members], [geometries[index] for index in members], thresholds
+            )
+            results.update(zip(members, found, strict=True))
+        return [results[index] for index in range(len(batch))]
+
+    @torch.no_grad()
+    def _segment_group(
+        self,
+        batch: list[tuple[LoadedImage, float]],
+        geometries: list[Geometry],
+        thresholds: Thresholds,
+    ) -> list[Result]:
+        clock = [time.perf_counter()]
+        inputs = torch.stack(
+            [
+                prepare(loaded.pixels, geometry, self.config.preprocessing, self.device)
+                for (loaded, _), geometry in zip(batch, geometries, strict=True)
+            ]
+        )
+        clock.append(time.perf_counter())
+        levels, scores = self.network(inputs.to(self.dtype))
+        clock.append(time.perf_counter())
+        detections = self._detect(levels, scores, geometries, thresholds)
+        clock.append(time.perf_counter())
+        stages = ("preprocess", "network", "masks")
+        seconds = {
+            stage: (end - start) / len(batch)
+            for stage, start, end in zip(stages, clock[:-1], clock[1:], strict=True)
+        }
+        return [
+            self._result(loaded, found, {"load": loading, **seconds})
+            for (loaded, loading), found in zip(batch, detections, strict=True)
+        ]
+
+    def _detect(
+        self, levels: list[Tensor], scores: Tensor, geometries: list[Geometry], thresholds: Thresholds
+    ) -> list[Detections]:
+        """Turn level inputs and class scores (N, cells, classes) of a batch into detections."""
+        candidates = [postprocessing.find_candidates(image, thresholds.score_thr) for image in scores]
+        cells = torch.cat([found.cells for found in candidates]).unique()
+        maps = self.network.mask_maps(levels, cells) if len(cells) else None
+        return [
+            postprocessing.detect(found, maps, index, self._strides, geometry, thresholds)
+            for index, (found, geometry) in enumerate(zip(candidates, geometries, strict=True))
+        ]
+
+    def _result(self, loaded: LoadedImage, found: Detections, timings: dict[str, float]) -> Result:
+        height, width = loaded.pixels.shape[:2]
+        return Result(
+            scores=found.scores,
+            labels=found.labels,
+            boxes=found.boxes,
+            packed_masks=found.packed_masks,
+            image_size=(height, width),
+            categories=self.config.categories,
+            image=loaded.pixels,
+            source=loaded.name,
+            timings=timings,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.
+
+        Raises:
+            CacheError: The directory cannot be written.
+        """
+        return save_checkpoint(self.config, self.network.state_dict(), Path(folder))
+
+    def __repr__(self) -> str:
+        architecture = self.config.architecture
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"<SOLO {architecture.head} {architecture.backbone}, {architecture.num_classes} classes, "
+            f"{dtype} on {self.device}>"
+        )

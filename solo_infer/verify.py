@@ -1,0 +1,226 @@
+"""Parity on this device: mmdet 3.3.0's own results on the same weights and input, beside ours.
+
+Weights and inputs are procedural, so that nothing is downloaded; the goldens in ``solo_infer/data`` were
+made by mmdet on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_infer import postprocessing, procedural
+from solo_infer.config import Preprocessing, find_preset
+from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.models import build_network
+from solo_infer.ops import bits, rle
+from solo_infer.preprocessing import Geometry, plan, prepare
+from solo_infer.segmenter import SOLO
+
+MODELS = tuple(procedural.CALIBRATION)
+GEOMETRY = Geometry(original=(375, 467), resized=(250, 311), padded=(256, 320))
+INPUT_KEY = "tensor_1x256x320"
+EDGE_PIXELS = 5  # a mask may differ by this many pixels whatever its IoU
+SAME_INSTANCE = 0.5  # IoU from which two detections are taken for one
+DATA = Path(__file__).resolve().parent / "data"
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Greatest accepted differences from mmdet in float32.
+
+    Attributes:
+        pyramid: Feature pyramid values, in standard deviations of their map.
+        class_scores: Where both sides kept the local maximum, 0..1.
+        mask_scores: 0..1.
+        final_scores: Of paired detections, 0..1.
+        iou_loss: 1 - IoU of paired masks that differ by more than ``EDGE_PIXELS``.
+        unpaired: Share of detections without a partner, 0..1.
+    """
+
+    pyramid: float
+    class_scores: float
+    mask_scores: float
+    final_scores: float
+    iou_loss: float
+    unpaired: float
+
+
+# float32: four to ten times what mmdet differs from itself by threads, memory format or folded BatchNorm.
+# A final score may move further than the scores it is made of when a pixel crosses the mask threshold.
+# Half precision: about twice what was measured on a CPU.
+TOLERANCES = {
+    torch.float32: Tolerances(1e-4, 1e-4, 1e-4, 2e-3, 1e-3, 0.0),
+    torch.float16: Tolerances(0.03, 0.03, 0.03, 0.02, 0.2, 0.05),
+    torch.bfloat16: Tolerances(0.2, 0.2, 0.5, 0.2, 0.3, 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: it passes if ``found`` is at most ``limit``."""
+
+    model: str
+    quantity: str
+    found: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance (NaN never is)."""
+        return self.found <= self.limit
+
+
+def verify(
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    models: Sequence[str] = MODELS,
+) -> Iterator[Check]:
+    """Compare this device with mmdet, yielding each check when it is done.
+
+    Args:
+        device: As in ``SOLO.from_pretrained``.
+        dtype: What the networks compute in.
+        models: Some of ``MODELS``.
+
+    Raises:
+        DeviceError: The device or dtype is not available.
+        ConfigError: A model is unknown.
+    """
+    where, kind = resolve_device(device), resolve_dtype(dtype)
+    yield check_preprocessing(where)
+    for model in models:
+        yield from check_model(model, where, kind)
+
+
+def check_preprocessing(device: torch.device) -> Check:
+    """Compare resize, normalisation and padding with mmdet's, to the last bit."""
+    golden = np.load(DATA / "preprocessing.npz")
+    image = (procedural.uniform("verify/photo", (97, 143, 3)) * 256).astype(np.uint8)
+    config = Preprocessing()
+    found = prepare(image, plan(image, config), config, device).cpu().numpy()
+    equal = zlib.crc32(np.ascontiguousarray(found).tobytes()) == int(golden["crc32"])
+    sampled = found[:, ::64, ::64]
+    difference = (
+        float(np.abs(sampled - golden["grid"]).max()) if sampled.shape == golden["grid"].shape else 1.0
+    )
+    # The CPU is exact to the last bit; a device may divide with another rounding.
+    limit = 0.0 if device.type == "cpu" else 1e-6
+    return Check("all", "network input", 0.0 if equal else max(difference, 1e-9), limit)
+
+
+def check_model(model: str, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+    """Compare one network, from its input to its detections."""
+    golden = np.load(DATA / f"{model}.npz")
+    limits = TOLERANCES[dtype]
+    segmenter = procedural_model(model).to(device, dtype)
+    inputs = torch.from_numpy(
+        procedural.input_tensor(INPUT_KEY, (1, 3, *GEOMETRY.padded), [GEOMETRY.resized])
+    )
+    with torch.no_grad():
+        pyramid = segmenter.network.neck(segmenter.network.backbone(inputs.to(device, dtype)))
+        levels, scores = segmenter.network(inputs.to(device, dtype))
+        cells = torch.from_numpy(golden["mask_cells"]).to(device)
+        masks = segmenter.network.mask_maps(levels, cells).scores(0, cells).flatten(1).cpu()
+        thresholds = segmenter.config.thresholds
+        (found,) = segmenter._detect(levels, scores, [GEOMETRY], thresholds)
+    check = partial(Check, model)
+    yield check("pyramid / std", _pyramid_difference(pyramid, golden), limits.pyramid)
+    yield check("class scores", _class_difference(scores[0], golden), limits.class_scores)
+    expected = torch.from_numpy(golden["mask_value"])
+    sampled = masks.gather(1, torch.from_numpy(golden["mask_index"]))
+    yield check("mask scores", _worst(sampled - expected), limits.mask_scores)
+    pairs = pair_detections(found, golden, GEOMETRY.original, limits.final_scores)
+    yield check("final scores", pairs.score_difference, limits.final_scores)
+    yield check("1 - mask IoU", pairs.iou_loss, limits.iou_loss)
+    yield check("unpaired", pairs.unpaired, limits.unpaired)
+
+
+def procedural_model(model: str) -> SOLO:
+    """Return a model with procedural weights, on the CPU in float32."""
+    config = find_preset(model)
+    network = build_network(config.architecture, device="meta")
+    network.load_state_dict(procedural.state_dict(model), assign=True)
+    return SOLO(config, network.requires_grad_(False))
+
+
+def _worst(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _pyramid_difference(pyramid: list[Tensor], golden: np.lib.npyio.NpzFile) -> float:
+    worst = 0.0
+    for level, feature in enumerate(pyramid):
+        values = feature.float().cpu().flatten()[torch.from_numpy(golden[f"fpn{level}_index"])]
+        expected = torch.from_numpy(golden[f"fpn{level}_value"])
+        worst = max(worst, _worst(values - expected) / float(golden[f"fpn{level}_std"]))
+    return worst
+
+
+def _class_difference(scores: Tensor, golden: np.lib.npyio.NpzFile) -> float:
+    """Return the worst difference of the scores that both sides hold for a local maximum."""
+    values = scores.cpu().flatten()[torch.from_numpy(golden["class_index"])]
+    return _worst((values - torch.from_numpy(golden["class_value"]))[values > 0])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How two lists of detections of one image agree.
+
+    Attributes:
+        score_difference: Greatest over the pairs.
+        iou_loss: Greatest 1 - IoU over the pairs whose masks differ by more than ``EDGE_PIXELS``.
+        unpaired: Detections of either side without a partner over all, not counting those that a
+            rounding error may add or drop at the end of the list.
+    """
+
+    score_difference: float
+    iou_loss: float
+    unpaired: float
+
+
+def pair_detections(
+    found: postprocessing.Detections,
+    golden: np.lib.npyio.NpzFile,
+    size: tuple[int, int],
+    tolerance: float,
+) -> Pairs:
+    """Pair each golden detection with the free one of its label and a near score that overlaps best."""
+    scores, labels = found.scores.cpu().numpy(), found.labels.cpu().numpy()
+    masks = bits.unpack(found.packed_masks.cpu(), size[1]).numpy()
+    true_scores, true_labels = golden["scores"], golden["labels"]
+    free = np.ones(len(scores), bool)
+    lost = np.ones(len(true_scores), bool)
+    worst_score = worst_loss = 0.0
+    for rank, true_mask in enumerate(golden_masks(golden, size)):
+        near = np.abs(scores - true_scores[rank]) <= tolerance
+        options = np.flatnonzero(free & near & (labels == true_labels[rank]))
+        if len(options) == 0:
+            continue
+        common = (masks[options] & true_mask).sum(axis=(1, 2))
+        union = (masks[options] | true_mask).sum(axis=(1, 2))
+        ious = np.where(union > 0, common / np.maximum(union, 1), 1.0)
+        best = int(ious.argmax())
+        if ious[best] < SAME_INSTANCE:
+            continue
+        free[options[best]] = lost[rank] = False
+        worst_score = max(worst_score, float(np.abs(scores[options[best]] - true_scores[rank])))
+        if union[best] - common[best] > EDGE_PIXELS:
+            worst_loss = max(worst_loss, 1.0 - float(ious[best]))
+    end = float(true_scores[-1]) + tolerance
+    unpaired = int((lost & (true_scores > end)).sum() + (free & (scores > end)).sum())
+    return Pairs(worst_score, worst_loss, unpaired / max(len(true_scores) + len(scores), 1))
+
+
+def golden_masks(golden: np.lib.npyio.NpzFile, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield the golden masks (H, W), bool."""
+    text, ends = golden["rle_counts"].tobytes(), golden["rle_offsets"]
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        yield rle.decode({"size": list(size), "counts": text[start:end].decode("ascii")})

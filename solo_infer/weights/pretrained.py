@@ -1,0 +1,112 @@
+"""From what users name (a published model, a file, a directory, a Hub repo) to a checkpoint; and back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from solo_infer._files import write_text, write_whole
+from solo_infer.config import ModelConfig, find_preset
+from solo_infer.errors import CacheError, CheckpointError, DownloadError, OfflineError, UnknownModelError
+from solo_infer.weights import sources
+from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from solo_infer.weights.manifest import (
+    ManifestEntry,
+    find_entry,
+    load_manifest,
+    unknown_model_message,
+)
+
+logger = logging.getLogger(__name__)
+
+_REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+def load_checkpoint(
+    name_or_path: str | os.PathLike[str],
+    *,
+    config: ModelConfig | None = None,
+    revision: str = "main",
+    offline: bool | None = None,
+) -> Checkpoint:
+    """Find and read a checkpoint.
+
+    Args:
+        name_or_path: A file or directory, a name of the manifest, or a Hub repo id (owner/name).
+        config: What the weights must fit; else the directory's or the manifest's, else inferred.
+        revision: Branch, tag or commit of a Hub repo id.
+        offline: Never touch the network; if None the environment decides.
+
+    Raises:
+        UnknownModelError: It is none of these; the message suggests similar names.
+        WeightsError: It cannot be had, read or fitted.
+        OfflineError: It would have to be downloaded, but must not.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return read_checkpoint(path, config)
+    name = os.fspath(name_or_path)
+    if name in load_manifest():
+        return _load_published(find_entry(name), config, offline)
+    if _REPO_ID.match(name) and not _looks_like_file(name):
+        return _load_from_hub(name, config, revision, offline)
+    if _looks_like_file(name):
+        raise CheckpointError(f"{name} does not exist (current directory: {Path.cwd()}).")
+    raise UnknownModelError(unknown_model_message(name))
+
+
+def _looks_like_file(name: str) -> bool:
+    return name.endswith((".pth", ".pt", ".safetensors")) or name.startswith(("/", "./", "../", "~"))
+
+
+def _load_published(entry: ManifestEntry, config: ModelConfig | None, offline: bool | None) -> Checkpoint:
+    if not entry.commercial_use:
+        logger.warning("The weights %s are licensed: %s.", entry.name, entry.licence)
+    path = sources.fetch(entry, offline=offline)
+    return read_checkpoint(path, config or find_preset(entry.preset))
+
+
+def _load_from_hub(repo: str, config: ModelConfig | None, revision: str, offline: bool | None) -> Checkpoint:
+    """Read what ``save_pretrained`` wrote from a Hub repo."""
+    entries = load_manifest().values()
+    published = [entry.name for entry in entries if any(source.repo == repo for source in entry.sources)]
+    if published:
+        names = ", ".join(published)
+        raise UnknownModelError(f"{repo} holds several models: ask for one by its own name, {names}.")
+    config_path = _hub_file(repo, CONFIG_NAME, revision, offline)
+    _hub_file(repo, WEIGHTS_NAME, revision, offline)
+    return read_checkpoint(config_path.parent, config)
+
+
+def _hub_file(repo: str, filename: str, revision: str, offline: bool | None) -> Path:
+    try:
+        return sources.hub_file(repo, filename, revision, offline=offline)
+    except (DownloadError, OfflineError) as error:
+        raise type(error)(
+            f"{repo!r} is no file or directory here, and as a Hub repo it gives no {filename}: {error}"
+        ) from error
+
+
+def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folder: Path) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, each at once or not at all.
+
+    Raises:
+        CacheError: The directory cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, {"format": "pt"}))
+        write_text(folder / CONFIG_NAME, text)
+    except OSError as error:
+        raise CacheError(f"{folder} cannot be written: {error}. Choose another directory.") from error
+    return folder
