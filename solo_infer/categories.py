@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from solo_infer.errors import ConfigError
+from solo_infer.errors import ConfigError, ResultError
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,44 @@ class Categories:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.ids:
-            object.__setattr__(self, "ids", tuple(range(1, len(self.names) + 1)))
-        if not all(isinstance(name, str) for name in self.names):
-            raise ConfigError(f"Category names must be strings, got {self.names}.")
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise ConfigError(f"Category names {self.names!r}: expected a sequence of strings.")
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "ids", tuple(self.ids or range(1, len(self.names) + 1)))
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.ids):
+            raise ConfigError(f"Category ids {self.ids}: expected whole numbers.")
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"{len(self.names)} names need as many different ids, got {self.ids}.")
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def labels(self, classes: str | int | Iterable[str | int]) -> list[int]:
+        """Return the labels of one class or several, each given by its name or label.
+
+        Raises:
+            ResultError: There is no such class; the message suggests similar names.
+        """
+        several = [classes] if isinstance(classes, str) or not isinstance(classes, Iterable) else classes
+        return [self._label(item) for item in several]
+
+    def _label(self, item: str | int) -> int:
+        if isinstance(item, str):
+            if item in self.names:
+                return self.names.index(item)
+        else:
+            try:
+                label = operator.index(item)  # numpy's and torch's integers too
+            except TypeError:
+                label = -1
+            if 0 <= label < len(self) and not isinstance(item, bool):
+                return label
+        by_lower_case = {name.lower(): name for name in self.names}
+        near = difflib.get_close_matches(str(item).lower(), by_lower_case, n=3)
+        hint = f"Did you mean {' or '.join(repr(by_lower_case[name]) for name in near)}? " if near else ""
+        raise ResultError(
+            f"No class {item!r}. {hint}Expected a label 0..{len(self) - 1} or one of: {', '.join(self.names)}."
+        )
 
 
 _COCO_NAMES = (

@@ -103,7 +103,7 @@ def draw_instances(
     _check_instances(boxes, labels, names, scores)
     height, width = image.shape[:2]
     stroke = _Stroke.of(width, height)
-    canvas = Image.fromarray(np.ascontiguousarray(image)).copy()
+    canvas = Image.fromarray(image)  # a copy, as PIL stores RGB in four bytes
     rectangles = [_pixels_of(box, width, height) for box in boxes.tolist()]
     crops = _crop_all(masks, rectangles, (height, width))
     best_last = [index for index in np.argsort(-scores, kind="stable")[::-1].tolist() if index in crops]

@@ -275,7 +275,7 @@ def _explained(shown: str) -> Iterator[None]:
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     """Convert a PIL image, which is left as it is, to upright RGB pixels."""
-    image.load()
+    image.load()  # only now are size, mode and info final
     if 0 in image.size:
         raise ImageError(f"PIL image of {image.width}x{image.height} px: expected at least one pixel.")
     return np.ascontiguousarray(_upright(_pil_to_rgb(image), _orientation(image)))

@@ -123,7 +123,8 @@ class SOLO:
             source: A path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor
                 (3, H, W) uint8 or float 0..1, or a list or tuple of these, of any sizes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that share a forward pass, if their padded sizes are equal.
+            batch_size: Images that share a forward pass on a GPU, if their padded sizes are equal. On the
+                CPU each image goes alone, and its result is the same to the last bit.
             thresholds: Settings of the post-processing for this call.
 
         Returns:
@@ -158,7 +159,8 @@ class SOLO:
         Args:
             source: A folder, a glob pattern ("photos/**/*.jpg"), or any iterable of what a call takes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that are read together; those of equal padded size share a forward pass.
+            batch_size: Images that are held at a time, of which those of equal padded size share a forward
+                pass on a GPU.
             thresholds: Settings of the post-processing.
             on_error: Called with the name and error of an image that cannot be read, which is then left
                 out; if not given, the error is raised.
@@ -191,23 +193,29 @@ class SOLO:
             yield loaded, time.perf_counter() - start
 
     def _segment(self, batch: list[tuple[LoadedImage, float]], thresholds: Thresholds) -> list[Result]:
-        """Segment loaded images; only those of equal padded size share a forward pass.
-
-        GroupNorm and the coordinate channels see the padding, so that a common larger padding would
-        change an image's result.
-        """
-        config = self.config.preprocessing
-        geometries = [plan(loaded.pixels, config) for loaded, _ in batch]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, geometry in enumerate(geometries):
-            groups[geometry.padded].append(index)
+        """Segment loaded images, in groups that share a forward pass."""
+        geometries = [plan(loaded.pixels, self.config.preprocessing) for loaded, _ in batch]
         results: dict[int, Result] = {}
-        for members in groups.values():
+        for members in self._groups(geometries):
             found = self._segment_group(
                 [batch[index] for index in members], [geometries[index] for index in members], thresholds
             )
             results.update(zip(members, found, strict=True))
         return [results[index] for index in range(len(batch))]
+
+    def _groups(self, geometries: list[Geometry]) -> list[list[int]]:
+        """Return the indices of the images of each forward pass.
+
+        GroupNorm and the coordinate channels see the padding, so that only images of equal padded size
+        may share one. On the CPU each image goes alone: a batch gains nothing there, and its convolutions
+        round otherwise, which can move a score past a threshold.
+        """
+        if self.device.type == "cpu":
+            return [[index] for index in range(len(geometries))]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, geometry in enumerate(geometries):
+            groups[geometry.padded].append(index)
+        return list(groups.values())
 
     @torch.no_grad()
     def _segment_group(

@@ -134,6 +134,13 @@ def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"socket.{name}", refuse)
 
 
+def files_at(directory: Path) -> list[str]:
+    """Names in a cache directory, but for the lock directory, which may hold nothing but empty files."""
+    locks = directory / ".locks"
+    assert all(lock.stat().st_size == 0 for lock in locks.glob("*"))
+    return sorted(path.name for path in directory.glob("*") if path != locks)
+
+
 def in_turn(*behaviours: Behaviour) -> Behaviour:
     """Meet the requests one after the other with these behaviours, the rest with the last one."""
     left = list(behaviours)

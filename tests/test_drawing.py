@@ -65,6 +65,12 @@ def test_nothing_to_draw_gives_a_copy_of_the_image() -> None:
     np.testing.assert_array_equal(pixels, image)
 
 
+def test_images_of_any_strides_are_taken() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for view in (image[:, ::-1], image[::2, ::3], image[:, :, ::-1], np.asfortranarray(image)):
+        np.testing.assert_array_equal(draw(image=view), view)
+
+
 def test_the_image_is_not_modified() -> None:
     image = background()
     image.flags.writeable = False

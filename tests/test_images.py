@@ -102,6 +102,12 @@ def test_orientation_in_xmp_or_a_text_chunk_does_not_count() -> None:
         assert_pixels(encode(picture(), pnginfo=info, exif=exif_of(3)), upright(picture(), 3))
 
 
+def test_orientation_in_the_xmp_of_a_pil_image_does_not_count() -> None:
+    image = Image.fromarray(picture())
+    image.info["xmp"] = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert_pixels(image, picture())
+
+
 def test_damaged_exif_is_reported_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     assert_pixels(encode(picture(), exif=b"Exif\0\0no TIFF header"), picture())
     assert "EXIF orientation ignored" in caplog.text

@@ -17,7 +17,7 @@ def pack(masks: Tensor) -> Tensor:
     short = -masks.shape[-1] % 8
     if short:
         masks = torch.nn.functional.pad(masks, (0, short))
-    eights = masks.reshape(*masks.shape[:-1], -1, 8).to(torch.uint8)
+    eights = masks.reshape(*masks.shape[:-1], masks.shape[-1] // 8, 8).to(torch.uint8)
     packed = eights[..., 0] << 7
     for position in range(1, 8):
         packed |= eights[..., position] << _SHIFTS[position]

@@ -105,9 +105,14 @@ def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
     """Return whether ``fetch`` would probably need no network: a file of the right name and size is here.
 
     Cheap: nothing is hashed, no network is touched.
+
+    Raises:
+        CacheError: The cache cannot be read.
     """
-    if _has_size(cache_path(entry, home), entry.size):
-        return True
+    target = cache_path(entry, home)
+    with writing(target):
+        if _has_size(target, entry.size):
+            return True
     hub_files = (_cached_hub_file_or_none(source) for source in entry.sources if source.kind == "hub")
     return any(path is not None and _has_size(path, entry.size) for path in hub_files)
 

@@ -1,0 +1,22 @@
+"""One model, many threads: what a server does. Calls keep no state, so no lock is needed.
+
+python examples/shared_by_threads.py FOLDER [MODEL]
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from solo_infer import SOLO
+from solo_infer.images import iterate_sources
+
+
+def main(folder: str, model: str = "decoupled_r50_3x") -> None:
+    segmenter = SOLO.from_pretrained(model)
+    photos = list(iterate_sources(folder))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for photo, result in zip(photos, pool.map(segmenter, photos), strict=True):
+            print(f"{photo}: {len(result)} instances")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
