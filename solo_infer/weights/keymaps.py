@@ -26,6 +26,11 @@ _PYRAMID: _Rules = (
     (re.compile(r"^neck\.fpn_convs\.(\d+)\.conv\."), r"neck.layer_blocks.\1.0."),
 )
 
+_PYRAMID_BACK: _Rules = (
+    (re.compile(r"^neck\.inner_blocks\.(\d+)\.0\."), r"neck.lateral_convs.\1.conv."),
+    (re.compile(r"^neck\.layer_blocks\.(\d+)\.0\."), r"neck.fpn_convs.\1.conv."),
+)
+
 _AUTHORS_HEAD = re.compile(r"^bbox_head\.(?:ins_convs|cate_convs|d?solo_)")
 
 
@@ -37,6 +42,11 @@ def our_names(names: Iterable[str]) -> dict[str, str]:
     if any(_AUTHORS_HEAD.match(name) for name in bare.values()):
         rules = _AUTHORS + _PYRAMID
     return {name: _rename(plain, rules) for name, plain in bare.items()}
+
+
+def mmdet_name(name: str) -> str:
+    """Return mmdet's name of one of our tensors."""
+    return _rename(name, _PYRAMID_BACK)
 
 
 def _rename(name: str, rules: _Rules) -> str:

@@ -6,16 +6,18 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from solo_infer._files import write_text, write_whole
+from solo_infer._files import write_whole
 from solo_infer.config import ModelConfig, find_preset
 from solo_infer.errors import CacheError, CheckpointError, DownloadError, OfflineError, UnknownModelError
 from solo_infer.weights import sources
 from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from solo_infer.weights.fitting import independent
 from solo_infer.weights.manifest import (
     ManifestEntry,
     find_entry,
@@ -25,7 +27,8 @@ from solo_infer.weights.manifest import (
 
 logger = logging.getLogger(__name__)
 
-_REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load_checkpoint(
@@ -46,23 +49,44 @@ def load_checkpoint(
     Raises:
         UnknownModelError: It is none of these; the message suggests similar names.
         WeightsError: It cannot be had, read or fitted.
+        ConfigError: The ``config.json`` of a directory or repo is wrong.
         OfflineError: It would have to be downloaded, but must not.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    name = os.fsdecode(name_or_path)
+    path = _existing(name)
+    if path is not None:
         return read_checkpoint(path, config)
-    name = os.fspath(name_or_path)
     if name in load_manifest():
         return _load_published(find_entry(name), config, offline)
-    if _REPO_ID.match(name) and not _looks_like_file(name):
+    if "://" in name or _looks_like_file(name):
+        raise CheckpointError(_no_such_file(name))
+    if _REPO_ID.fullmatch(name):
         return _load_from_hub(name, config, revision, offline)
-    if _looks_like_file(name):
-        raise CheckpointError(f"{name} does not exist (current directory: {Path.cwd()}).")
     raise UnknownModelError(unknown_model_message(name))
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except PermissionError as error:
+        raise CheckpointError(f"{name} cannot be read: {error}.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        logger.debug("%r is no path: %s", name, error)
+        return None
 
 
 def _looks_like_file(name: str) -> bool:
     return name.endswith((".pth", ".pt", ".safetensors")) or name.startswith(("/", "./", "../", "~"))
+
+
+def _no_such_file(name: str) -> str:
+    filename = name.rsplit("/", 1)[-1]
+    published = [entry.name for entry in load_manifest().values() if entry.filename == filename]
+    hint = f" For the published file of that name ask for {published[0]!r}." if published else ""
+    if "://" in name:
+        return f"{name} is an address: expected a name or a path. Download it, then give its path.{hint}"
+    return f"{name} does not exist (current directory: {Path.cwd()}).{hint}"
 
 
 def _load_published(entry: ManifestEntry, config: ModelConfig | None, offline: bool | None) -> Checkpoint:
@@ -80,7 +104,9 @@ def _load_from_hub(repo: str, config: ModelConfig | None, revision: str, offline
         names = ", ".join(published)
         raise UnknownModelError(f"{repo} holds several models: ask for one by its own name, {names}.")
     config_path = _hub_file(repo, CONFIG_NAME, revision, offline)
-    _hub_file(repo, WEIGHTS_NAME, revision, offline)
+    # Both files of one commit, even if the branch moves on between the two requests.
+    commit = config_path.parent.name
+    _hub_file(repo, WEIGHTS_NAME, commit if _COMMIT.fullmatch(commit) else revision, offline)
     return read_checkpoint(config_path.parent, config)
 
 
@@ -94,19 +120,31 @@ def _hub_file(repo: str, filename: str, revision: str, offline: bool | None) -> 
 
 
 def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write ``config.json`` and ``model.safetensors``, each at once or not at all.
+    """Write ``config.json`` and ``model.safetensors``, both or, if anything fails, neither.
 
     Raises:
         CacheError: The directory cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    folder = folder.expanduser()
+    tensors = independent({name: tensor.cpu() for name, tensor in state_dict.items()})
     text = json.dumps(config.to_dict(), indent=2) + "\n"
+
+    def write_both(config_file: Path) -> None:
+        config_file.write_text(text, encoding="utf-8")
+
+        def write_weights(weights_file: Path) -> None:
+            save_file(tensors, weights_file, {"format": "pt"})
+            # Some versions of safetensors let only the owner read what they write.
+            weights_file.chmod(stat.S_IMODE(config_file.stat().st_mode))
+
+        write_whole(folder / WEIGHTS_NAME, write_weights)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, {"format": "pt"}))
-        write_text(folder / CONFIG_NAME, text)
-    except OSError as error:
+        write_whole(folder / CONFIG_NAME, write_both)
+    except (OSError, SafetensorError) as error:
         raise CacheError(f"{folder} cannot be written: {error}. Choose another directory.") from error
     return folder
