@@ -48,19 +48,20 @@ class Categories:
         if isinstance(item, str):
             if item in self.names:
                 return self.names.index(item)
-        else:
-            try:
-                label = operator.index(item)  # numpy's and torch's integers too
-            except TypeError:
-                label = -1
-            if 0 <= label < len(self) and not isinstance(item, bool):
-                return label
-        by_lower_case = {name.lower(): name for name in self.names}
-        near = difflib.get_close_matches(str(item).lower(), by_lower_case, n=3)
-        hint = f"Did you mean {' or '.join(repr(by_lower_case[name]) for name in near)}? " if near else ""
-        raise ResultError(
-            f"No class {item!r}. {hint}Expected a label 0..{len(self) - 1} or one of: {', '.join(self.names)}."
-        )
+            raise ResultError(f"No class {item!r}. {self._hint(item)}Classes: {', '.join(self.names)}.")
+        try:
+            label = operator.index(item)  # numpy's and torch's integers too
+        except TypeError:
+            label = -1
+        if isinstance(item, bool) or not 0 <= label < len(self):
+            raise ResultError(f"Class {item!r}: expected a name, or a label 0..{len(self) - 1}.")
+        return label
+
+    def _hint(self, name: str) -> str:
+        """Return "Did you mean ...? ", or "" if no class has a similar name."""
+        by_lower_case = {known.lower(): known for known in self.names}
+        near = difflib.get_close_matches(name.lower(), by_lower_case, n=3)
+        return f"Did you mean {' or '.join(repr(by_lower_case[known]) for known in near)}? " if near else ""
 
 
 _COCO_NAMES = (

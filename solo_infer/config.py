@@ -15,8 +15,11 @@ from solo_infer.categories import COCO, Categories
 from solo_infer.errors import ConfigError
 
 HEADS = ("solo", "decoupled", "decoupled_light")
-BACKBONES = ("resnet50", "resnet101")
+LITE0 = "efficientnet_lite0"
+BACKBONES = ("resnet50", "resnet101", LITE0)
 KERNELS = ("gaussian", "linear")
+LEVELS = 5  # of the feature pyramid
+LIGHT_SCALE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 
 _Config = TypeVar("_Config")
 
@@ -26,6 +29,25 @@ def _require(condition: bool, what: str) -> None:
         raise ConfigError(what)
 
 
+def _require_whole(values: Mapping[str, Any]) -> None:
+    """Require whole numbers of at least 1."""
+    for name, value in values.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and value >= 1, f"{name}={value!r}: expected a whole number of at least 1.")
+
+
+def _fix_tuple(owner: object, name: str, length: int) -> None:
+    """Require a list or tuple of this length in a frozen dataclass, and make it a tuple."""
+    value = getattr(owner, name)
+    fits = isinstance(value, list | tuple) and len(value) == length
+    _require(fits, f"{name}={value!r}: expected {length} values.")
+    object.__setattr__(owner, name, tuple(value))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a SOLO network.
@@ -33,13 +55,15 @@ class Architecture:
     Attributes:
         head: "solo" (one mask per grid cell), "decoupled" (an x and a y map multiplied, two
             branches) or "decoupled_light" (the same from one short branch).
-        backbone: "resnet50" or "resnet101".
+        backbone: "resnet50", "resnet101" or "efficientnet_lite0".
         num_classes: Number of object classes, without a background.
         num_grids: Grid cells along each side, one number per level, finest level first.
         strides: Stride of each level in input pixels; a mask must cover more pixels than this.
         stacked_convs: Convolutions in each branch of the head.
         pyramid_channels: Width of the feature pyramid.
         head_channels: Width of the head's branches; a multiple of 32 (GroupNorm has 32 groups).
+        scale_ranges: For training: the least and greatest root of an instance's box area, in pixels of the
+            network input, that each level learns.
     """
 
     head: str = "decoupled"
@@ -50,20 +74,25 @@ class Architecture:
     stacked_convs: int = 7
     pyramid_channels: int = 256
     head_channels: int = 256
+    scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
 
     def __post_init__(self) -> None:
         _require(self.head in HEADS, f"head={self.head!r}: expected one of {HEADS}.")
         _require(self.backbone in BACKBONES, f"backbone={self.backbone!r}: expected one of {BACKBONES}.")
+        for name in ("num_grids", "strides"):
+            _fix_tuple(self, name, LEVELS)
+            _require_whole({f"{name}[{level}]": value for level, value in enumerate(getattr(self, name))})
+        names = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels")
+        _require_whole({name: getattr(self, name) for name in names})
         _require(
-            len(self.num_grids) == len(self.strides) == 5,
-            f"num_grids={self.num_grids}, strides={self.strides}: expected five levels in each.",
+            self.head_channels % 32 == 0,
+            f"head_channels={self.head_channels}: expected a multiple of 32.",
         )
-        counts = (self.num_classes, self.stacked_convs, self.pyramid_channels, *self.num_grids, *self.strides)
-        _require(all(count >= 1 for count in counts), f"{self}: every number must be at least 1.")
-        _require(
-            self.head_channels >= 32 and self.head_channels % 32 == 0,
-            f"head_channels={self.head_channels}: expected a positive multiple of 32.",
-        )
+        _fix_tuple(self, "scale_ranges", LEVELS)
+        object.__setattr__(self, "scale_ranges", tuple(map(tuple, self.scale_ranges)))
+        for bounds in self.scale_ranges:
+            ordered = len(bounds) == 2 and all(map(_is_finite, bounds)) and 0 <= bounds[0] <= bounds[1]
+            _require(ordered, f"scale_ranges={self.scale_ranges}: expected (least, greatest) for each level.")
 
     @property
     def num_cells(self) -> int:
@@ -90,15 +119,18 @@ class Preprocessing:
     size_divisor: int = 32
 
     def __post_init__(self) -> None:
+        _require_whole({name: getattr(self, name) for name in ("short_side", "long_side", "size_divisor")})
         _require(
-            1 <= self.short_side <= self.long_side,
-            f"short_side={self.short_side}, long_side={self.long_side}: expected 1 <= short <= long.",
+            self.short_side <= self.long_side,
+            f"short_side={self.short_side}, long_side={self.long_side}: expected short <= long.",
         )
+        _fix_tuple(self, "mean", 3)
+        _fix_tuple(self, "std", 3)
+        _require(all(map(_is_finite, self.mean)), f"mean={self.mean}: expected finite numbers.")
         _require(
-            len(self.mean) == len(self.std) == 3, f"mean={self.mean}, std={self.std}: expected three each."
+            all(_is_finite(value) and value > 0 for value in self.std),
+            f"std={self.std}: expected positive finite numbers.",
         )
-        _require(all(value > 0 for value in self.std), f"std={self.std}: expected positive numbers.")
-        _require(self.size_divisor >= 1, f"size_divisor={self.size_divisor}: expected at least 1.")
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in pixels after the resize of an image of this size."""
@@ -139,12 +171,12 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name in ("score_thr", "mask_thr", "filter_thr"):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1.0, f"{name}={value}: expected a number in 0..1.")
-        for name in ("nms_pre", "max_per_image"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, f"{name}={value}: expected an integer >= 1.")
+            within = _is_finite(value) and 0.0 <= value <= 1.0
+            _require(within, f"{name}={value!r}: expected a number in 0..1.")
+        _require_whole({name: getattr(self, name) for name in ("nms_pre", "max_per_image")})
         _require(self.kernel in KERNELS, f"kernel={self.kernel!r}: expected one of {KERNELS}.")
-        _require(self.sigma > 0, f"sigma={self.sigma}: expected a positive number.")
+        positive = _is_finite(self.sigma) and self.sigma > 0
+        _require(positive, f"sigma={self.sigma!r}: expected a positive finite number.")
 
 
 @dataclass(frozen=True)
@@ -214,6 +246,7 @@ def preset(head: str, backbone: str = "resnet50", categories: Categories = COCO)
             backbone=backbone,
             num_classes=len(categories),
             stacked_convs=4 if light else 7,
+            scale_ranges=LIGHT_SCALE_RANGES if light else Architecture.scale_ranges,
         ),
         Preprocessing(short_side=512, long_side=852) if light else Preprocessing(),
         categories=categories,
@@ -223,7 +256,7 @@ def preset(head: str, backbone: str = "resnet50", categories: Categories = COCO)
 PRESETS: dict[str, ModelConfig] = {
     f"{head}_{backbone.replace('resnet', 'r')}": preset(head, backbone)
     for head in HEADS
-    for backbone in BACKBONES
+    for backbone in ("resnet50", "resnet101")
 }
 
 

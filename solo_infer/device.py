@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +26,16 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if found.type == "meta":
+        raise DeviceError("device='meta' holds no numbers: expected 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     if found.type == "cuda":
         _require_cuda(found)
     try:
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device={str(device)!r} does not work here: {reason}") from error
+        raise DeviceError(f"device={str(device)!r} does not work here: {_first_line(error)}") from error
     return found
 
 
@@ -53,7 +55,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
-        raise DeviceError(f"dtype={dtype!r}: expected one of {sorted(DTYPES)}.")
+        raise DeviceError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
     return found
 
 
@@ -64,8 +66,21 @@ def cuda_problem() -> str:
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None and not is_corex():
         return f"torch {torch.__version__} is a CPU-only build"
     if torch.cuda.device_count() > 0:
-        return "torch sees a card but cannot use it: driver and SDK versions differ"
-    return f"torch {torch.__version__} finds no card or no driver"
+        return f"torch sees a card but cannot use it: driver and SDK versions differ ({_cuda_refusal()})"
+    return f"torch {torch.__version__} finds no card or no driver ({_cuda_refusal()})"
+
+
+def _cuda_refusal() -> str:
+    """Return torch's own words for why it cannot start CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return _first_line(error)
+    return "torch gives no reason"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def is_corex() -> bool:
@@ -90,11 +105,22 @@ def _describe_cpu() -> dict[str, Any]:
     capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
     return {
         "device": "cpu",
-        "name": platform.processor() or platform.machine(),
+        "name": _cpu_name(),
         "capability": capability,
         "threads": torch.get_num_threads(),
         "works": {name: probe_cpu(dtype) for name, dtype in DTYPES.items()},
     }
+
+
+def _cpu_name() -> str:
+    """Return the processor's name as Linux tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    facts = (line.partition(":") for line in lines)
+    names = [value.strip() for key, _, value in facts if key.strip() == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _describe_cuda(index: int) -> dict[str, Any]:
@@ -111,6 +137,19 @@ def _describe_cuda(index: int) -> dict[str, Any]:
     }
 
 
+def require_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a half dtype that this version of torch cannot compute in on a device.
+
+    Raises:
+        DeviceError: A convolution fails (float16 on the CPU before torch 2.2, for one).
+    """
+    if dtype == torch.float32:
+        return
+    state = probe(device, dtype)
+    if state.startswith("fails"):
+        raise DeviceError(f"{dtype} on {device} {state}. Use dtype float32 there.")
+
+
 def probe(device: torch.device, dtype: torch.dtype) -> str:
     """Run a small convolution and compare it with float32 on the CPU: "ok", or what is wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +160,7 @@ def probe(device: torch.device, dtype: torch.dtype) -> str:
         found = torch.nn.functional.conv2d(x.to(device, dtype), weight.to(device, dtype), padding=1)
         difference = float((found.float().cpu() - expected).abs().max())
     except RuntimeError as error:
-        return f"fails: {str(error).splitlines()[0]}"
+        return f"fails: {_first_line(error)}"
     limit = 0.1 if dtype != torch.float32 else 0.01  # TF32 may round to 10 bits
     return "ok" if difference < limit else f"wrong by {difference:.3g}"
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from solo_infer.categories import Categories
+from solo_infer.device import resolve_device
 from solo_infer.errors import ResultError
 from solo_infer.ops import bits, rle
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Index = int | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+Several = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+_NOTEBOOK_PIXELS = 1200  # greatest side of the picture in a notebook, which stores it in its file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
     """One instance of a result.
 
@@ -48,7 +51,7 @@ class Instance:
         return bits.unpack(self._packed, self._width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The instances of one image, best first; an image without any gives the same type with N = 0.
 
@@ -95,35 +98,45 @@ class Result:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Instance]:
-        for index in range(len(self)):
-            yield self._instance(index)
+        scores, labels, boxes = self.scores.tolist(), self.labels.tolist(), self.boxes.tolist()
+        for score, label, (x1, y1, x2, y2), packed in zip(
+            scores, labels, boxes, self.packed_masks, strict=True
+        ):
+            yield Instance(
+                score=score,
+                label=label,
+                name=self.categories.names[label],
+                box=(x1, y1, x2, y2),
+                _packed=packed.clone(),
+                _width=self.image_size[1],
+            )
 
-    def __getitem__(self, index: Index) -> Any:
+    @overload
+    def __getitem__(self, index: int | np.integer) -> Instance: ...
+
+    @overload
+    def __getitem__(self, index: Several) -> Result: ...
+
+    def __getitem__(self, index: Any) -> Instance | Result:
         """Return an ``Instance`` for an int, else a ``Result`` (slice, boolean mask, list of ints).
+
+        Numpy's and torch's integers, masks and arrays of positions count too. What comes back shares no
+        memory with the masks of this result, so that a few kept instances do not keep all of them.
 
         Raises:
             IndexError: An int is out of range, as with a list.
-            ResultError: A boolean mask has not one value per instance, or the index is of another type.
+            ResultError: A boolean mask has not one value per instance, a position in a list is out of
+                range, or the index is of another type.
         """
-        if isinstance(index, int | np.integer) and not isinstance(index, bool):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"instance {index} of a result with {len(self)}")
-            return self._instance(int(index) % len(self))
-        return self._select(index if isinstance(index, slice) else self._positions(index))
+        number = _as_int(index)
+        if number is None:
+            return self._select(self._positions(index))
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"instance {number} of a result with {len(self)}")
+        (instance,) = self._select(self._positions([number]))
+        return instance
 
-    def _instance(self, index: int) -> Instance:
-        label = int(self.labels[index])
-        x1, y1, x2, y2 = self.boxes[index].tolist()
-        return Instance(
-            score=float(self.scores[index]),
-            label=label,
-            name=self.categories.names[label],
-            box=(x1, y1, x2, y2),
-            _packed=self.packed_masks[index],
-            _width=self.image_size[1],
-        )
-
-    def _select(self, index: slice | Tensor) -> Result:
+    def _select(self, index: Tensor) -> Result:
         return replace(
             self,
             scores=self.scores[index],
@@ -133,50 +146,54 @@ class Result:
         )
 
     def _positions(self, index: Any) -> Tensor:
-        """Turn a boolean mask or integer positions into an index tensor."""
-        given = torch.as_tensor(index, device=self.device) if not _is_empty(index) else self.labels[:0]
-        if given.ndim != 1 or given.is_floating_point():
+        """Turn a slice, a boolean mask or a list of positions into positions (K,) int64."""
+        count = len(self)
+        given = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
+        if given.ndim != 1 or given.dtype.kind not in "biu":
             raise ResultError(
-                f"Index of shape {tuple(given.shape)} and dtype {given.dtype}: expected an int, a slice, "
-                "a boolean mask with a value per instance, or a list of ints."
+                f"Index of type {type(index).__name__} ({given.dtype} {given.shape}): expected an int, "
+                "a slice, a boolean mask with a value per instance, or a list of ints. For classes use "
+                "filter(classes=...)."
             )
-        if given.dtype == torch.bool and len(given) != len(self):
-            raise ResultError(
-                f"Boolean mask of {len(given)} values for {len(self)} instances: expected one value each."
-            )
-        if given.dtype != torch.bool and len(given) and not bool((given.abs() <= len(self)).all()):
-            raise ResultError(f"Positions {given.tolist()}: expected -{len(self)}..{len(self) - 1}.")
-        return given
+        if given.dtype == np.bool_:
+            if len(given) != count:
+                raise ResultError(
+                    f"Boolean mask of {len(given)} values for {count} instances: expected one value each."
+                )
+            given = np.flatnonzero(given)
+        if not all(-count <= position < count for position in given.tolist()):
+            raise ResultError(f"Positions {given.tolist()}: expected each in {-count}..{count - 1}.")
+        return torch.from_numpy(given.astype(np.int64)).to(self.device)
 
-    def filter(self, min_score: float = 0.0, classes: Iterable[str | int] | None = None) -> Result:
-        """Return the instances with at least this score, of these classes (names or labels).
+    def filter(
+        self, min_score: float = 0.0, classes: str | int | Iterable[str | int] | None = None
+    ) -> Result:
+        """Return the instances with at least this score, of these classes (names or labels, or just one).
 
         Raises:
-            ResultError: A class is not one of the model's.
+            ResultError: A class is not one of the model's, or the score is not in 0..1.
         """
+        if not 0.0 <= min_score <= 1.0:
+            raise ResultError(f"min_score={min_score!r}: expected a score in 0..1.")
         keep = self.scores >= min_score
         if classes is not None:
-            wanted = [classes] if isinstance(classes, str) else classes
-            labels = torch.tensor([self._label(item) for item in wanted], dtype=torch.int64)
-            keep &= torch.isin(self.labels, labels.to(self.device))
-        return self[keep]
-
-    def _label(self, item: str | int) -> int:
-        names = self.categories.names
-        if isinstance(item, str) and item in names:
-            return names.index(item)
-        if isinstance(item, int) and 0 <= item < len(names):
-            return item
-        raise ResultError(f"Class {item!r}: expected one of {list(names)} or a label below {len(names)}.")
+            wanted = torch.tensor(self.categories.labels(classes), dtype=torch.int64)
+            keep &= torch.isin(self.labels, wanted.to(self.device))
+        return self._select(keep)
 
     def to(self, device: str | torch.device) -> Result:
-        """Return the result with its tensors on a device."""
+        """Return the result with its tensors on a device.
+
+        Raises:
+            DeviceError: The device is unknown or not available here.
+        """
+        where = resolve_device(device)
         return replace(
             self,
-            scores=self.scores.to(device),
-            labels=self.labels.to(device),
-            boxes=self.boxes.to(device),
-            packed_masks=self.packed_masks.to(device),
+            scores=self.scores.to(where),
+            labels=self.labels.to(where),
+            boxes=self.boxes.to(where),
+            packed_masks=self.packed_masks.to(where),
         )
 
     def cpu(self) -> Result:
@@ -188,22 +205,28 @@ class Result:
         here = self.cpu()
         return {name: getattr(here, name).numpy() for name in ("scores", "labels", "boxes", "masks")}
 
-    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 0, *, boxes: bool = True) -> list[dict[str, Any]]:
         """Return the instances as COCO results, as ``pycocotools`` reads them.
 
         Each has "image_id", "category_id" (the official id for COCO's classes), "score", "bbox"
         (x, y, width, height in pixels) and "segmentation" (compressed RLE with text counts).
+
+        Args:
+            image_id: The image's id in the annotation file.
+            boxes: Give "bbox". ``COCO.loadRes`` takes its area for the mask's, which shifts mask AP by
+                object size; without "bbox" it derives both box and area from the mask, as mmdet does.
         """
+        number = image_id if isinstance(image_id, str) else operator.index(image_id)
         ids = self.categories.ids
         return [
             {
-                "image_id": image_id,
+                "image_id": number,
                 "category_id": ids[instance.label],
                 "score": instance.score,
-                "bbox": _xywh(instance.box),
-                "segmentation": rle.encode(instance.mask.cpu().numpy()),
+                **({"bbox": _xywh(instance.box)} if boxes else {}),
+                "segmentation": rle.encode(instance.mask.numpy()),
             }
-            for instance in self
+            for instance in self.cpu()
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,9 +242,9 @@ class Result:
                     "name": instance.name,
                     "category_id": self.categories.ids[instance.label],
                     "box": list(instance.box),
-                    "mask": rle.encode(instance.mask.cpu().numpy()),
+                    "mask": rle.encode(instance.mask.numpy()),
                 }
-                for instance in self
+                for instance in self.cpu()
             ],
         }
 
@@ -279,23 +302,42 @@ class Result:
         return save_picture(self.plot(**options), Path(path))
 
     def _repr_png_(self) -> bytes | None:
-        """Show the drawing in notebooks."""
+        """Show the drawing in notebooks, made smaller where it is large."""
         if self.image is None:
             return None
+        picture = self.plot()
+        picture.thumbnail((_NOTEBOOK_PIXELS, _NOTEBOOK_PIXELS))
         buffer = io.BytesIO()
-        self.plot().save(buffer, format="PNG")
+        picture.save(buffer, format="PNG")
         return buffer.getvalue()
 
     def __repr__(self) -> str:
         height, width = self.image_size
         shown = ", ".join(f"{instance.name} {instance.score:.2f}" for instance in self[:5])
+        found = f"{len(self)} instance{'' if len(self) == 1 else 's'}" + (f": {shown}" if shown else "")
         more = ", ..." if len(self) > 5 else ""
         source = f" {self.source!r}" if self.source else ""
-        return f"<Result{source} {width}x{height} px, {len(self)} instances: {shown}{more}>"
+        return f"<Result{source} {width}x{height} px, {found}{more}>"
 
 
-def _is_empty(index: Any) -> bool:
-    return hasattr(index, "__len__") and len(index) == 0
+def _as_int(index: Any) -> int | None:
+    """Return the int that an int, or a 0-d integer of numpy or torch, stands for; None for all else."""
+    is_bool = isinstance(index, bool) or "bool" in str(getattr(index, "dtype", ""))
+    if is_bool or getattr(index, "ndim", 0) > 0:
+        return None
+    try:
+        return operator.index(index)
+    except TypeError:
+        return None
+
+
+def _as_array(index: Any) -> np.ndarray:
+    """Return an index as a numpy array; what holds nothing counts as no positions."""
+    try:
+        given = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"Index of type {type(index).__name__}: {error}.") from error
+    return given.astype(np.int64) if given.dtype.kind == "f" and given.shape == (0,) else given
 
 
 def _xywh(box: tuple[float, float, float, float]) -> list[float]:

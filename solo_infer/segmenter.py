@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
 from solo_infer import images, postprocessing
 from solo_infer.config import ModelConfig, Thresholds
-from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.device import require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.models import SOLONetwork, build_network
@@ -24,6 +24,7 @@ from solo_infer.preprocessing import Geometry, plan, prepare
 from solo_infer.result import Result
 from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
 
+Images = list[ImageSource] | tuple[ImageSource, ...]
 OnError = Callable[[str, SoloInferError], None]
 
 
@@ -97,9 +98,15 @@ class SOLO:
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> SOLO:
-        """Move the model to a device, a dtype or both, in place, and return it."""
+        """Move the model to a device, a dtype or both, in place, and return it.
+
+        Raises:
+            DeviceError: The device is not available, or cannot compute in the dtype.
+        """
         where = self.device if device is None else resolve_device(device)
-        self.network.to(where, self.dtype if dtype is None else resolve_dtype(dtype))
+        kind = self.dtype if dtype is None else resolve_dtype(dtype)
+        require_dtype(where, kind)
+        self.network.to(where, kind)
         self._strides = self._strides.to(where)
         return self
 
@@ -109,14 +116,34 @@ class SOLO:
         other._strides = self._strides
         return other
 
+    @overload
     def __call__(
         self,
-        source: ImageSource | Iterable[ImageSource],
+        source: ImageSource,
         *,
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: Thresholds | None = None,
-    ) -> Any:
+    ) -> Result: ...
+
+    @overload
+    def __call__(
+        self,
+        source: Images,
+        *,
+        color: Color = "rgb",
+        batch_size: int = 1,
+        thresholds: Thresholds | None = None,
+    ) -> list[Result]: ...
+
+    def __call__(
+        self,
+        source: ImageSource | Images,
+        *,
+        color: Color = "rgb",
+        batch_size: int = 1,
+        thresholds: Thresholds | None = None,
+    ) -> Result | list[Result]:
         """Segment one image, or a list of images.
 
         Args:
@@ -133,15 +160,15 @@ class SOLO:
         Raises:
             ImageError: An image cannot be read.
         """
-        options: dict[str, Any] = {"color": color, "batch_size": batch_size, "thresholds": thresholds}
-        if images.is_single_source(source):
-            return next(self.stream([source], **options))  # type: ignore[list-item]
-        if not isinstance(source, list | tuple):
+        single = images.is_single_source(source)
+        if not single and not isinstance(source, list | tuple):
             raise ImageError(
                 f"{type(source).__name__} is no image: expected a path, URL, bytes, PIL image, array, "
                 "tensor, or a list of these. For folders, globs and iterators use stream()."
             )
-        return list(self.stream(source, **options))
+        sources = cast(Images, [source] if single else source)
+        results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
+        return results[0] if single else results
 
     predict = __call__
 

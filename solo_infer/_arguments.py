@@ -1,0 +1,154 @@
+"""What the verbs of the command line take. Imports nothing heavy, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from solo_infer import _environment
+from solo_infer._version import __version__
+from solo_infer.weights.manifest import DEFAULT_MODEL
+
+Verb = Callable[[argparse.Namespace], int]
+MODEL_HELP = "a published model ('solo-infer models'), a checkpoint file, a directory or a Hub repo id"
+DTYPES = ("float32", "float16", "bfloat16")
+DRAWN_FROM = 0.3  # score from which instances are drawn and told, if no other is given
+
+
+def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
+    """Return the parser of all verbs.
+
+    Args:
+        functions: Runs each verb, by its name; it becomes ``run`` of the parsed options.
+    """
+    parser = argparse.ArgumentParser(
+        prog="solo-infer", description="Instance segmentation with the SOLO family of models."
+    )
+    parser.add_argument("--version", action="version", version=f"solo-infer {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    run = {function.__name__: function for function in functions}
+    _add_predict(_add_verb(verbs, run["predict"], "segment images, into pictures and a COCO results file"))
+    summary = "score a model, or a file of detections, on a COCO data set: mask AP"
+    _add_eval(_add_verb(verbs, run["evaluate"], summary, name="eval"))
+    _add_json(_add_verb(verbs, run["models"], "list the published models"))
+    verb = _add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, parameters")
+    verb.add_argument("model", help=MODEL_HELP)
+    _add_json(verb)
+    verb = _add_verb(verbs, run["download"], "fetch published models into the cache, or a bundle")
+    verb.add_argument("models", nargs="+", metavar="MODEL", help="a published model ('solo-infer models')")
+    verb.add_argument(
+        "--output",
+        type=_path,
+        metavar="DIR",
+        help=f"collect a bundle here; on the offline machine set {_environment.HOME} to a copy of it",
+    )
+    verb = _add_verb(verbs, run["convert"], "write a model as config.json + model.safetensors")
+    verb.add_argument("model", help=MODEL_HELP)
+    verb.add_argument("output", type=_path, metavar="DIR", help="where to write")
+    _add_dtype(verb)
+    summary = "examine this machine: versions, devices, cache, sources, problems"
+    _add_json(_add_verb(verbs, run["doctor"], summary))
+    verb = _add_verb(verbs, run["verify"], "compare this device with mmdet's own results")
+    _add_device(verb)
+    verb.add_argument("--models", nargs="+", metavar="PRESET", help="only these, e.g. solo_r50")
+    _add_json(verb)
+    return parser
+
+
+def _add_verb(verbs: Any, function: Verb, summary: str, name: str = "") -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    verb = verbs.add_parser(name or function.__name__, help=summary, description=description)
+    verb.set_defaults(run=function)
+    verb.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    return verb
+
+
+def _add_json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def _add_device(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    _add_dtype(verb)
+
+
+def _add_dtype(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="(default: %(default)s)")
+
+
+def _add_predict(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("sources", nargs="+", metavar="IMAGE", help="files, folders, glob patterns or URLs")
+    verb.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: %(default)s)")
+    verb.add_argument(
+        "--output", type=_path, default=Path("."), metavar="DIR", help="where pictures go (default: here)"
+    )
+    verb.add_argument("--json", type=_path, metavar="FILE", help="write COCO results to this file")
+    verb.add_argument(
+        "--image-ids",
+        type=_path,
+        metavar="FILE",
+        help="take image ids from this COCO annotation file (default: the number that is a file's name, "
+        "else its place in the order)",
+    )
+    verb.add_argument("--no-pictures", action="store_true", help="write no pictures")
+    verb.add_argument("--boxes", action="store_true", help="draw boxes too")
+    verb.add_argument(
+        "--min-score",
+        type=_score,
+        metavar="S",
+        help=f"leave out instances below this score (default: {DRAWN_FROM} in pictures, none in --json)",
+    )
+    verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
+    verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
+    verb.add_argument("--offline", action="store_true", help="never touch the network")
+    _add_device(verb)
+
+
+def _add_eval(verb: argparse.ArgumentParser) -> None:
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", type=_path, metavar="DIR", help="predict the data set's images, lying here")
+    what.add_argument(
+        "--detections", type=_path, metavar="FILE", help="score this COCO results file, without a model"
+    )
+    verb.add_argument(
+        "--annotations", type=_path, required=True, metavar="FILE", help="the data set: COCO annotations"
+    )
+    verb.add_argument("--model", help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
+    verb.add_argument("--output", type=_path, metavar="FILE", help="write COCO results to this file")
+    verb.add_argument(
+        "--max-detections",
+        type=_count,
+        nargs="+",
+        default=[1, 10, 100],
+        metavar="N",
+        help="detections per image and class that count; AP takes the most (default: 1 10 100)",
+    )
+    verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
+    verb.add_argument("--limit", type=_count, metavar="N", help="only the first so many images")
+    verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
+    _add_device(verb)
+    _add_json(verb)
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0.0 <= score <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number in 0..1, got {text!r}")
+    return score
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
