@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+def keep_statistics(body: nn.Module) -> None:
+    """Put all BatchNorm layers into eval mode: their statistics stay in training (mmdet's ``norm_eval``)."""
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 class ResNet(TorchvisionResNet):
@@ -20,6 +27,17 @@ class ResNet(TorchvisionResNet):
     def __init__(self, name: str) -> None:
         super().__init__(Bottleneck, list(RESNET_BLOCKS[name]), num_classes=1)
         del self.avgpool, self.fc
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Switch the mode of everything but BatchNorm, which keeps its statistics."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
+
+    def freeze_stem(self) -> None:
+        """Stop training the stem and the first stage (mmdet's ``frozen_stages=1``)."""
+        for part in (self.conv1, self.bn1, self.layer1):
+            part.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (N, 3, H, W) to C2..C5 at strides 4, 8, 16, 32."""

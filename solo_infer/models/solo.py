@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solo_infer.config import Architecture
+from solo_infer.config import LITE0, Architecture
 from solo_infer.models.backbones import ResNet
+from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid, solo_levels
+from solo_infer.models.objective import Target, solo_losses
 
 GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
 
@@ -34,6 +37,9 @@ class MaskMaps(Protocol):
 
     def scores(self, image: int, cells: Tensor) -> Tensor:
         """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
+
+    def level_scores(self, image: int, part: LevelCells) -> Tensor:
+        """Return the mask scores (k, 2h, 2w) of cells of one level, at twice the size of its map."""
 
 
 class ConvBlock(nn.Sequential):
@@ -153,19 +159,20 @@ class PlainMaskMaps:
         """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
         parts = list(self.head.split_cells(cells))
         if len(parts) == 1:
-            return self._level_scores(image, parts[0])
+            return resize(self.level_scores(image, parts[0])[None], self.size)[0]
         out = torch.empty((len(cells), *self.size), device=cells.device)
         for part in parts:
-            out[part.where] = self._level_scores(image, part)
+            out[part.where] = resize(self.level_scores(image, part)[None], self.size)[0]
         return out
 
-    def _level_scores(self, image: int, part: LevelCells) -> Tensor:
+    def level_scores(self, image: int, part: LevelCells) -> Tensor:
+        """Return the mask scores (k, 2h, 2w) of cells of one level."""
         tower = self.towers[part.level][image : image + 1]
         index = part.rows * self.head.num_grids[part.level] + part.columns
         weight, bias = rows_of(self.head.conv_mask_list[part.level], index)
         # The 1x1 convolution commutes with the up-sampling: first it costs a quarter.
         logits = F.conv2d(tower, weight, bias)  # (1, K, h, w)
-        return resize(upsample(logits.float()).sigmoid_(), self.size)[0]
+        return upsample(logits.float()).sigmoid_()[0]
 
 
 class DecoupledHead(SOLOHead):
@@ -230,11 +237,17 @@ class AxisMaps:
         self.used = lines.unique()
         weight, bias = rows_of(conv, self.used)
         logits = F.conv2d(tower, weight, bias, padding=1)  # (N, K, 2h, 2w)
-        self.scores = resize(logits.float().sigmoid_(), size)
+        self.level_scores = logits.float().sigmoid_()
+        self._size = size
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> Tensor:
-        image, lines = key
-        return self.scores[image, torch.searchsorted(self.used, lines)]
+    @cached_property
+    def quarter_scores(self) -> Tensor:
+        """The maps (N, K, H/4, W/4)."""
+        return resize(self.level_scores, self._size)
+
+    def positions(self, lines: Tensor) -> Tensor:
+        """Return where the maps of some columns or rows (k,) are among those in use."""
+        return torch.searchsorted(self.used, lines)
 
 
 class DecoupledMaskMaps:
@@ -253,10 +266,18 @@ class DecoupledMaskMaps:
         """Return the mask scores (K, H/4, W/4), float32 in 0..1, of cells (K,) of one image."""
         out = torch.empty((len(cells), *self.size), device=cells.device)
         for part in self.head.split_cells(cells):
-            x = self.columns[part.level][image, part.columns]
-            y = self.rows[part.level][image, part.rows]
+            columns, rows = self.columns[part.level], self.rows[part.level]
+            x = columns.quarter_scores[image, columns.positions(part.columns)]
+            y = rows.quarter_scores[image, rows.positions(part.rows)]
             out[part.where] = x * y
         return out
+
+    def level_scores(self, image: int, part: LevelCells) -> Tensor:
+        """Return the mask scores (k, 2h, 2w) of cells of one level."""
+        columns, rows = self.columns[part.level], self.rows[part.level]
+        x = columns.level_scores[image, columns.positions(part.columns)]
+        y = rows.level_scores[image, rows.positions(part.rows)]
+        return x * y
 
 
 def quarter_size(levels: list[Tensor]) -> tuple[int, int]:
@@ -278,7 +299,7 @@ class SOLONetwork(nn.Module):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone)
+        self.backbone = EfficientNetLite0() if config.backbone == LITE0 else ResNet(config.backbone)
         self.neck = FeaturePyramid(self.backbone.out_channels, config.pyramid_channels)
         self.mask_head = _HEADS[config.head](config)
 
@@ -298,8 +319,22 @@ class SOLONetwork(nn.Module):
         """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""
         return self.mask_head.mask_maps(levels, cells)
 
-    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the level inputs and the class scores of normalised images (N, 3, H, W)."""
+    def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
+        """Run the network on normalised images (N, 3, H, W).
+
+        Args:
+            images: All of one padded size.
+            targets: In train mode the ground truth of each image; see ``models.objective.Target``.
+
+        Returns:
+            In eval mode the level inputs and the class scores; in train mode the losses
+            {"loss_cls": scalar, "loss_mask": scalar}.
+
+        Raises:
+            ConfigError: Train mode without targets, or targets that do not fit the images.
+        """
+        if self.training:
+            return solo_losses(self, images, targets)
         levels = self.features(images)
         return levels, self.class_scores(levels)
 

@@ -1,0 +1,294 @@
+"""The training loop: batches in, a directory that ``from_pretrained`` takes out.
+
+Runs in one process or, under torchrun, in several that share each batch. What it needs of the data is
+small (``Batches``), so that any source of images and targets can drive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from solo_infer.device import resolve_device
+from solo_infer.errors import ConfigError, SoloInferError
+from solo_infer.models.objective import Target
+from solo_infer.segmenter import SOLO
+from solo_infer.training import state
+from solo_infer.training.recipe import Recipe
+from solo_infer.training.records import CSV_NAME, Record, plot_losses
+from solo_infer.training.start import prepare_for_training
+from solo_infer.weights.pretrained import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, list[Target]]
+
+
+class TrainingError(SoloInferError):
+    """Training cannot go on: the loss is not a number, or the run to resume is another one."""
+
+
+class Batches(Protocol):
+    """Where training images come from: this process's part of each batch."""
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch, equal in all processes."""
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch (from 0) after the first ``start``.
+
+        Each is (N, 3, H, W) float32 normalised and padded, and N targets. The same arguments must give the
+        same batches, so that a resumed run repeats an uninterrupted one.
+        """
+
+
+def fit(
+    model: SOLO,
+    batches: Batches,
+    output: Path,
+    recipe: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    evaluate: Callable[[SOLO], dict[str, float]] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train a model and write it, the state of the run and its records to a directory.
+
+    Args:
+        model: Where to start; it is trained in place.
+        batches: Images and targets.
+        output: The directory: config.json, model.safetensors (the moving average, if there is one),
+            recipe.json, training.csv, losses.png, training_state.safetensors.
+        recipe: How to train.
+        device: As in ``SOLO.from_pretrained``; under torchrun each process's own card.
+        evaluate: Called with the model in eval mode after every ``recipe.evaluate_every`` epochs; what it
+            returns is logged.
+        resume: Go on from the state in ``output``, if there is one.
+        progress: Show a progress bar, on a terminal.
+
+    Returns:
+        The directory.
+
+    Raises:
+        TrainingError: A loss is not finite, or the state in ``output`` is of another recipe.
+        CacheError: The directory cannot be written.
+    """
+    with _processes(device) as where:
+        run = _Run(model, batches, output, recipe, where)
+        if resume and (output / state.STATE_NAME).is_file():
+            run.restore()
+        try:
+            run.train(evaluate, progress)
+        except KeyboardInterrupt:
+            run.save()
+            logger.warning("Interrupted after iteration %d: resume goes on from there.", run.iteration)
+            raise
+    return output
+
+
+@contextlib.contextmanager
+def _processes(device: str | torch.device | None) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and yield this one's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield resolve_device(device)
+        return
+    where = resolve_device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield where
+    finally:
+        distributed.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+class _Run:
+    """A training run: its network, optimiser, average and place."""
+
+    def __init__(
+        self, model: SOLO, batches: Batches, output: Path, recipe: Recipe, device: torch.device
+    ) -> None:
+        self.model, self.batches, self.output, self.recipe, self.device = (
+            model,
+            batches,
+            output,
+            recipe,
+            device,
+        )
+        if len(batches) == 0:
+            raise ConfigError("No batch of training images: fewer images than the batch size?")
+        self.network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
+        self.trained: nn.Module = self.network
+        if distributed.is_available() and distributed.is_initialized():
+            self.trained = DistributedDataParallel(self.network)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.parameters, recipe)
+        self.scaler = _loss_scaler(recipe.autocast == "float16" and device.type == "cuda")
+        weights = self.network.state_dict()
+        self.average = state.WeightAverage(weights, recipe.ema) if recipe.ema else None
+        self.iteration = 0
+        # Denormal numbers, which vanishing gradients are full of, make CPUs many times slower.
+        torch.set_flush_denormal(True)
+
+    @property
+    def total(self) -> int:
+        """Iterations of the whole run."""
+        return self.recipe.epochs * len(self.batches)
+
+    def train(self, evaluate: Callable[[SOLO], dict[str, float]] | None, progress: bool) -> None:
+        """Run what is left of all epochs."""
+        from tqdm import tqdm
+
+        recipe, per_epoch = self.recipe, len(self.batches)
+        record = None
+        if is_first_process():
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+            record = Record(self.output / CSV_NAME, self.iteration, self.total)
+        shown = None if progress and is_first_process() else True
+        with tqdm(total=self.total, initial=self.iteration, unit="it", disable=shown) as bar:
+            while self.iteration < self.total:
+                epoch = self.iteration // per_epoch
+                self._epoch(epoch, record, bar)
+                self.save()
+                if record:
+                    plot_losses(self.output)
+                if evaluate and ((epoch + 1) % recipe.evaluate_every == 0 or self.iteration == self.total):
+                    self._evaluate(evaluate)
+
+    def _epoch(self, epoch: int, record: Record | None, bar: Any) -> None:
+        per_epoch = len(self.batches)
+        mark = time.perf_counter()
+        for images, targets in self.batches.epoch(epoch, self.iteration - epoch * per_epoch):
+            loaded = time.perf_counter()
+            lr = self.recipe.lr_at(self.iteration, per_epoch)
+            losses = self._step(images, targets, lr)
+            self.iteration += 1
+            now = time.perf_counter()
+            bar.update()
+            if record:
+                record.add({**losses, "time": now - mark, "data_time": loaded - mark})
+                if self.iteration % self.recipe.log_every == 0 or self.iteration % per_epoch == 0:
+                    record.flush(epoch + 1, self.iteration, lr)
+            if self.iteration % self.recipe.save_every == 0:
+                self.save()
+            mark = time.perf_counter()
+
+    def _step(self, images: Tensor, targets: list[Target], lr: float) -> dict[str, float]:
+        """Change the weights by one batch and return its losses and the norm of its gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images = images.to(self.device, non_blocking=True)
+        targets = [_to(target, self.device) for target in targets]
+        autocast = self.recipe.autocast != "float32"
+        dtype = torch.bfloat16 if self.recipe.autocast == "bfloat16" else torch.float16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=autocast):
+            losses = self.trained(images, targets)
+        loss = losses["loss_cls"] + losses["loss_mask"]
+        values = {name: _mean_over_processes(value) for name, value in [*losses.items(), ("loss", loss)]}
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(
+                f"The loss is {values['loss']} at iteration {self.iteration + 1} (lr {lr:.3g}): lower the "
+                "learning rate, clip the gradient, or use float32. The last checkpoint is whole."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.network.state_dict(), self.iteration + 1)
+        return {**values, "grad_norm": float(norm)}
+
+    def _evaluate(self, evaluate: Callable[[SOLO], dict[str, float]]) -> None:
+        """Evaluate the weights that are saved; all processes take part."""
+        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        if self.average:
+            self.network.load_state_dict(self.average.weights)
+        self.network.eval()
+        try:
+            metrics = evaluate(self.model)
+        finally:
+            self.network.load_state_dict(own)
+            self.network.train()
+        if is_first_process():
+            logger.info("after iteration %d: %s", self.iteration, metrics)
+
+    def save(self) -> None:
+        """Write the state of the run and the model, each whole."""
+        if not is_first_process():
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        weights = self.network.state_dict()
+        average = self.average.weights if self.average else None
+        save_checkpoint(self.model.config, average or weights, self.output)
+        facts = {
+            "iteration": self.iteration,
+            "per_epoch": len(self.batches),
+            "recipe": dataclasses.asdict(self.recipe),
+            "scaler": self.scaler.state_dict(),
+        }
+        state.save_state(self.output / state.STATE_NAME, weights, average, self.optimizer, facts)
+
+    def restore(self) -> None:
+        """Go back to the saved state."""
+        groups, facts = state.load_state(self.output / state.STATE_NAME)
+        before = Recipe.from_dict(facts["recipe"])
+        if before.essence() != self.recipe.essence() or facts["per_epoch"] != len(self.batches):
+            raise TrainingError(
+                f"{self.output} holds a run of another recipe or data set ({before}, {facts['per_epoch']} "
+                "batches an epoch): resume with the same one, or choose another directory."
+            )
+        self.network.load_state_dict(groups["weights"])
+        if self.average:
+            self.average.weights = {name: value.to(self.device) for name, value in groups["average"].items()}
+        state.restore_optimizer(self.optimizer, groups["optimizer"], facts["optimizer_numbers"])
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+        self.iteration = facts["iteration"]
+
+
+def _loss_scaler(enabled: bool) -> Any:
+    """Return the loss scaler of this version of torch."""
+    if hasattr(torch.amp, "GradScaler"):  # since torch 2.3
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _to(target: Target, device: torch.device) -> Target:
+    moved = {name: value.to(device, non_blocking=True) for name, value in target.items()}  # type: ignore[attr-defined]
+    return moved  # type: ignore[return-value]
+
+
+def _mean_over_processes(value: Tensor) -> float:
+    value = value.detach()
+    if distributed.is_available() and distributed.is_initialized():
+        value = value.clone()
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return float(value)

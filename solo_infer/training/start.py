@@ -1,0 +1,64 @@
+"""Where training starts: fresh weights, or a trained model with other classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from solo_infer.categories import Categories
+from solo_infer.config import ModelConfig
+from solo_infer.models import SOLONetwork, build_network
+from solo_infer.segmenter import SOLO
+
+PRIOR = 0.01  # probability that a fresh cell says "object" (RetinaNet; mmdet's bias_prob)
+SPREAD = 0.01  # standard deviation of a head's fresh weights (mmdet's SOLO heads)
+
+
+def fresh_model(config: ModelConfig, seed: int = 0) -> SOLO:
+    """Return a model with fresh weights as mmdet initialises them, to be given a body and trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(config.architecture)
+        for module in network.mask_head.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=SPREAD)
+                if module.bias is not None:
+                    nn.init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR))
+        for module in network.neck.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+    return SOLO(config, network)
+
+
+def with_classes(model: SOLO, categories: Categories, seed: int = 0) -> SOLO:
+    """Return a copy of a model for other classes; only its classification layer starts anew.
+
+    A model that has these classes already is copied as it is.
+    """
+    if categories.names == model.config.categories.names:
+        return _copy(model, replace(model.config, categories=categories))
+    architecture = replace(model.config.architecture, num_classes=len(categories))
+    return _copy(model, replace(model.config, architecture=architecture, categories=categories), seed)
+
+
+def _copy(model: SOLO, config: ModelConfig, seed: int = 0) -> SOLO:
+    fresh = fresh_model(config, seed)
+    own, given = fresh.network.state_dict(), model.network.state_dict()
+    kept = {name: tensor for name, tensor in given.items() if tensor.shape == own[name].shape}
+    if config.architecture.num_classes != model.config.architecture.num_classes or (
+        config.categories.names != model.config.categories.names
+    ):
+        kept = {name: tensor for name, tensor in kept.items() if ".conv_cls." not in name}
+    fresh.network.load_state_dict({**own, **{name: tensor.float() for name, tensor in kept.items()}})
+    return fresh
+
+
+def prepare_for_training(network: SOLONetwork, freeze_stem: bool) -> SOLONetwork:
+    """Put a network into train mode, all of it trainable but, if wanted, stem and first stage."""
+    network.float().requires_grad_(True).train()
+    if freeze_stem:
+        network.backbone.freeze_stem()
+    return network
