@@ -135,6 +135,17 @@ def test_view_of_a_storage_in_the_oldest_files(path: Path) -> None:
     assert [item.tolist() for item in found] == [[1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
 
 
+def test_ordered_dict_of_pairs_as_python_2_wrote_it(path: Path) -> None:
+    pairs = b"](" + text("a") + b"K\x01\x86]" + text("b") + b"aK\x02aeq\x00"
+    call = b"ccollections\nOrderedDict\n("
+    assert read(path, zip_file(call + pairs + b"tR.")) == {"a": 1, "b": 2}
+    # The list is used up: copying it a million times would take forever.
+    again = b"(" + call + pairs + b"tR" + call + b"h\x00tRt."
+    assert read(path, zip_file(again)) == ({"a": 1, "b": 2}, {})
+    for wrong in (b"K\x01", text("ab"), b"]K\x01a", b"]" + text("ab") + b"a", b"])a", b"]K\x01K\x02\x86a"):
+        refusal(path, zip_file(call + wrong + b"tR."))
+
+
 def test_dict_of_mmengine(path: Path) -> None:
     call = b"cmmengine.config.config\nConfigDict\n(}" + text("classes") + text("cat") + b"stR"
     assert read(path, zip_file(call + b".")) == {"classes": "cat"}

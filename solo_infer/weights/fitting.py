@@ -100,10 +100,8 @@ def _infer_backbone(state_dict: Mapping[str, Tensor]) -> str:
 
 def _infer_sizes(state_dict: Mapping[str, Tensor], base: Architecture) -> Architecture:
     def size(pattern: str, default: int) -> int:
-        names = [name for name in state_dict if re.fullmatch(pattern, name)]
-        sizes = [
-            len(state_dict[name]) for name in names if state_dict[name].ndim and state_dict[name].numel()
-        ]
+        shown_by = [tensor for name, tensor in state_dict.items() if re.fullmatch(pattern, name)]
+        sizes = [len(tensor) for tensor in shown_by if tensor.ndim]
         return _commonest(sizes, default)
 
     grids = []

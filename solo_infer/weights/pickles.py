@@ -202,14 +202,20 @@ def _rebuild_from_type(rebuild: Any, _kind: Any, arguments: Any, _state: Any) ->
     return _rebuild_tensor(*arguments)
 
 
-def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
+def _ordered_dict(items: Any = None) -> dict[Any, Any]:
     """Make a dict, empty or, as Python 2 wrote it, of a list of pairs."""
-    pairs = [
-        pair for pair in items if type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) is str
-    ]
-    if len(pairs) != len(items):
+    if items is None:
+        return {}
+    # A list and nothing else: to iterate over a tensor may take all memory there is.
+    if type(items) is not list or not all(map(_is_named_value, items)):
         raise pickle.UnpicklingError("an ordered dict of other things than named values")
-    return dict(pairs)
+    made = {pair[0]: pair[1] for pair in items}
+    items.clear()  # so that no pickle has us copy the same long list a million times
+    return made
+
+
+def _is_named_value(pair: Any) -> bool:
+    return type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) is str
 
 
 def _same(kind: type) -> Constructor:
