@@ -22,6 +22,10 @@ class ResultError(SoloInferError, ValueError):
     """A result is asked for something it cannot give."""
 
 
+class DataError(SoloInferError, ValueError):
+    """A data set cannot be read, is inconsistent, or lacks what is asked of it."""
+
+
 class DeviceError(SoloInferError, RuntimeError):
     """A device or dtype is not available on this machine."""
 

@@ -19,7 +19,7 @@ from solo_infer.weights import manifest
 
 pytest_plugins = ["command_line_fixtures"]
 
-VERBS = ("predict", "models", "info", "download", "convert", "doctor", "verify")
+VERBS = ("predict", "eval", "models", "info", "download", "convert", "doctor", "verify")
 
 
 # --- As a program
