@@ -1,6 +1,7 @@
 """The README is true: its commands and code run, its table is the manifest's."""
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -53,6 +54,13 @@ def street(mirror, monkeypatch, tmp_path):
         photo.save("street.jpg")
         photo.resize((200, 133)).save("photos/one.jpg")
         photo.resize((133, 200)).save("photos/trip/two.jpg")
+    cat = {"id": 1, "image_id": 1, "category_id": 17, "bbox": [40, 20, 100, 90], "area": 9000, "iscrowd": 0}
+    annotations = {
+        "images": [{"id": 1, "file_name": "one.jpg", "width": 200, "height": 133}],
+        "categories": [{"id": 17, "name": "cat"}],
+        "annotations": [{**cat, "segmentation": [[40, 20, 140, 20, 140, 110, 40, 110]]}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(annotations), encoding="utf-8")
     return tmp_path
 
 
@@ -80,6 +88,9 @@ def test_commands(block, street, monkeypatch, capsys):
         assert sorted(path.name for path in (street / "drawn").iterdir()) == ["one_segmented.jpg"]
         assert (street / "results.json").is_file()
         assert (street / "light" / "model.safetensors").is_file()
+    elif "eval" in block:
+        assert "AP" in capsys.readouterr().out
+        assert isinstance(json.loads((street / "detections.json").read_text(encoding="utf-8")), list)
     else:
         assert (street / "street_segmented.jpg").is_file()
 
