@@ -165,7 +165,7 @@ recipe = replace(QUICK, epochs=1, ema=0.0)
 fit(small_start(), Rectangles(rank=rank, world=2), Path({str(tmp_path / "two")!r}), recipe, device="cpu")
 """
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

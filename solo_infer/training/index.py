@@ -167,9 +167,8 @@ def read_index(images: Path, annotations: Path, classes: Sequence[str] | None = 
     coverage = _coverage(data)
     for record in data.images:
         covered = np.zeros(len(names), dtype=bool)
-        covered[[label_of[number] for number in coverage.get(record.id, label_of) if number in label_of]] = (
-            True
-        )
+        numbers = label_of.keys() & coverage.get(record.id, label_of.keys())
+        covered[[label_of[number] for number in numbers]] = True
         places[record.id] = builder.add_image(root, record.file_name, (record.height, record.width), covered)
     _add_instances(builder, data, places, label_of)
     return builder.finish()
