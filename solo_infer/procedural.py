@@ -8,7 +8,6 @@ mmdet 3.3.0 was run with exactly these weights to make the goldens of ``solo-inf
 
 from __future__ import annotations
 
-import re
 import zlib
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from solo_infer.config import find_preset
 from solo_infer.models import build_network
+from solo_infer.weights.keymaps import mmdet_name
 
 # Scale and mean of class and mask logits, found by running mmdet on photos: 80 to 600 (cell, class) pairs
 # pass the score threshold, and masks are blobs. ``mask_spread`` makes areas differ from cell to cell.
@@ -56,12 +56,6 @@ def state_dict(model: str, salt: str = "") -> dict[str, Tensor]:
         name: torch.from_numpy(tensor(mmdet_name(name), tuple(slot.shape), model, salt))
         for name, slot in slots.items()
     }
-
-
-def mmdet_name(name: str) -> str:
-    """Return mmdet 3.x's name of one of our tensors."""
-    name = re.sub(r"^neck\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv.", name)
-    return re.sub(r"^neck\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv.", name)
 
 
 def tensor(name: str, shape: tuple[int, ...], model: str, salt: str = "") -> np.ndarray:

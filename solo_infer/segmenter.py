@@ -78,6 +78,7 @@ class SOLO:
         Raises:
             WeightsError: The weights cannot be found, fetched, read or fitted to a model.
             OfflineError: They would have to be downloaded, but must not.
+            ConfigError: The ``config.json`` beside them is wrong.
             DeviceError: The device or dtype is not available.
         """
         where, kind = resolve_device(device), resolve_dtype(dtype)

@@ -21,8 +21,8 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 from solo_infer.config import ModelConfig
 from solo_infer.models import backbones, build_network
 from solo_infer.models.backbones import ResNet
-from solo_infer.procedural import mmdet_name
 from solo_infer.segmenter import SOLO
+from solo_infer.weights.keymaps import mmdet_name
 from solo_infer.weights.pickles import LEGACY_MAGIC, LEGACY_PROTOCOL
 
 LAYOUTS = ("mmdet2_legacy", "mmdet2_zip", "mmdet3", "mmdet3_published", "bare")

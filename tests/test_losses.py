@@ -11,6 +11,7 @@ from solo_infer.models import build_network
 from solo_infer.models.objective import _instances
 from solo_infer.ops.targets import assign_targets
 from solo_infer.verify import MODELS
+from solo_infer.weights.keymaps import mmdet_name
 
 CASES = {"both": (14, 9), "second_empty": (14, 0), "both_empty": (0, 0)}
 SIZES = ((320, 256), (305, 203))  # of the two images in an input of 320 x 256
@@ -52,7 +53,7 @@ def test_mmdets_losses_and_gradients(model):
     images = torch.from_numpy(procedural.input_tensor("tensor_2x320x256", (2, 3, 320, 256), list(SIZES)))
     with np.load(DATA / f"losses__{model}.npz") as file:
         golden = dict(file)
-    parameters = {procedural.mmdet_name(name): p for name, p in network.named_parameters()}
+    parameters = {mmdet_name(name): p for name, p in network.named_parameters()}
     assert {name for name, p in parameters.items() if not p.requires_grad} == set(golden["frozen"].tolist())
     for case in CASES:
         network.zero_grad(set_to_none=True)

@@ -17,6 +17,7 @@ from solo_infer.ops import bits
 from solo_infer.preprocessing import Geometry, plan, prepare
 from solo_infer.procedural import input_tensor
 from solo_infer.verify import MODELS, check_model
+from solo_infer.weights.keymaps import mmdet_name
 
 GOLDENS = sorted(path.stem for model in MODELS for path in (KIT / "goldens").glob(f"{model}__*.npz"))
 
@@ -124,7 +125,7 @@ def test_the_kits_weights_are_ours(kit):
         columns = [column.strip(" `") for column in line.split("|")]
         if len(columns) == 6 and columns[1] in MODELS:
             weights = procedural.state_dict(columns[1])
-            by_name = {procedural.mmdet_name(name): tensor for name, tensor in weights.items()}
+            by_name = {mmdet_name(name): tensor for name, tensor in weights.items()}
             assert crc_in_mmdets_order(by_name, kit, columns[1]) == columns[4]
 
 

@@ -17,6 +17,7 @@ from solo_infer.config import find_preset
 from solo_infer.models import build_network
 from solo_infer.weights import manifest
 from solo_infer.weights.download import file_sha256
+from solo_infer.weights.keymaps import mmdet_name
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def mirror(tmp_path_factory):
     """A mirror that has procedural weights in place of the published ones, in the publisher's layout."""
     folder = tmp_path_factory.mktemp("mirror")
     for name, preset in USED.items():
-        weights = {procedural.mmdet_name(key): value for key, value in procedural.state_dict(preset).items()}
+        weights = {mmdet_name(key): value for key, value in procedural.state_dict(preset).items()}
         path = folder / manifest.find_entry(name).filename
         torch.save({"meta": {}, "state_dict": weights}, path, _use_new_zipfile_serialization=False)
     return folder
