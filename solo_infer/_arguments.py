@@ -11,7 +11,7 @@ from typing import Any
 
 from solo_infer import _environment
 from solo_infer._version import __version__
-from solo_infer.weights.manifest import DEFAULT_MODEL
+from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 Verb = Callable[[argparse.Namespace], int]
 MODEL_HELP = "a published model ('solo-infer models'), a checkpoint file, a directory or a Hub repo id"
@@ -32,6 +32,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     run = {function.__name__: function for function in functions}
     _add_predict(_add_verb(verbs, run["predict"], "segment images, into pictures and a COCO results file"))
+    _add_train(_add_verb(verbs, run["train"], "fine-tune a model on a COCO data set"))
     summary = "score a model, or a file of detections, on a COCO data set: mask AP"
     _add_eval(_add_verb(verbs, run["evaluate"], summary, name="eval"))
     _add_json(_add_verb(verbs, run["models"], "list the published models"))
@@ -50,6 +51,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     verb.add_argument("model", help=MODEL_HELP)
     verb.add_argument("output", type=_path, metavar="DIR", help="where to write")
     _add_dtype(verb)
+    verb.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes of the model")
     summary = "examine this machine: versions, devices, cache, sources, problems"
     _add_json(_add_verb(verbs, run["doctor"], summary))
     verb = _add_verb(verbs, run["verify"], "compare this device with mmdet's own results")
@@ -82,7 +84,10 @@ def _add_dtype(verb: argparse.ArgumentParser) -> None:
 
 def _add_predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("sources", nargs="+", metavar="IMAGE", help="files, folders, glob patterns or URLs")
-    verb.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: %(default)s)")
+    verb.add_argument(
+        "--model",
+        help=f"{MODEL_HELP} (default: {DEFAULT_MODEL} or, where that cannot be had, {EMBEDDED_MODEL})",
+    )
     verb.add_argument(
         "--output", type=_path, default=Path("."), metavar="DIR", help="where pictures go (default: here)"
     )
@@ -134,6 +139,59 @@ def _add_eval(verb: argparse.ArgumentParser) -> None:
     _add_json(verb)
 
 
+def _add_train(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", help=f"where to start: {MODEL_HELP}")
+    verb.add_argument(
+        "--config", type=_path, metavar="FILE", help="start anew instead: the config.json of a model"
+    )
+    verb.add_argument(
+        "--body", type=_path, metavar="FILE", help="with --config: an ImageNet classifier for the body"
+    )
+    verb.add_argument("--images", type=_path, required=True, metavar="DIR", help="training images")
+    verb.add_argument("--annotations", type=_path, required=True, metavar="FILE", help="COCO annotations")
+    verb.add_argument("--val-images", type=_path, metavar="DIR", help="(default: --images)")
+    verb.add_argument(
+        "--val-annotations", type=_path, metavar="FILE", help="score the model on these while it is trained"
+    )
+    verb.add_argument("--output", type=_path, required=True, metavar="DIR", help="the run and its model")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    verb.add_argument(
+        "--recipe",
+        default="finetune",
+        metavar="NAME",
+        help="finetune (AdamW, cosine), 1x or 3x (as published), or the recipe.json of a run "
+        "(default: %(default)s)",
+    )
+    for name, kind, what in (
+        ("--epochs", _count, "passes over the training images"),
+        ("--batch-size", _count, "images of an iteration, over all processes"),
+        ("--size", _count, "side in pixels of the window that the recipe trains on"),
+        ("--evaluate-every", _count, "epochs between evaluations"),
+        ("--workers", _whole, "processes that load images"),
+        ("--seed", _whole, "of the order of images and their changes"),
+    ):
+        verb.add_argument(name, type=kind, metavar="N", help=f"{what} (default: the recipe's)")
+    verb.add_argument("--lr", type=float, metavar="X", help="highest learning rate (default: the recipe's)")
+    verb.add_argument("--autocast", choices=DTYPES, help="what the network computes in (default: float32)")
+    verb.add_argument(
+        "--image-size",
+        type=_count,
+        nargs=2,
+        metavar=("SHORT", "LONG"),
+        help="scale images to these sides in pixels (default: the model's)",
+    )
+    verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
+    verb.add_argument(
+        "--max-detections",
+        type=_count,
+        nargs="+",
+        default=[1, 10, 100],
+        metavar="N",
+        help="detections per image that count in validation; the model gives the most (default: 1 10 100)",
+    )
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+
+
 def _score(text: str) -> float:
     try:
         score = float(text)
@@ -148,6 +206,10 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _path(text: str) -> Path:

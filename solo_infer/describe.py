@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from solo_infer.config import ModelConfig, find_preset
+from solo_infer.config import ModelConfig
 from solo_infer.models import build_network
 from solo_infer.weights import sources
 from solo_infer.weights.manifest import ManifestEntry, load_manifest
-from solo_infer.weights.pretrained import load_checkpoint
+from solo_infer.weights.pretrained import load_checkpoint, published_config
 
 PARTS = ("backbone", "neck", "mask_head")
 
@@ -23,7 +23,7 @@ def describe_model(name_or_path: str) -> dict[str, Any]:
     """
     entry = load_manifest().get(name_or_path)
     if entry is not None and not Path(name_or_path).exists():
-        return {"published": describe_entry(entry), **describe_config(find_preset(entry.preset))}
+        return {"published": describe_entry(entry), **describe_config(published_config(entry))}
     return describe_config(load_checkpoint(name_or_path).config)
 
 

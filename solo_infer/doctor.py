@@ -169,7 +169,9 @@ def _cached_models() -> list[str]:
     try:
         from solo_infer.weights import sources
 
-        return [entry.name for entry in load_manifest().values() if sources.is_cached(entry)]
+        return [
+            entry.name for entry in load_manifest().values() if not entry.folder and sources.is_cached(entry)
+        ]
     except (CacheError, ImportError):  # which the report tells as the state of the cache or the imports
         return []
 

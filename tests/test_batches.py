@@ -181,3 +181,12 @@ class TestDatasetBatches:
     def test_a_batch_larger_than_the_data_set_is_refused(self, dataset):
         with pytest.raises(ConfigError, match=r"10 from 9 images.*1\.\.9"):
             DatasetBatches(dataset, 10, PREPROCESSING)
+
+
+def test_images_without_instances(tmp_path):
+    pictures = {"0.png": (40, 60), "1.png": (40, 60)}
+    labels = [instance("0.png", "nut", rectangle(5, 5, 30, 30), bbox=[5, 5, 25, 25], area=625)]
+    dataset = CocoDataset(*write_set(tmp_path, pictures, {"nut": 1}, labels), filter_empty=False)
+    ((_, targets),) = DatasetBatches(dataset, 2, Preprocessing(), workers=0).epoch(0, 0)
+    assert sorted(len(target["labels"]) for target in targets) == [0, 1]
+    assert all(target["labels"].dtype == torch.int64 for target in targets)

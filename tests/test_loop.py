@@ -83,6 +83,8 @@ def test_it_learns_and_leaves_a_model(tmp_path):
     assert len(values) == 24
     assert sum(values[-6:]) < 0.9 * sum(values[:6])
     assert [training for training, _ in seen] == [False] * 4
+    assert [row["AP"] for row in read_rows(tmp_path / "evaluation.csv")] == ["0"] * 4
+    assert (tmp_path / "best" / "config.json").is_file()
     model = SOLO.from_pretrained(tmp_path, device="cpu")
     assert model.config.categories.names == ("cat", "dog", "bird")
     assert Recipe.from_dict(json.loads((tmp_path / "recipe.json").read_text())) == recipe
@@ -229,6 +231,18 @@ def test_published_schedules():
     )
     cosine = Recipe(schedule="cosine", epochs=10, warmup=0)
     assert [cosine.lr_at(step, 10) for step in (0, 50, 100)] == pytest.approx([0.01, 0.005, 0.0])
+
+
+def test_the_bodys_own_learning_rate(tmp_path):
+    model = small_start()
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    fit(model, Rectangles(1), tmp_path, replace(QUICK, epochs=1, body_lr=0.0), device="cpu")
+    moved = {
+        name.split(".")[0]
+        for name, tensor in model.network.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert moved == {"neck", "mask_head"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from solo_infer.errors import UnknownModelError
 from solo_infer.weights import manifest
 from solo_infer.weights.manifest import (
     DEFAULT_MODEL,
+    EMBEDDED_MODEL,
     Source,
     available_models,
     find_entry,
@@ -22,7 +23,7 @@ from solo_infer.weights.manifest import (
     unknown_model_message,
 )
 
-ENTRIES = list(load_manifest().values())
+ENTRIES = [entry for entry in load_manifest().values() if entry.name != EMBEDDED_MODEL]
 OPENMMLAB = [entry for entry in ENTRIES if entry.origin == "OpenMMLab"]
 AUTHORS = [entry for entry in ENTRIES if entry.origin == "SOLO authors"]
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -45,7 +46,7 @@ PUBLISHED = {
 
 
 def test_names_and_their_order() -> None:
-    assert available_models() == list(load_manifest()) == list(PUBLISHED)
+    assert available_models() == list(load_manifest()) == [*PUBLISHED, EMBEDDED_MODEL]
     assert {entry.name: (entry.mask_ap, entry.sha256) for entry in ENTRIES} == PUBLISHED
     assert len(OPENMMLAB) == 5 and len(AUTHORS) == 7
     assert DEFAULT_MODEL in load_manifest()
@@ -101,7 +102,7 @@ def test_unknown_name_is_told_with_all_names() -> None:
     message = unknown_model_message("no such thing")
     assert message.startswith("No model 'no such thing': it is no file or directory here, no published model")
     assert "Did you mean" not in message
-    assert message.endswith(f"Published models: {', '.join(PUBLISHED)}.")
+    assert message.endswith(f"Published models: {', '.join(PUBLISHED)}, tiny.")
     assert unknown_model_message("SOLO_R50_3X").count("Did you mean 'solo_r50_3x'") == 1
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from solo_infer.weights.keymaps import mmdet_name
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+TRAINER = ROOT / "examples" / "train_tiny.py"
 USED = {"decoupled_r50_3x": "decoupled_r50", "decoupled_light_r50_3x": "decoupled_light_r50"}
 
 
@@ -43,7 +46,7 @@ def street(mirror, monkeypatch, tmp_path):
         name: dataclasses.replace(entry, sources=(), sha256=file_sha256(mirror / entry.filename))
         for name, entry in manifest.load_manifest().items()
         if name in USED
-    }
+    } | {manifest.EMBEDDED_MODEL: manifest.find_entry(manifest.EMBEDDED_MODEL)}
     monkeypatch.setattr(manifest, "load_manifest", lambda: entries)
     monkeypatch.setattr("solo_infer.weights.pretrained.load_manifest", lambda: entries)
     monkeypatch.setattr("solo_infer.describe.load_manifest", lambda: entries)
@@ -55,11 +58,16 @@ def street(mirror, monkeypatch, tmp_path):
         photo.save("street.jpg")
         photo.resize((200, 133)).save("photos/one.jpg")
         photo.resize((133, 200)).save("photos/trip/two.jpg")
-    cat = {"id": 1, "image_id": 1, "category_id": 17, "bbox": [40, 20, 100, 90], "area": 9000, "iscrowd": 0}
+    cat = {"category_id": 17, "bbox": [40, 20, 100, 90], "area": 9000, "iscrowd": 0}
+    cat["segmentation"] = [[40, 20, 140, 20, 140, 110, 40, 110]]
+    sizes = {"one.jpg": (200, 133), "trip/two.jpg": (133, 200)}
     annotations = {
-        "images": [{"id": 1, "file_name": "one.jpg", "width": 200, "height": 133}],
+        "images": [
+            {"id": number, "file_name": name, "width": width, "height": height}
+            for number, (name, (width, height)) in enumerate(sizes.items(), start=1)
+        ],
         "categories": [{"id": 17, "name": "cat"}],
-        "annotations": [{**cat, "segmentation": [[40, 20, 140, 20, 140, 110, 40, 110]]}],
+        "annotations": [{**cat, "id": number, "image_id": number} for number in (1, 2)],
     }
     (tmp_path / "instances.json").write_text(json.dumps(annotations), encoding="utf-8")
     return tmp_path
@@ -89,11 +97,24 @@ def test_commands(block, street, monkeypatch, capsys):
         assert sorted(path.name for path in (street / "drawn").iterdir()) == ["one_segmented.jpg"]
         assert (street / "results.json").is_file()
         assert (street / "light" / "model.safetensors").is_file()
+    elif "train" in block:
+        assert {"best", "config.json", "training.csv"} <= {path.name for path in (street / "run").iterdir()}
     elif "eval" in block:
         assert "AP" in capsys.readouterr().out
         assert isinstance(json.loads((street / "detections.json").read_text(encoding="utf-8")), list)
     else:
         assert (street / "street_segmented.jpg").is_file()
+
+
+def test_several_processes(street):
+    (block,) = blocks("torchrun", "sh")
+    program, *arguments = shlex.split(block)
+    assert program == "torchrun"
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (street / "shared" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("code", blocks("run", "python"))
@@ -104,7 +125,9 @@ def test_python(code, street, capsys):
         assert '"instances"' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", sorted({*(ROOT / "examples").glob("*.py")} - {TRAINER}), ids=lambda path: path.name
+)
 def test_examples(script, street, mirror, capsys):
     model = str(mirror / manifest.find_entry("decoupled_light_r50_3x").filename)
     arguments = {
@@ -119,7 +142,7 @@ def test_examples(script, street, mirror, capsys):
 
 
 def test_every_command_is_run_by_a_test_or_by_ci():
-    assert {mark for mark, _, _ in BLOCKS} == {"install", "test", "run"}
+    assert {mark for mark, _, _ in BLOCKS} == {"install", "test", "run", "torchrun"}
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "command_after install" in script
     assert "command_after test" in script
@@ -133,6 +156,8 @@ def model_table():
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for entry in manifest.load_manifest().values():
+        if entry.folder is not None:  # which has a section of its own
+            continue
         network = build_network(find_preset(entry.preset).architecture, device="meta")
         count = sum(parameter.numel() for parameter in network.parameters())
         allowed = "yes" if entry.commercial_use else "**no**"

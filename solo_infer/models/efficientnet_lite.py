@@ -90,8 +90,8 @@ class EfficientNetLite0(nn.Module):
         return self
 
     def freeze_stem(self) -> None:
-        """Stop training the stem and the first stage."""
-        for part in (self.stem, self.stages[0]):
+        """Stop training everything before C2, as ``frozen_stages=1`` does in a ResNet."""
+        for part in (self.stem, *self.stages[: self._taps[0] + 1]):
             part.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:

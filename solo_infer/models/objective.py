@@ -91,25 +91,34 @@ def _whole_batch(count: int, device: torch.device) -> tuple[float, float]:
 
 def _dice(head: SOLOHead, levels: list[Tensor], assigned: list[list[LevelTargets]]) -> Tensor:
     """Return the dice losses of all positive cells of a batch, and a zero that touches each parameter."""
-    starts = [0]
-    for grid in head.num_grids:
-        starts.append(starts[-1] + grid * grid)
-    cells = [
-        torch.cat([level.positive + start for level, start in zip(image, starts[:-1], strict=True)])
-        for image in assigned
-    ]
-    maps = head.mask_maps(levels, torch.cat(cells).unique())
     # Parameters of levels without instances get zero gradients, not missing ones: DDP waits for all.
-    losses = [
-        sum(
-            (parameter.sum() * 0.0 for parameter in head.parameters()),
-            torch.zeros(1, device=levels[0].device),
-        ).reshape(1)
-    ]
-    for image, (members, parts) in enumerate(zip(cells, assigned, strict=True)):
-        for part in head.split_cells(members):
-            losses.append(dice_losses(maps.level_scores(image, part), parts[part.level].masks))
+    zero = sum(
+        (parameter.sum() * 0.0 for parameter in head.parameters()), torch.zeros((), device=levels[0].device)
+    )
+    losses = [torch.as_tensor(zero).reshape(1)]
+    start = 0
+    for level, grid in enumerate(head.num_grids):
+        parts = [image[level] for image in assigned]
+        losses += _level_dice(head, levels, level, [part.positive + start for part in parts], parts)
+        start += grid * grid
     return torch.cat(losses)
+
+
+def _level_dice(
+    head: SOLOHead, levels: list[Tensor], level: int, cells: list[Tensor], parts: list[LevelTargets]
+) -> list[Tensor]:
+    """Return the dice losses of one level's positive cells, running its mask branch where any is."""
+    having = [image for image, members in enumerate(cells) if len(members)]
+    if not having:
+        return []
+    chosen = list(levels)
+    chosen[level] = levels[level] if len(having) == len(cells) else levels[level][having]
+    maps = head.mask_maps(chosen, torch.cat(cells).unique())
+    losses = []
+    for index, image in enumerate(having):
+        for part in head.split_cells(cells[image]):
+            losses.append(dice_losses(maps.level_scores(index, part), parts[image].masks))
+    return losses
 
 
 def _instances(target: Target, size: tuple[int, int]) -> Instances:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from solo_infer.config import LITE0, Architecture
 from solo_infer.models.backbones import ResNet
 from solo_infer.models.efficientnet_lite import EfficientNetLite0
-from solo_infer.models.fpn import FeaturePyramid, solo_levels
+from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
 
 GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
@@ -305,7 +305,7 @@ class SOLONetwork(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (N, 3, H, W) to the five level inputs at strides 8, 8, 16, 32, 32."""
-        return solo_levels(self.neck(self.backbone(images)))
+        return self.neck.solo_levels(self.backbone(images))
 
     def class_scores(self, levels: list[Tensor]) -> Tensor:
         """Return scores (N, cells, classes), float32 in 0..1, zero where not a local maximum."""

@@ -215,7 +215,12 @@ def _packed_batch(
         for key, part in target.items()
     ]
     parts.sort(key=lambda entry: -entry[2].element_size())  # so that each is aligned
-    buffer = torch.cat([part.flatten().view(torch.uint8) for _, _, part in parts])
+    buffer = torch.cat(
+        [
+            part.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            for _, _, part in parts
+        ]
+    )
     return images, buffer, [(index, key, part.dtype, part.shape) for index, key, part in parts]
 
 

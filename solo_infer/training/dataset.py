@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as kernels
 
+from solo_infer.categories import Categories
 from solo_infer.coco_data import run_lengths
 from solo_infer.errors import ConfigError, DataError, ImageError
 from solo_infer.images import load_image
@@ -86,6 +87,11 @@ class InstanceDataset(Dataset[Sample]):
         if self.augment is None:
             return sample
         return self.augment(sample, make_generator(self.seed, epoch, index), self._draw)
+
+    @property
+    def categories(self) -> Categories:
+        """The classes with the annotation files' ids; numbered from 1 where these contradict each other."""
+        return Categories(self.classes, self.index.category_ids)
 
     @property
     def shapes(self) -> np.ndarray:

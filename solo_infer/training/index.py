@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Index:
         labels: (M,) int64.
         iscrowd: (M,) bool.
         counts: Masks as compressed RLE of the image's size, M.
+        category_ids: Of the classes in the annotation files; () where these do not give each its own.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +69,7 @@ class Index:
     labels: np.ndarray
     iscrowd: np.ndarray
     counts: PackedBytes
+    category_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,10 +97,13 @@ class IndexBuilder:
 
     Args:
         classes: Class names in the order of the labels.
+        ids: Category ids by class name.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], ids: Mapping[str, int]) -> None:
         self.classes = tuple(classes)
+        known = tuple(ids[name] for name in self.classes if name in ids)
+        self._category_ids = known if len(set(known)) == len(self.classes) else ()
         self.shapes: list[tuple[int, int]] = []
         self.labelled: list[np.ndarray] = []
         self._roots: dict[str, int] = {}
@@ -133,6 +138,7 @@ class IndexBuilder:
             labels=np.array([instance[1] for instance in ordered], dtype=np.int64),
             iscrowd=np.array([instance[2] for instance in ordered], dtype=bool),
             counts=PackedBytes([instance[3] for instance in ordered]),
+            category_ids=self._category_ids,
         )
 
 
@@ -157,12 +163,9 @@ def read_index(images: Path, annotations: Path, classes: Sequence[str] | None = 
     names = data.categories.names if classes is None else _checked(classes)
     _require_match(data, names)
     _require_images(images, data)
-    label_of = {
-        number: names.index(name)
-        for name, number in zip(data.categories.names, data.categories.ids, strict=True)
-        if name in names
-    }
-    builder = IndexBuilder(names)
+    ids = dict(zip(data.categories.names, data.categories.ids, strict=True))
+    label_of = {number: names.index(name) for name, number in ids.items() if name in names}
+    builder = IndexBuilder(names, ids)
     places, root = {}, os.path.realpath(images)
     coverage = _coverage(data)
     for record in data.images:
@@ -178,7 +181,10 @@ def merge(indices: Iterable[Index], classes: Sequence[str] | None, exclude: Coll
     """Return several indices as one; see ``solo_infer.training.dataset.union``."""
     indices = list(indices)
     names = tuple(dict.fromkeys(name for index in indices for name in index.classes))
-    builder = IndexBuilder(names if classes is None else _checked(classes))
+    ids: dict[str, int] = {}
+    for index in indices:
+        ids = {**dict(zip(index.classes, index.category_ids, strict=False)), **ids}
+    builder = IndexBuilder(names if classes is None else _checked(classes), ids)
     places: dict[str, int] = {}
     left_out = 0
     for index in indices:

@@ -20,19 +20,21 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from solo_infer._files import write_text
 from solo_infer.device import resolve_device
 from solo_infer.errors import ConfigError, SoloInferError
 from solo_infer.models.objective import Target
 from solo_infer.segmenter import SOLO
 from solo_infer.training import state
 from solo_infer.training.recipe import Recipe
-from solo_infer.training.records import CSV_NAME, Record, plot_losses
+from solo_infer.training.records import Record, Scores, plot_run
 from solo_infer.training.start import prepare_for_training
 from solo_infer.weights.pretrained import save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, list[Target]]
+BEST_NAME = "best"  # the directory of the model that scored highest so far
 
 
 class TrainingError(SoloInferError):
@@ -70,11 +72,12 @@ def fit(
         model: Where to start; it is trained in place.
         batches: Images and targets.
         output: The directory: config.json, model.safetensors (the moving average, if there is one),
-            recipe.json, training.csv, losses.png, training_state.safetensors.
+            recipe.json, training.csv, training.png, training_state.safetensors; with ``evaluate`` also
+            evaluation.csv and ``best``, the model that scored highest.
         recipe: How to train.
         device: As in ``SOLO.from_pretrained``; under torchrun each process's own card.
-        evaluate: Called with the model in eval mode after every ``recipe.evaluate_every`` epochs; what it
-            returns is logged.
+        evaluate: Called with the model in eval mode after every ``recipe.evaluate_every`` epochs, in all
+            processes; the first one's metrics are recorded, and the first of them decides what is best.
         resume: Go on from the state in ``output``, if there is one.
         progress: Show a progress bar, on a terminal.
 
@@ -116,8 +119,13 @@ def _processes(device: str | torch.device | None) -> Iterator[torch.device]:
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the one that writes."""
+    """Return whether this process is the one that writes, of those that have joined."""
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def is_chief() -> bool:
+    """Return whether this process will be the one that writes, also before any has joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Run:
@@ -135,12 +143,13 @@ class _Run:
         )
         if len(batches) == 0:
             raise ConfigError("No batch of training images: fewer images than the batch size?")
-        self.network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
+        network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
+        self.network = network.to(memory_format=torch.channels_last)  # a quarter faster on CPUs too
         self.trained: nn.Module = self.network
         if distributed.is_available() and distributed.is_initialized():
             self.trained = DistributedDataParallel(self.network)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.parameters, recipe)
+        self.optimizer = _optimizer(self.network, recipe)
         self.scaler = _loss_scaler(recipe.autocast == "float16" and device.type == "cuda")
         weights = self.network.state_dict()
         self.average = state.WeightAverage(weights, recipe.ema) if recipe.ema else None
@@ -157,22 +166,28 @@ class _Run:
         """Run what is left of all epochs."""
         from tqdm import tqdm
 
-        recipe, per_epoch = self.recipe, len(self.batches)
         record = None
         if is_first_process():
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-            record = Record(self.output / CSV_NAME, self.iteration, self.total)
+            write_text(self.output / "recipe.json", self.recipe.to_json())
+            record = Record(self.output, self.iteration, self.total)
+            self.scores = Scores(self.output, self.iteration)
         shown = None if progress and is_first_process() else True
         with tqdm(total=self.total, initial=self.iteration, unit="it", disable=shown) as bar:
             while self.iteration < self.total:
-                epoch = self.iteration // per_epoch
-                self._epoch(epoch, record, bar)
+                self._epoch(self.iteration // len(self.batches), record, bar)
                 self.save()
-                if record:
-                    plot_losses(self.output)
-                if evaluate and ((epoch + 1) % recipe.evaluate_every == 0 or self.iteration == self.total):
+                if evaluate and self._is_due():
                     self._evaluate(evaluate)
+                if record:
+                    plot_run(self.output)
+        if record:
+            record.close()
+
+    def _is_due(self) -> bool:
+        """Return whether the epoch that has just ended is one to evaluate after."""
+        epochs = self.iteration // len(self.batches)
+        return epochs % self.recipe.evaluate_every == 0 or self.iteration == self.total
 
     def _epoch(self, epoch: int, record: Record | None, bar: Any) -> None:
         per_epoch = len(self.batches)
@@ -195,8 +210,8 @@ class _Run:
     def _step(self, images: Tensor, targets: list[Target], lr: float) -> dict[str, float]:
         """Change the weights by one batch and return its losses and the norm of its gradient."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        images = images.to(self.device, non_blocking=True)
+            group["lr"] = lr * group["share"]
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         targets = [_to(target, self.device) for target in targets]
         autocast = self.recipe.autocast != "float32"
         dtype = torch.bfloat16 if self.recipe.autocast == "bfloat16" else torch.float16
@@ -231,7 +246,10 @@ class _Run:
             self.network.load_state_dict(own)
             self.network.train()
         if is_first_process():
-            logger.info("after iteration %d: %s", self.iteration, metrics)
+            self.scores.add(self.iteration // len(self.batches), self.iteration, metrics)
+            if self.scores.last_is_best:
+                weights = self.average.weights if self.average else self.network.state_dict()
+                save_checkpoint(self.model.config, weights, self.output / BEST_NAME)
 
     def save(self) -> None:
         """Write the state of the run and the model, each whole."""
@@ -274,10 +292,18 @@ def _loss_scaler(enabled: bool) -> Any:
     return torch.cuda.amp.GradScaler(enabled=enabled)
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimiser; each group's "share" is its part of the learning rate."""
+    body: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (body if name.startswith("backbone.") else rest).append(parameter)
+    groups = [{"params": body, "share": recipe.body_lr}, {"params": rest, "share": 1.0}]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _to(target: Target, device: torch.device) -> Target:

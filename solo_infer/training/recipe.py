@@ -14,6 +14,8 @@ from solo_infer.errors import ConfigError
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
 AUTOCASTS = ("float32", "float16", "bfloat16")
+AUGMENTS = ("none", "flip", "multiscale", "jitter")
+_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "autocast": AUTOCASTS, "augment": AUGMENTS}
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Recipe:
         batch_size: Images of an iteration, over all processes.
         optimizer: "sgd" (momentum 0.9) or "adamw".
         lr: Highest learning rate (mmdet: 0.01 for 16 images with SGD).
+        body_lr: The body's learning rate, as a part of ``lr``: below 1 it keeps more of what it knows.
         weight_decay: Of all weights (mmdet: 1e-4).
         schedule: "step" (a tenth after each milestone) or "cosine" (to zero at the end).
         milestones: Epochs at whose end the "step" schedule goes down.
@@ -38,13 +41,21 @@ class Recipe:
         log_every: Iterations between log lines.
         save_every: Iterations between checkpoints; one is also written after each epoch.
         evaluate_every: Epochs between evaluations, if there is validation data.
-        freeze_stem: Keep stem and first stage of the body as they are (mmdet's ``frozen_stages=1``).
+        freeze_stem: Keep the body up to C2 as it is (mmdet's ``frozen_stages=1``).
+        augment: What becomes of an image, which is first scaled to the size that the model predicts at:
+            "none"; "flip" (mmdet's 1x schedule); "multiscale" (its 3x schedule: five smaller sizes down to
+            0.8, and flip); "jitter" (colours, flip, ``scales``, a window of ``size``, ``copy_paste``).
+        scales: Least and greatest factor of "jitter".
+        size: Side in pixels of the square window of "jitter", padded where the image ends; the model's short
+            side if 0.
+        copy_paste: Probability that "jitter" pastes instances of another image, 0..1.
     """
 
     epochs: int = 12
     batch_size: int = 16
     optimizer: str = "sgd"
     lr: float = 0.01
+    body_lr: float = 1.0
     weight_decay: float = 1e-4
     schedule: str = "step"
     milestones: tuple[int, ...] = (8, 11)
@@ -58,10 +69,15 @@ class Recipe:
     save_every: int = 500
     evaluate_every: int = 1
     freeze_stem: bool = True
+    augment: str = "flip"
+    scales: tuple[float, float] = (0.5, 2.0)
+    size: int = 0
+    copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("autocast", AUTOCASTS)):
+        object.__setattr__(self, "scales", tuple(self.scales))
+        for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"{name}={value!r}: expected one of {known}.")
@@ -69,7 +85,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1.")
-        for name in ("lr", "weight_decay", "warmup", "clip", "workers"):
+        for name in ("lr", "body_lr", "weight_decay", "warmup", "clip", "workers", "size"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value!r}: expected a number of at least 0.")
@@ -108,4 +124,21 @@ class Recipe:
 
 
 PUBLISHED_1X = Recipe()
-PUBLISHED_3X = Recipe(epochs=36, milestones=(27, 33))
+PUBLISHED_3X = Recipe(epochs=36, milestones=(27, 33), augment="multiscale")
+FINE_TUNE = Recipe(
+    epochs=20,
+    batch_size=8,
+    optimizer="adamw",
+    lr=2e-4,
+    body_lr=0.25,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup=50,
+    clip=10.0,
+    ema=0.998,
+    log_every=20,
+    save_every=200,
+    augment="jitter",
+    scales=(0.6, 1.6),
+)
+RECIPES = {"finetune": FINE_TUNE, "1x": PUBLISHED_1X, "3x": PUBLISHED_3X}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -42,6 +43,23 @@ def with_classes(model: SOLO, categories: Categories, seed: int = 0) -> SOLO:
         return _copy(model, replace(model.config, categories=categories))
     architecture = replace(model.config.architecture, num_classes=len(categories))
     return _copy(model, replace(model.config, architecture=architecture, categories=categories), seed)
+
+
+def with_chosen_classes(model: SOLO, names: Sequence[str]) -> SOLO:
+    """Return a copy of a model that finds some of its classes only, in the order given.
+
+    Raises:
+        ResultError: There is no such class; the message suggests similar names.
+    """
+    categories = model.config.categories
+    labels = categories.labels(names)
+    chosen = Categories(tuple(names), tuple(categories.ids[label] for label in labels))
+    other = with_classes(model, chosen)
+    conv, fresh = model.network.mask_head.conv_cls, other.network.mask_head.conv_cls
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            parameter.copy_(conv.get_parameter(name)[labels])
+    return other
 
 
 def _copy(model: SOLO, config: ModelConfig, seed: int = 0) -> SOLO:

@@ -13,6 +13,7 @@ from solo_infer.errors import UnknownModelError
 
 MANIFEST_NAME = "weights_manifest.json"
 DEFAULT_MODEL = "decoupled_r50_3x"
+EMBEDDED_MODEL = "tiny"  # lies inside the package: needs no network
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Source:
     """A place where a published file can be had.
 
     Attributes:
-        kind: "hub" or "url".
+        kind: "hub", "url" or "package".
         url: For "url".
         repo: For "hub": owner/name.
-        filename: For "hub": the file in the repo.
+        filename: For "hub": the file in the repo. For "package": the directory in ours.
         revision: For "hub": branch, tag or commit.
     """
 
@@ -35,7 +36,9 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The address to fetch the file from by hand."""
+        """The address to fetch the file from by hand, or where it lies if it came with the package."""
+        if self.kind == "package":
+            return str(_package() / self.filename)
         if self.kind == "hub":
             return f"https://huggingface.co/{self.repo}/resolve/{self.revision}/{self.filename}"
         return self.url
@@ -48,14 +51,14 @@ class ManifestEntry:
     Attributes:
         name: What ``from_pretrained`` takes.
         family: "solo", "decoupled" or "decoupled_light".
-        preset: Name of its configuration in ``solo_infer.config.PRESETS``.
+        preset: Name of its configuration in ``solo_infer.config.PRESETS``; "" if it has its own beside it.
         filename: Its file's name, in the cache and at a mirror; unique in the manifest.
         sources: Where to have it, in order.
         sha256: The file's SHA-256 in hex, or its first digits, or "" where none was published.
         size: Bytes, None where not published.
         licence: The licence of the weights.
         commercial_use: Whether that licence allows commercial use.
-        mask_ap: Published COCO mask AP in percent.
+        mask_ap: Published COCO mask AP in percent, None where there is none.
         origin: Who trained it.
     """
 
@@ -68,15 +71,25 @@ class ManifestEntry:
     size: int | None
     licence: str
     commercial_use: bool
-    mask_ap: float
+    mask_ap: float | None
     origin: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The directory of a model that came with the package, None for one that must be fetched."""
+        return next(
+            (_package() / source.filename for source in self.sources if source.kind == "package"), None
+        )
 
 
 def manifest_path() -> Path:
     """Return the manifest's path: in the installed package, or above it in a source checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / MANIFEST_NAME
-    return installed if installed.is_file() else package.parent / MANIFEST_NAME
+    installed = _package() / MANIFEST_NAME
+    return installed if installed.is_file() else _package().parent / MANIFEST_NAME
+
+
+def _package() -> Path:
+    return Path(__file__).resolve().parent.parent
 
 
 @cache

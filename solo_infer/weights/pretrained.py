@@ -16,7 +16,7 @@ from solo_infer._files import write_whole
 from solo_infer.config import ModelConfig, find_preset
 from solo_infer.errors import CacheError, CheckpointError, DownloadError, OfflineError, UnknownModelError
 from solo_infer.weights import sources
-from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint
+from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint, read_config
 from solo_infer.weights.fitting import independent
 from solo_infer.weights.manifest import (
     ManifestEntry,
@@ -93,7 +93,12 @@ def _load_published(entry: ManifestEntry, config: ModelConfig | None, offline: b
     if not entry.commercial_use:
         logger.warning("The weights %s are licensed: %s.", entry.name, entry.licence)
     path = sources.fetch(entry, offline=offline)
-    return read_checkpoint(path, config or find_preset(entry.preset))
+    return read_checkpoint(path, config or published_config(entry))
+
+
+def published_config(entry: ManifestEntry) -> ModelConfig:
+    """Return the configuration of a model of the manifest, which need not be on this machine."""
+    return find_preset(entry.preset) if entry.folder is None else read_config(entry.folder / CONFIG_NAME)
 
 
 def _load_from_hub(repo: str, config: ModelConfig | None, revision: str, offline: bool | None) -> Checkpoint:

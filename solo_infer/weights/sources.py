@@ -30,7 +30,7 @@ def fetch(
 
     Tried in this order: the cache ``<home>/weights/<filename>``, the Hub, plain URLs, the user's mirror
     (``SOLO_INFER_MIRROR``, a URL or a directory). Files from the Hub stay in the Hub's cache; all others
-    go into ours.
+    go into ours. Of a model that came with the package this is its directory there.
 
     Args:
         entry: What to fetch.
@@ -45,6 +45,8 @@ def fetch(
         CacheError: The cache cannot be written.
         ConfigError: ``SOLO_INFER_TIMEOUT`` is not a positive number.
     """
+    if entry.folder is not None:
+        return entry.folder
     if offline is None:
         offline = _environment.is_offline()
     target = cache_path(entry, home)
@@ -109,6 +111,8 @@ def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
     Raises:
         CacheError: The cache cannot be read.
     """
+    if entry.folder is not None:
+        return True
     target = cache_path(entry, home)
     with writing(target):
         if _has_size(target, entry.size):
@@ -121,7 +125,7 @@ def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool 
     """Collect checkpoints for a machine without network.
 
     Each verified file is copied to ``<directory>/weights/<filename>``: on the other machine, set
-    ``SOLO_INFER_HOME`` to the copied directory.
+    ``SOLO_INFER_HOME`` to the copied directory. A model that comes with the package is there already.
 
     Args:
         entries: What to collect.
@@ -129,7 +133,7 @@ def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool 
         progress: Whether to show progress bars on stderr, if that is a terminal.
 
     Returns:
-        The paths of the copies, in the order of ``entries``.
+        The paths of the copies, in the order of ``entries``; of a model of the package its directory there.
 
     Raises:
         DownloadError: A file cannot be had.
@@ -137,7 +141,7 @@ def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool 
         CacheError: ``directory`` (or the cache) cannot be written.
     """
     return [
-        _copy_verified(fetch(entry, progress=progress), cache_path(entry, directory), entry)
+        entry.folder or _copy_verified(fetch(entry, progress=progress), cache_path(entry, directory), entry)
         for entry in entries
     ]
 
