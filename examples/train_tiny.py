@@ -2,8 +2,8 @@
 
     python examples/train_tiny.py coco/images coco efficientnet-lite0-57934424.pth run
 
-The second argument is a directory with {all80,road4,person}_{train,val}.json. Interrupted, it goes on where
-it was. On CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000: else every layer's memory
+The second argument is a directory with {all80,road4,person}_{train,val}.json. Interrupted, it goes on.
+On CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000: else the memory of every layer
 goes back to the system and is asked for again, which takes a good part of the time.
 """
 
