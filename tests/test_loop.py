@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -231,6 +233,41 @@ def test_published_schedules():
     )
     cosine = Recipe(schedule="cosine", epochs=10, warmup=0)
     assert [cosine.lr_at(step, 10) for step in (0, 50, 100)] == pytest.approx([0.01, 0.005, 0.0])
+
+
+def test_stopping_early_keeps_the_schedule(tmp_path):
+    recipe = replace(QUICK, epochs=6, last_epoch=1, schedule="cosine", warmup=0)
+    fit(small_start(), Rectangles(2), tmp_path, recipe, device="cpu")
+    rows = read_rows(tmp_path / "training.csv")
+    assert [float(row["lr"]) for row in rows] == pytest.approx(
+        [recipe.lr_at(step, 2) for step in range(2)], rel=1e-5
+    )
+    assert float(rows[-1]["lr"]) > 0.9 * recipe.lr
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name, value, iteration):
+            written.append((name, value, iteration))
+
+        def close(self):
+            written.append("closed")
+
+    board = ModuleType("tensorboard")
+    board.__spec__ = ModuleSpec("tensorboard", None)
+    writer = ModuleType("torch.utils.tensorboard")
+    writer.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "tensorboard", board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+    fit(small_start(), Rectangles(2), tmp_path, replace(QUICK, epochs=1), device="cpu")
+    assert written[0] == (str(tmp_path / "tensorboard"), 1) and written[-1] == "closed"
+    for row in read_rows(tmp_path / "training.csv"):
+        assert ("loss", float(row["loss"]), int(row["iteration"])) in written
 
 
 def test_the_bodys_own_learning_rate(tmp_path):

@@ -160,7 +160,7 @@ class _Run:
     @property
     def total(self) -> int:
         """Iterations of the whole run."""
-        return self.recipe.epochs * len(self.batches)
+        return min(self.recipe.epochs, self.recipe.last_epoch or self.recipe.epochs) * len(self.batches)
 
     def train(self, evaluate: Callable[[SOLO], dict[str, float]] | None, progress: bool) -> None:
         """Run what is left of all epochs."""

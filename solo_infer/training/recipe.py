@@ -23,7 +23,8 @@ class Recipe:
     """Settings of a training run. The defaults are the published 1x schedule of mmdet's SOLO configs.
 
     Attributes:
-        epochs: Passes over the training images.
+        epochs: Passes over the training images, which the schedule is made for.
+        last_epoch: Stop after this one all the same, e.g. to go on with larger images; 0 for all.
         batch_size: Images of an iteration, over all processes.
         optimizer: "sgd" (momentum 0.9) or "adamw".
         lr: Highest learning rate (mmdet: 0.01 for 16 images with SGD).
@@ -52,6 +53,7 @@ class Recipe:
     """
 
     epochs: int = 12
+    last_epoch: int = 0
     batch_size: int = 16
     optimizer: str = "sgd"
     lr: float = 0.01
@@ -85,7 +87,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1.")
-        for name in ("lr", "body_lr", "weight_decay", "warmup", "clip", "workers", "size"):
+        for name in ("last_epoch", "lr", "body_lr", "weight_decay", "warmup", "clip", "workers", "size"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value!r}: expected a number of at least 0.")
