@@ -35,6 +35,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     _add_train(_add_verb(verbs, run["train"], "fine-tune a model on a COCO data set"))
     summary = "score a model, or a file of detections, on a COCO data set: mask AP"
     _add_eval(_add_verb(verbs, run["evaluate"], summary, name="eval"))
+    _add_benchmark(_add_verb(verbs, run["benchmark"], "time models on one image, stage by stage"))
     _add_json(_add_verb(verbs, run["models"], "list the published models"))
     verb = _add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, parameters")
     verb.add_argument("model", help=MODEL_HELP)
@@ -190,6 +191,29 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         help="detections per image that count in validation; the model gives the most (default: 1 10 100)",
     )
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+
+
+def _add_benchmark(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("image", metavar="IMAGE", help="a file or URL")
+    verb.add_argument(
+        "--models", nargs="+", metavar="MODEL", help=f"{MODEL_HELP} (default: {EMBEDDED_MODEL})"
+    )
+    verb.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[DTYPES[0]], help="(default: float32)")
+    verb.add_argument(
+        "--batch-sizes",
+        nargs="+",
+        type=_count,
+        default=[1],
+        metavar="N",
+        help="images at a time (default: 1)",
+    )
+    verb.add_argument(
+        "--runs", type=_count, default=10, metavar="N", help="timed runs (default: %(default)s)"
+    )
+    verb.add_argument("--warmup", type=_whole, default=2, metavar="N", help="(default: %(default)s)")
+    verb.add_argument("--chart", type=_path, metavar="FILE", help="draw the stages as a picture")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    _add_json(verb)
 
 
 def _score(text: str) -> float:

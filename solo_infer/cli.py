@@ -20,7 +20,7 @@ from solo_infer.errors import ConfigError, DeviceError, SoloInferError
 from solo_infer.verbs.predict import predict
 from solo_infer.verbs.terminal import WRONG_USAGE, fail, print_json, print_text, say
 from solo_infer.verbs.train import train
-from solo_infer.weights.manifest import DEFAULT_MODEL
+from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.verify import Check
@@ -80,7 +80,7 @@ def _log_to_stderr(verbose: bool) -> Iterator[None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs; ``run`` of what it parses is the verb's function."""
-    return make_parser([predict, train, evaluate, models, info, download, convert, doctor, verify])
+    return make_parser([predict, train, evaluate, benchmark, models, info, download, convert, doctor, verify])
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -110,6 +110,35 @@ def evaluate(options: argparse.Namespace) -> int:
         print_json(found.to_dict())
     else:
         print_text(found.format_table())
+    return 0
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Time models on one image."""
+    from solo_infer import benchmark as benchmarking
+    from solo_infer.segmenter import SOLO
+
+    measured = []
+    for name in options.models or [EMBEDDED_MODEL]:
+        for dtype in options.dtypes:
+            model = SOLO.from_pretrained(name, device=options.device, dtype=dtype)
+            for batch_size in options.batch_sizes:
+                measured.append(
+                    benchmarking.measure(
+                        model,
+                        options.image,
+                        name=name,
+                        batch_size=batch_size,
+                        runs=options.runs,
+                        warmup=options.warmup,
+                    )
+                )
+    if options.chart:
+        benchmarking.plot(measured, options.chart)
+    if options.json:
+        print_json([found.to_dict() for found in measured])
+    else:
+        print_text(benchmarking.format_table(measured))
     return 0
 
 

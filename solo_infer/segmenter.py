@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from solo_infer import images, postprocessing
+from solo_infer._stopwatch import Stopwatch
 from solo_infer.config import ModelConfig, Thresholds
 from solo_infer.device import require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.models import SOLONetwork, build_network
+from solo_infer.models.folding import FoldedNetwork
 from solo_infer.postprocessing import Detections
 from solo_infer.preprocessing import Geometry, plan, prepare
 from solo_infer.result import Result
@@ -42,6 +44,7 @@ class SOLO:
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
         self.config = config
         self.network = network
+        self._folded = FoldedNetwork(network)
         strides = [
             stride
             for grid, stride in zip(config.architecture.num_grids, config.architecture.strides, strict=True)
@@ -85,7 +88,8 @@ class SOLO:
         checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
         network = build_network(checkpoint.config.architecture, device="meta")
         network.load_state_dict(checkpoint.state_dict, assign=True)
-        model = cls(checkpoint.config, network.requires_grad_(False)).to(where, kind)
+        network = network.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = cls(checkpoint.config, network).to(where, kind)
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
     @property
@@ -114,7 +118,7 @@ class SOLO:
     def with_thresholds(self, thresholds: Thresholds) -> SOLO:
         """Return a model with other thresholds that shares this one's network."""
         other = SOLO(replace(self.config, thresholds=thresholds), self.network)
-        other._strides = self._strides
+        other._strides, other._folded = self._strides, self._folded
         return other
 
     @overload
@@ -220,13 +224,27 @@ class SOLO:
                 continue
             yield loaded, time.perf_counter() - start
 
-    def _segment(self, batch: list[tuple[LoadedImage, float]], thresholds: Thresholds) -> list[Result]:
-        """Segment loaded images, in groups that share a forward pass."""
+    def _segment(
+        self,
+        batch: list[tuple[LoadedImage, float]],
+        thresholds: Thresholds,
+        synchronized: bool = False,
+    ) -> list[Result]:
+        """Segment loaded images, in groups that share a forward pass.
+
+        Args:
+            batch: Images, and the seconds that each took to load.
+            thresholds: Settings of the post-processing.
+            synchronized: Time each stage to its end, for benchmarks.
+        """
         geometries = [plan(loaded.pixels, self.config.preprocessing) for loaded, _ in batch]
         results: dict[int, Result] = {}
         for members in self._groups(geometries):
             found = self._segment_group(
-                [batch[index] for index in members], [geometries[index] for index in members], thresholds
+                [batch[index] for index in members],
+                [geometries[index] for index in members],
+                thresholds,
+                synchronized,
             )
             results.update(zip(members, found, strict=True))
         return [results[index] for index in range(len(batch))]
@@ -251,40 +269,50 @@ class SOLO:
         batch: list[tuple[LoadedImage, float]],
         geometries: list[Geometry],
         thresholds: Thresholds,
+        synchronized: bool,
     ) -> list[Result]:
-        clock = [time.perf_counter()]
+        watch = Stopwatch(self.device if synchronized else None)
         inputs = torch.stack(
             [
                 prepare(loaded.pixels, geometry, self.config.preprocessing, self.device)
                 for (loaded, _), geometry in zip(batch, geometries, strict=True)
             ]
         )
-        clock.append(time.perf_counter())
-        levels, scores = self.network(inputs.to(self.dtype))
-        clock.append(time.perf_counter())
-        detections = self._detect(levels, scores, geometries, thresholds)
-        clock.append(time.perf_counter())
-        stages = ("preprocess", "network", "masks")
-        seconds = {
-            stage: (end - start) / len(batch)
-            for stage, start, end in zip(stages, clock[:-1], clock[1:], strict=True)
-        }
+        inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        watch.mark("preprocess")
+        network = self._folded.get()
+        maps = network.backbone(inputs)
+        watch.mark("backbone")
+        levels = network.neck.solo_levels(maps)
+        watch.mark("pyramid")
+        scores = network.class_scores(levels)
+        watch.mark("classes")
+        detections = self._detect(levels, scores, geometries, thresholds, watch)
+        seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}
         return [
             self._result(loaded, found, {"load": loading, **seconds})
             for (loaded, loading), found in zip(batch, detections, strict=True)
         ]
 
     def _detect(
-        self, levels: list[Tensor], scores: Tensor, geometries: list[Geometry], thresholds: Thresholds
+        self,
+        levels: list[Tensor],
+        scores: Tensor,
+        geometries: list[Geometry],
+        thresholds: Thresholds,
+        watch: Stopwatch,
     ) -> list[Detections]:
         """Turn level inputs and class scores (N, cells, classes) of a batch into detections."""
         candidates = [postprocessing.find_candidates(image, thresholds.score_thr) for image in scores]
         cells = torch.cat([found.cells for found in candidates]).unique()
         maps = self.network.mask_maps(levels, cells) if len(cells) else None
-        return [
+        watch.mark("masks")
+        detections = [
             postprocessing.detect(found, maps, index, self._strides, geometry, thresholds)
             for index, (found, geometry) in enumerate(zip(candidates, geometries, strict=True))
         ]
+        watch.mark("post")
+        return detections
 
     def _result(self, loaded: LoadedImage, found: Detections, timings: dict[str, float]) -> Result:
         height, width = loaded.pixels.shape[:2]

@@ -51,7 +51,7 @@ def test_it_needs_neither_network_nor_cache(nowhere, tmp_path):
 
 
 def test_it_finds_the_people_of_a_photo(tiny):
-    result = tiny(DATA / "astronaut.jpg")
+    result = tiny(DATA / "people" / "astronaut.jpg")
     people = result.filter(min_score=0.3, classes="person")
     assert len(people) == 1
     left, top, right, bottom = people.boxes[0].tolist()
@@ -91,7 +91,7 @@ def test_a_model_that_was_asked_for_is_never_replaced(run, photos, nowhere):
 
 def test_as_a_program(tmp_path):
     code, out, err = program(
-        "predict", DATA / "astronaut.jpg", "--model", "tiny", "--json", "found.json", cwd=tmp_path
+        "predict", DATA / "people" / "astronaut.jpg", "--model", "tiny", "--json", "found.json", cwd=tmp_path
     )
     assert (code, err) == (0, "")
     assert "1 person" in out

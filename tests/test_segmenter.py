@@ -43,7 +43,7 @@ def test_result_of_one_image(small_model, photo_path):
     assert (result.scores.dtype, result.labels.dtype) == (torch.float32, torch.int64)
     assert (result.scores.diff() <= 0).all()
     assert result.masks.shape == (len(result), 300, 451)
-    assert set(result.timings) == {"load", "preprocess", "network", "masks"}
+    assert set(result.timings) == {*("load", "preprocess", "backbone", "pyramid", "classes", "masks", "post")}
     assert all(seconds >= 0 for seconds in result.timings.values())
 
 

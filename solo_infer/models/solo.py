@@ -303,6 +303,19 @@ class SOLONetwork(nn.Module):
         self.neck = FeaturePyramid(self.backbone.out_channels, config.pyramid_channels)
         self.mask_head = _HEADS[config.head](config)
 
+    def with_body(self, body: nn.Module) -> SOLONetwork:
+        """Return a network in eval mode with another body, which shares neck and head with this one."""
+        other = SOLONetwork.__new__(SOLONetwork)
+        nn.Module.__init__(other)
+        other.config, other.backbone, other.neck, other.mask_head = (
+            self.config,
+            body,
+            self.neck,
+            self.mask_head,
+        )
+        other.training = False
+        return other
+
     def features(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (N, 3, H, W) to the five level inputs at strides 8, 8, 16, 32, 32."""
         return self.neck.solo_levels(self.backbone(images))

@@ -1,0 +1,61 @@
+"""The benchmark counts what it says it counts; no test asserts how fast anything is."""
+
+import json
+
+import pytest
+import torch
+
+from solo_infer import benchmark
+from solo_infer._stopwatch import Stopwatch
+from solo_infer.errors import ConfigError
+
+pytest_plugins = ["command_line_fixtures"]
+
+
+def test_measurement(small_model, photo):
+    found = benchmark.measure(small_model, photo, name="small", batch_size=2, runs=3, warmup=0)
+    result = small_model(photo)
+    assert (found.name, found.device, found.dtype) == ("small", "cpu", "float32")
+    assert found.image == photo.shape[:2] and found.instances == len(result) > 0
+    assert found.candidates >= found.instances
+    assert all(side % 32 == 0 for side in found.input)
+    assert tuple(found.stages) == benchmark.STAGES
+    for spread in (*found.stages.values(), found.total):
+        assert 0 < spread.p10 <= spread.median <= spread.p90
+    assert found.images_per_second == pytest.approx(1000 / found.total.median)
+    assert found.environment["torch"] == torch.__version__
+    assert json.loads(json.dumps(found.to_dict()))["runs"] == 3
+
+
+def test_spread():
+    assert benchmark.spread([value / 1000 for value in range(11)]) == benchmark.Spread(5.0, 1.0, 9.0)
+    assert benchmark.spread([0.002]) == benchmark.Spread(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"batch_size": 0}, {"warmup": -1}])
+def test_wrong_numbers(small_model, photo, wrong):
+    with pytest.raises(ConfigError, match="expected 1, 1, 0 or more"):
+        benchmark.measure(small_model, photo, **wrong)
+
+
+def test_stopwatch_adds_up(monkeypatch):
+    times = iter([10.0, 11.0, 13.0, 16.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    watch = Stopwatch(torch.device("cpu"))
+    for stage in ("a", "b", "a"):
+        watch.mark(stage)
+    assert watch.seconds == {"a": 4.0, "b": 2.0}
+
+
+def test_verb(run, photos, saved, tmp_path):
+    pytest.importorskip("matplotlib", reason="the chart needs the extra [train]")
+    common = ("benchmark", "photos/1.png", "--models", saved, "--runs", 1, "--warmup", 0)
+    code, out, err = run(*common, "--batch-sizes", 1, 3, "--chart", tmp_path / "chart.png")
+    assert (code, err) == (0, "")
+    table = [line.split() for line in out.splitlines()[2:4]]
+    assert [(line[0], line[1]) for line in table] == [(saved, "1"), (saved, "3")]
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = run(*common, "--json")
+    assert (code, err) == (0, "")
+    (found,) = json.loads(out)
+    assert found["name"] == saved and set(found["stages"]) == set(benchmark.STAGES)
