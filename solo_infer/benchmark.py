@@ -166,7 +166,7 @@ def _count_candidates(model: SOLO, batch: list[Any]) -> int:
 
     pixels, preprocessing = batch[0][0].pixels, model.config.preprocessing
     inputs = prepare(pixels, plan(pixels, preprocessing), preprocessing, model.device)[None].to(model.dtype)
-    _, scores = model.network(inputs)
+    _, scores = model.inference_network(inputs)
     return int((scores > model.config.thresholds.score_thr).sum())
 
 
@@ -223,6 +223,7 @@ def format_table(measured: Sequence[Measurement]) -> str:
             f"   {found.total.p10:.1f}..{found.total.p90:.1f}{found.images_per_second:>12.2f}"
             f"{'-' if found.candidates is None else found.candidates:>12}{found.instances:>11}"
         )
+    lines += _ratio_lines(measured)
     first = measured[0]
     lines.append(
         f"{first.device}, {first.dtype}, {first.threads} threads, input {first.input[0]} x {first.input[1]}, "
@@ -230,6 +231,20 @@ def format_table(measured: Sequence[Measurement]) -> str:
     )
     lines.append(", ".join(f"{name} {value}" for name, value in first.environment.items()))
     return "\n".join(lines)
+
+
+def _ratio_lines(measured: Sequence[Measurement]) -> list[str]:
+    """Return how many times as fast as mmdet each measurement is, where it was measured after it."""
+    lines, pending = [], []
+    for found in measured:
+        if "mmdet" not in found.environment:
+            pending.append(found)
+            continue
+        for ours in pending:
+            times = found.total.median / ours.total.median
+            lines.append(f"{ours.name} ({ours.dtype}, batch {ours.batch_size}): {times:.2f} times mmdet")
+        pending = []
+    return lines
 
 
 def _mebibytes(value: float | None) -> str:

@@ -133,6 +133,12 @@ def benchmark(options: argparse.Namespace) -> int:
                         warmup=options.warmup,
                     )
                 )
+        if options.against:
+            from solo_infer.benchmark_mmdet import measure_mmdet
+
+            model = SOLO.from_pretrained(name, device=options.device)
+            numbers = {"runs": options.runs, "warmup": options.warmup}
+            measured.append(measure_mmdet(model, options.image, name=f"mmdet's {name}", **numbers))
     if options.chart:
         benchmarking.plot(measured, options.chart)
     if options.json:

@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from solo_infer._files import write_text, write_whole
@@ -22,8 +21,6 @@ from solo_infer.categories import Categories
 from solo_infer.coco_data import CocoData, ImageRecord, iterate_list
 from solo_infer.config import Thresholds
 from solo_infer.errors import DataError, ResultError
-from solo_infer.models import SOLONetwork
-from solo_infer.models.solo import MaskMaps
 from solo_infer.recording import CocoFile
 from solo_infer.result import Result
 from solo_infer.segmenter import SOLO
@@ -83,7 +80,9 @@ def predict_images(
     """
     labels = _match_classes(model.config.categories, data)
     sources = _find_images(folder, data)
-    specialist = _with_classes(model, [label for label, matched in enumerate(labels) if matched >= 0])
+    specialist = model
+    if min(labels) < 0:
+        specialist = model.only([label for label, matched in enumerate(labels) if matched >= 0])
     settings = _at_least(model.config.thresholds, max_detections)
     totals: dict[str, float] = defaultdict(float)
     start = time.perf_counter()
@@ -196,35 +195,6 @@ def _translated(result: Result, labels: Sequence[int], categories: Categories) -
     """Return a result with the classes of the data instead of the model's."""
     table = torch.tensor(labels, dtype=torch.int64, device=result.device)
     return replace(result, labels=table[result.labels], categories=categories)
-
-
-class _SomeClasses(nn.Module):
-    """A network that scores only some classes; it shares the weights of the whole one."""
-
-    def __init__(self, network: SOLONetwork, wanted: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("wanted", wanted, persistent=False)  # (classes,) float32, 0 or 1
-
-    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the level inputs and class scores (N, cells, classes), 0 for the other classes."""
-        levels, scores = self.network(images)
-        return levels, scores * self.wanted
-
-    def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
-        """Prepare the masks of cells (K,)."""
-        return self.network.mask_maps(levels, cells)
-
-
-def _with_classes(model: SOLO, labels: Sequence[int]) -> SOLO:
-    """Return the model for some of its classes: the others take no place among the best detections."""
-    count = len(model.config.categories)
-    if len(labels) == count:
-        return model
-    wanted = torch.zeros(count)
-    wanted[list(labels)] = 1
-    network = _SomeClasses(model.network, wanted.to(model.device))
-    return SOLO(model.config, cast(SOLONetwork, network)).to(model.device)
 
 
 def some(names: Iterable[str]) -> str:

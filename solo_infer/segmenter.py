@@ -45,6 +45,7 @@ class SOLO:
         self.config = config
         self.network = network
         self._folded = FoldedNetwork(network)
+        self._wanted: Tensor | None = None  # (classes,) float32, 0 or 1
         strides = [
             stride
             for grid, stride in zip(config.architecture.num_grids, config.architecture.strides, strict=True)
@@ -88,7 +89,7 @@ class SOLO:
         checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
         network = build_network(checkpoint.config.architecture, device="meta")
         network.load_state_dict(checkpoint.state_dict, assign=True)
-        network = network.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         model = cls(checkpoint.config, network).to(where, kind)
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
@@ -118,8 +119,30 @@ class SOLO:
     def with_thresholds(self, thresholds: Thresholds) -> SOLO:
         """Return a model with other thresholds that shares this one's network."""
         other = SOLO(replace(self.config, thresholds=thresholds), self.network)
-        other._strides, other._folded = self._strides, self._folded
+        other._strides, other._folded, other._wanted = self._strides, self._folded, self._wanted
         return other
+
+    def only(self, classes: str | int | Iterable[str | int]) -> SOLO:
+        """Return a model that finds some of its classes only and shares this one's network.
+
+        Unlike ``Result.filter``, the others take no place among the best candidates and detections.
+
+        Args:
+            classes: Names or labels; labels of results stay what they are.
+
+        Raises:
+            ResultError: There is no such class; the message suggests similar names.
+        """
+        other = self.with_thresholds(self.config.thresholds)
+        wanted = torch.zeros(len(self.config.categories))
+        wanted[self.config.categories.labels(classes)] = 1
+        other._wanted = wanted
+        return other
+
+    @property
+    def inference_network(self) -> SOLONetwork:
+        """The network as it predicts: BatchNorm folded into the convolutions, head and neck shared."""
+        return self._folded.get()
 
     @overload
     def __call__(
@@ -280,12 +303,14 @@ class SOLO:
         )
         inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
         watch.mark("preprocess")
-        network = self._folded.get()
+        network = self.inference_network
         maps = network.backbone(inputs)
         watch.mark("backbone")
         levels = network.neck.solo_levels(maps)
         watch.mark("pyramid")
         scores = network.class_scores(levels)
+        if self._wanted is not None:
+            scores = scores * self._wanted.to(scores.device)
         watch.mark("classes")
         detections = self._detect(levels, scores, geometries, thresholds, watch)
         seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}
@@ -300,9 +325,10 @@ class SOLO:
         scores: Tensor,
         geometries: list[Geometry],
         thresholds: Thresholds,
-        watch: Stopwatch,
+        watch: Stopwatch | None = None,
     ) -> list[Detections]:
         """Turn level inputs and class scores (N, cells, classes) of a batch into detections."""
+        watch = watch or Stopwatch()
         candidates = [postprocessing.find_candidates(image, thresholds.score_thr) for image in scores]
         cells = torch.cat([found.cells for found in candidates]).unique()
         maps = self.network.mask_maps(levels, cells) if len(cells) else None

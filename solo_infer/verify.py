@@ -125,10 +125,12 @@ def check_model(model: str, device: torch.device, dtype: torch.dtype) -> Iterato
         procedural.input_tensor(INPUT_KEY, (1, 3, *GEOMETRY.padded), [GEOMETRY.resized])
     )
     with torch.no_grad():
-        pyramid = segmenter.network.neck(segmenter.network.backbone(inputs.to(device, dtype)))
-        levels, scores = segmenter.network(inputs.to(device, dtype))
+        network = segmenter.inference_network
+        inputs = inputs.to(device, dtype).contiguous(memory_format=torch.channels_last)
+        pyramid = network.neck(network.backbone(inputs))
+        levels, scores = network(inputs)
         cells = torch.from_numpy(golden["mask_cells"]).to(device)
-        masks = segmenter.network.mask_maps(levels, cells).scores(0, cells).flatten(1).cpu()
+        masks = network.mask_maps(levels, cells).scores(0, cells).flatten(1).cpu()
         thresholds = segmenter.config.thresholds
         (found,) = segmenter._detect(levels, scores, [GEOMETRY], thresholds)
     check = partial(Check, model)

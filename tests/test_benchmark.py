@@ -1,12 +1,16 @@
 """The benchmark counts what it says it counts; no test asserts how fast anything is."""
 
+import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from command_line import assert_clear
 
 from solo_infer import benchmark
 from solo_infer._stopwatch import Stopwatch
+from solo_infer.benchmark_mmdet import measure_mmdet
 from solo_infer.errors import ConfigError
 
 pytest_plugins = ["command_line_fixtures"]
@@ -59,3 +63,27 @@ def test_verb(run, photos, saved, tmp_path):
     assert (code, err) == (0, "")
     (found,) = json.loads(out)
     assert found["name"] == saved and set(found["stages"]) == set(benchmark.STAGES)
+
+
+def test_ratios_to_mmdet(small_model, photo):
+    ours = benchmark.measure(small_model, photo, name="ours", runs=1, warmup=0)
+    total = replace(ours.total, median=3 * ours.total.median)
+    theirs = replace(ours, name="mmdet's", total=total, environment={"mmdet": "3.3.0"}, candidates=None)
+    table = benchmark.format_table([ours, theirs])
+    assert "ours (float32, batch 1): 3.00 times mmdet" in table
+    assert "times mmdet" not in benchmark.format_table([ours])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mmdet") is not None, reason="mmdet is installed")
+def test_without_mmdet(run, photos, saved):
+    code, _, err = run("benchmark", "photos/1.png", "--models", saved, "--against", "mmdet", "--runs", 1)
+    assert code == 1
+    assert_clear(err, "ConfigError")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="mmdet is not installed")
+def test_mmdet_finds_the_same(procedural, photo):
+    model = procedural("decoupled_light_r50")
+    found = measure_mmdet(model, photo, runs=1, warmup=0)
+    ours = benchmark.measure(model, photo, runs=1, warmup=0)
+    assert (found.candidates, found.instances) == (ours.candidates, ours.instances)

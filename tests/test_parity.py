@@ -69,8 +69,9 @@ def test_full_golden(name, kit, procedural):
     inputs, geometries = golden_input(golden, case, kit, segmenter.config.preprocessing)
     assert zlib.crc32(inputs.numpy().tobytes()) == int(golden["input_crc32"])
     with torch.no_grad():
-        levels, scores = segmenter.network(inputs)
-        assert_maps(golden, segmenter.network, levels, scores)
+        network = segmenter.inference_network
+        levels, scores = network(inputs.contiguous(memory_format=torch.channels_last))
+        assert_maps(golden, network, levels, scores)
         detections = segmenter._detect(levels, scores, geometries, segmenter.config.thresholds)
     for image, (found, geometry) in enumerate(zip(detections, geometries, strict=True)):
         candidates = postprocessing.find_candidates(scores[image], 0.1)

@@ -102,6 +102,9 @@ def test_commands(block, street, monkeypatch, capsys):
     elif "eval" in block:
         assert "AP" in capsys.readouterr().out
         assert isinstance(json.loads((street / "detections.json").read_text(encoding="utf-8")), list)
+    elif "benchmark" in block:
+        (found,) = json.loads(capsys.readouterr().out)
+        assert found["name"] == "tiny" and found["runs"] == 3
     else:
         assert (street / "street_segmented.jpg").is_file()
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from solo_infer.models.solo import SOLONetwork
+from solo_infer.models.solo import Body, SOLONetwork
 
 
 class FoldedNetwork:
@@ -57,7 +57,7 @@ class FoldedNetwork:
         return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, parts
 
 
-def folded(body: nn.Module) -> nn.Module:
+def folded(body: Body) -> Body:
     """Return a copy of a body in eval mode, each BatchNorm folded into the convolution before it."""
     twin = copy.deepcopy(body).eval().requires_grad_(False)
     for parent in list(twin.modules()):
