@@ -20,7 +20,7 @@ from solo_infer.device import require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.models import SOLONetwork, build_network
-from solo_infer.models.folding import FoldedNetwork
+from solo_infer.models.inference import InferenceTwin
 from solo_infer.postprocessing import Detections
 from solo_infer.preprocessing import Geometry, plan, prepare
 from solo_infer.result import Result
@@ -44,7 +44,7 @@ class SOLO:
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
         self.config = config
         self.network = network
-        self._folded = FoldedNetwork(network)
+        self._twin = InferenceTwin(network)
         self._wanted: Tensor | None = None  # (classes,) float32, 0 or 1
         strides = [
             stride
@@ -119,7 +119,7 @@ class SOLO:
     def with_thresholds(self, thresholds: Thresholds) -> SOLO:
         """Return a model with other thresholds that shares this one's network."""
         other = SOLO(replace(self.config, thresholds=thresholds), self.network)
-        other._strides, other._folded, other._wanted = self._strides, self._folded, self._wanted
+        other._strides, other._twin, other._wanted = self._strides, self._twin, self._wanted
         return other
 
     def only(self, classes: str | int | Iterable[str | int]) -> SOLO:
@@ -141,8 +141,8 @@ class SOLO:
 
     @property
     def inference_network(self) -> SOLONetwork:
-        """The network as it predicts: BatchNorm folded into the convolutions, head and neck shared."""
-        return self._folded.get()
+        """The network as it predicts: the same function, faster (``solo_infer.models.inference``)."""
+        return self._twin.get()
 
     @overload
     def __call__(

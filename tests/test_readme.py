@@ -14,7 +14,7 @@ import torch
 from conftest import DATA
 from PIL import Image
 
-from solo_infer import _environment, cli, procedural
+from solo_infer import SOLO, _environment, cli, procedural
 from solo_infer.config import find_preset
 from solo_infer.models import build_network
 from solo_infer.weights import manifest
@@ -174,6 +174,24 @@ def model_table():
 def test_model_table_is_the_manifests():
     shown = README.split("<!-- models -->\n")[1].split("\n<!-- /models -->")[0]
     assert shown == model_table()
+
+
+def tiny_table():
+    """Return the README's table of the embedded model as the evaluations in ``benchmarks/tiny`` have it."""
+    lines = ["| photos | class | AP | AP50 | instances |", "| --- | --- | --- | --- | --- |"]
+    for name, shown in (("person_val", "person complete"), ("all80_val", "all classes complete")):
+        found = json.loads((ROOT / "benchmarks" / "tiny" / f"{name}.json").read_text(encoding="utf-8"))
+        for row in found["per_class"]:
+            numbers = f"{100 * row['AP']:.1f} | {100 * row['AP50']:.1f} | {row['instances']}"
+            lines.append(f"| {found['images']}, {shown} | {row['name']} | {numbers} |")
+    return "\n".join(lines)
+
+
+def test_table_of_the_embedded_model():
+    shown = README.split("<!-- tiny -->\n")[1].split("\n<!-- /tiny -->")[0]
+    assert shown == tiny_table()
+    names = {line.split(" | ")[1] for line in shown.splitlines()[2:]}
+    assert names == set(SOLO.from_pretrained("tiny", device="cpu").config.categories.names)
 
 
 def test_environment_variables_are_all_explained():

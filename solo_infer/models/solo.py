@@ -27,7 +27,6 @@ from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
 
-Body = ResNet | EfficientNetLite0
 GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
 
 
@@ -300,22 +299,9 @@ class SOLONetwork(nn.Module):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
-        self.backbone: Body = EfficientNetLite0() if config.backbone == LITE0 else ResNet(config.backbone)
+        self.backbone = EfficientNetLite0() if config.backbone == LITE0 else ResNet(config.backbone)
         self.neck = FeaturePyramid(self.backbone.out_channels, config.pyramid_channels)
         self.mask_head = _HEADS[config.head](config)
-
-    def with_body(self, body: Body) -> SOLONetwork:
-        """Return a network in eval mode with another body, which shares neck and head with this one."""
-        other = SOLONetwork.__new__(SOLONetwork)
-        nn.Module.__init__(other)
-        other.config, other.backbone, other.neck, other.mask_head = (
-            self.config,
-            body,
-            self.neck,
-            self.mask_head,
-        )
-        other.training = False
-        return other
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (N, 3, H, W) to the five level inputs at strides 8, 8, 16, 32, 32."""

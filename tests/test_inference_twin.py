@@ -1,4 +1,4 @@
-"""The folded twin of a network computes what the network does, and follows its changes."""
+"""The twin that predicts computes what the network does, and follows its changes."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from torch import nn
 
 from solo_infer import SOLO
 from solo_infer.models import build_network
-from solo_infer.models.folding import FoldedNetwork, folded
+from solo_infer.models.inference import InferenceTwin, WideConv, inference_twin
 from solo_infer.training.start import fresh_model
 
 
@@ -34,22 +34,24 @@ def network(request):
 @torch.no_grad()
 def test_same_maps_without_any_batch_norm(network):
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    twin = folded(network.backbone)
+    twin = inference_twin(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
-    for found, expected in zip(twin(images), network.backbone(images), strict=True):
+    for found, expected in zip(twin.backbone(images), network.backbone(images), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.backbone.modules())
+    shared = {id(parameter) for parameter in network.mask_head.parameters()}
+    assert {id(parameter) for parameter in twin.mask_head.parameters()} == shared
 
 
 def test_the_twin_is_made_once_and_follows_changes(network):
-    holder = FoldedNetwork(network)
+    holder = InferenceTwin(network)
     with ThreadPoolExecutor(8) as pool:
         twins = set(pool.map(lambda _: holder.get(), range(16)))
     assert len(twins) == 1
     (twin,) = twins
-    assert twin.mask_head is network.mask_head and twin.neck is network.neck and not twin.training
+    assert not twin.training
     with torch.no_grad():
-        next(network.backbone.buffers()).add_(1.0)
+        next(network.neck.parameters()).add_(1.0)
     changed = holder.get()
     assert changed is not twin and holder.get() is changed
     network.load_state_dict(network.state_dict())
@@ -76,3 +78,21 @@ def test_weights_made_in_inference_mode(small_model, photo):
     with torch.inference_mode():
         model = SOLO(small_model.config, copy.deepcopy(small_model.network))
         assert torch.equal(model(photo).scores, small_model(photo).scores)
+
+
+@torch.no_grad()
+def test_wide_convolutions_go_another_way_and_come_to_the_same():
+    config = replace(small_config("solo").architecture, pyramid_channels=256, head_channels=256)
+    network = fresh_model(replace(small_config("solo"), architecture=config)).network.eval()
+    twin = inference_twin(network)
+    wide = {name for name, module in twin.named_modules() if isinstance(module, WideConv)}
+    assert {"mask_head.cls_convs.0.conv", "neck.layer_blocks.1.0", "backbone.layer3.1.conv2"} <= wide
+    assert not wide & {"neck.layer_blocks.0.0", "backbone.layer3.0.conv2", "mask_head.conv_cls"}
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    for found, expected in zip(twin(images)[0], network(images)[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    conv = twin.get_submodule("mask_head.cls_convs.0.conv")
+    assert conv._transformed.shape == (36, 256, 256)
+    halves = torch.randn(1, 256, 5, 5, dtype=torch.float64)
+    conv.double()
+    assert conv(halves).dtype == torch.float64

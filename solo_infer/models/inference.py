@@ -1,0 +1,123 @@
+"""The network as it predicts: the same function in real arithmetic, in fewer operations.
+
+BatchNorm is folded into the convolutions before it, and wide 3x3 convolutions go Winograd's way on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from solo_infer.models.solo import SOLONetwork
+from solo_infer.ops import winograd
+
+# Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
+WIDE = 256
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class InferenceTwin:
+    """The twin of a network that predicts, made when first asked for and again when the weights have changed.
+
+    It shares all weights but those that folding changes. Any number of threads may ask for it.
+
+    Args:
+        network: The network as it was trained.
+    """
+
+    def __init__(self, network: SOLONetwork) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._made: tuple[object, SOLONetwork] | None = None
+
+    def get(self) -> SOLONetwork:
+        """Return the twin, in eval mode, of the network as it is now."""
+        state = self._state()
+        made = self._made
+        if made is not None and made[0] == state:
+            return made[1]
+        with self._lock:
+            if self._made is None or self._made[0] != state:
+                self._made = (state, inference_twin(self._network))
+            return self._made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"network": self._network}  # copies and pickles make their own twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["network"])  # type: ignore[misc]
+
+    def _state(self) -> object:
+        """Return what differs once weights have been changed, moved or cast, or a part replaced."""
+        network = self._network
+        tensors = [*network.parameters(), *network.buffers()]
+        # Tensors made in inference mode count no versions, as they cannot be changed out of it.
+        versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        parts = id(network.backbone), id(network.neck), id(network.mask_head)
+        return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, parts
+
+
+def inference_twin(network: SOLONetwork) -> SOLONetwork:
+    """Return a network in eval mode that computes the same and shares what weights it can."""
+    twin = _sharing_copy(network).eval()
+    _fold_batch_norms(twin.backbone)
+    first = twin.neck.layer_blocks[0]  # which is fused with the halving after it
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and parent is not first and _is_wide(child):
+                setattr(parent, name, WideConv(child))
+    return twin
+
+
+class WideConv(nn.Module):
+    """A 3x3 convolution that goes Winograd's way in float32 on the CPU, and the usual one elsewhere."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self._transformed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, K, H, W)."""
+        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+            return F.conv2d(x, self.weight, self.bias, padding=1)
+        if self._transformed is None:  # threads that come at once make equal ones
+            self._transformed = winograd.transform_weight(self.weight)
+        return winograd.convolve(x, self._transformed, self.bias)
+
+
+def _is_wide(conv: nn.Conv2d) -> bool:
+    return (
+        (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups) == ((1, 1), 1)
+        and min(conv.in_channels, conv.out_channels) >= WIDE
+    )
+
+
+def _sharing_copy(module: _Module) -> _Module:
+    """Return a copy of a module whose parameters and buffers are the same tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def _fold_batch_norms(body: nn.Module) -> None:
+    """Fold each BatchNorm into the convolution before it; both are replaced, not changed."""
+    for parent in list(body.modules()):
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, _folded(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution in place of two layers; half precision is folded in float32."""
+    fused = fuse_conv_bn_eval(copy.deepcopy(conv).float(), copy.deepcopy(norm).float())
+    return fused.to(conv.weight.dtype).to(memory_format=torch.channels_last).requires_grad_(False)
