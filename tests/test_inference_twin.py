@@ -12,7 +12,8 @@ from torch import nn
 
 from solo_infer import SOLO
 from solo_infer.models import build_network
-from solo_infer.models.inference import InferenceTwin, WideConv, inference_twin
+from solo_infer.models.inference import InferenceTwin, inference_twin
+from solo_infer.models.wide_conv import WideConv
 from solo_infer.training.start import fresh_model
 
 
@@ -86,8 +87,13 @@ def test_wide_convolutions_go_another_way_and_come_to_the_same():
     network = fresh_model(replace(small_config("solo"), architecture=config)).network.eval()
     twin = inference_twin(network)
     wide = {name for name, module in twin.named_modules() if isinstance(module, WideConv)}
-    assert {"mask_head.cls_convs.0.conv", "neck.layer_blocks.1.0", "backbone.layer3.1.conv2"} <= wide
-    assert not wide & {"neck.layer_blocks.0.0", "backbone.layer3.0.conv2", "mask_head.conv_cls"}
+    assert {
+        "mask_head.cls_convs.0.conv",
+        "neck.layer_blocks.1.0",
+        "backbone.layer3.1.conv2",
+        "neck.layer_blocks.0.0",
+    } <= wide
+    assert not wide & {"backbone.layer3.0.conv2", "mask_head.conv_cls"}
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     for found, expected in zip(twin(images)[0], network(images)[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from solo_infer.models.wide_conv import WideConv, halved_convolution
 from solo_infer.ops import winograd
 
 
@@ -18,6 +19,29 @@ def test_equals_the_direct_convolution(size, count, channels, outputs):
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert found.shape == expected.shape and found.dtype == torch.float32
     assert (found - expected).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (10, 14), (48, 48), (6, 400), (76, 50)])
+def test_equals_the_direct_convolution_of_stride_two(size):
+    generator = torch.Generator().manual_seed(size[0])
+    x = torch.randn(2, 24, *size, generator=generator)
+    weight = torch.randn(7, 24, 4, 4, generator=generator) / 20
+    bias = torch.randn(7, generator=generator)
+    found = winograd.convolve_halving(x, winograd.transform_halving_weight(weight), bias)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=2, padding=1)
+    assert found.shape == expected.shape and found.dtype == torch.float32
+    assert (found - expected).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("size", [(12, 20), (7, 9)])
+@torch.no_grad()
+def test_halving_at_once_equals_halving_after(size, wide):
+    conv = torch.nn.Conv2d(16, 12, 3, padding=1)
+    x = torch.randn(1, 16, *size, generator=torch.Generator().manual_seed(2))
+    expected = F.interpolate(conv(x), scale_factor=0.5, mode="bilinear", align_corners=False)
+    found = halved_convolution(WideConv(conv) if wide else conv, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_any_layout_and_no_bias():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from solo_infer.models.wide_conv import halved_convolution
 
 
 class FeaturePyramid(FeaturePyramidNetwork):
@@ -42,17 +44,3 @@ class FeaturePyramid(FeaturePyramidNetwork):
             finer = merged[index]
             merged[index] = finer + F.interpolate(merged[index + 1], size=finer.shape[-2:], mode="nearest")
         return merged
-
-
-def halved_convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the 3x3 convolution of x (N, C, H, W) at half the size, bilinearly.
-
-    For even sizes halving is the mean of 2 x 2 outputs, and with the convolution before it one 4x4
-    convolution of stride 2: 44% of the multiplications, a quarter of the output.
-    """
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
-        return F.interpolate(conv(x), scale_factor=0.5, mode="bilinear", align_corners=False)
-    weight = F.pad(conv.weight, (0, 1, 0, 1))
-    weight = weight + weight.roll(1, dims=-1)
-    weight = (weight + weight.roll(1, dims=-2)) / 4
-    return F.conv2d(x, weight, conv.bias, stride=2, padding=1)

@@ -10,12 +10,11 @@ import threading
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from solo_infer.models.solo import SOLONetwork
-from solo_infer.ops import winograd
+from solo_infer.models.wide_conv import WideConv
 
 # Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
 WIDE = 256
@@ -68,29 +67,11 @@ def inference_twin(network: SOLONetwork) -> SOLONetwork:
     """Return a network in eval mode that computes the same and shares what weights it can."""
     twin = _sharing_copy(network).eval()
     _fold_batch_norms(twin.backbone)
-    first = twin.neck.layer_blocks[0]  # which is fused with the halving after it
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and parent is not first and _is_wide(child):
+            if isinstance(child, nn.Conv2d) and _is_wide(child):
                 setattr(parent, name, WideConv(child))
     return twin
-
-
-class WideConv(nn.Module):
-    """A 3x3 convolution that goes Winograd's way in float32 on the CPU, and the usual one elsewhere."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self._transformed: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, K, H, W)."""
-        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
-            return F.conv2d(x, self.weight, self.bias, padding=1)
-        if self._transformed is None:  # threads that come at once make equal ones
-            self._transformed = winograd.transform_weight(self.weight)
-        return winograd.convolve(x, self._transformed, self.bias)
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:
