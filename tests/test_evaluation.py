@@ -56,7 +56,7 @@ def test_what_is_written_is_what_is_scored(real, data_set, tmp_path):
     assert set(found.timings.stages) == {"load", *STAGES, "record"}
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["detections"] == str(output) and told["timings"]["images_per_second"] > 0
-    assert "2 images in " in found.format_table() and "network" in found.format_table()
+    assert "2 images in " in found.format_table() and "backbone" in found.format_table()
 
     direct = real(str(images / "a/1.png"))
     written = [entry for entry in entries if entry["image_id"] == 7]
