@@ -125,19 +125,18 @@ def _add_eval(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--model", help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
     verb.add_argument("--output", type=_path, metavar="FILE", help="write COCO results to this file")
-    verb.add_argument(
-        "--max-detections",
-        type=_count,
-        nargs="+",
-        default=[1, 10, 100],
-        metavar="N",
-        help="detections per image and class that count; AP takes the most (default: 1 10 100)",
-    )
+    _add_max_detections(verb, "detections per image and class that count; AP takes the most")
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
     verb.add_argument("--limit", type=_count, metavar="N", help="only the first so many images")
     verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
     _add_device(verb)
     _add_json(verb)
+
+
+def _add_max_detections(verb: argparse.ArgumentParser, what: str) -> None:
+    numbers = [1, 10, 100]
+    shown = f"{what} (default: 1 10 100)"
+    verb.add_argument("--max-detections", type=_count, nargs="+", default=numbers, metavar="N", help=shown)
 
 
 def _add_train(verb: argparse.ArgumentParser) -> None:
@@ -182,14 +181,7 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         help="scale images to these sides in pixels (default: the model's)",
     )
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
-    verb.add_argument(
-        "--max-detections",
-        type=_count,
-        nargs="+",
-        default=[1, 10, 100],
-        metavar="N",
-        help="detections per image that count in validation; the model gives the most (default: 1 10 100)",
-    )
+    _add_max_detections(verb, "detections per image that count in validation; the model gives the most")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
 
 

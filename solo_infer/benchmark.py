@@ -273,5 +273,5 @@ def plot(measured: Sequence[Measurement], path: Path) -> Path:
         left = [start + span for start, span in zip(left, spans, strict=True)]
     axes.set(xlabel="milliseconds an image")
     axes.invert_yaxis()
-    axes.legend(ncols=3, fontsize="small")
+    axes.legend(ncol=3, fontsize="small")
     return write_whole(path, lambda staged: figure.savefig(staged, dpi=110))

@@ -171,12 +171,12 @@ def plot_run(folder: Path) -> Path | None:
         axes.plot([int(row["iteration"]) for row in rows], [float(row[name]) for row in rows], label=name)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, frameon=False)
     if scores := read_rows(folder / SCORES_NAME):
         right = axes.twinx()
         for name, style in zip(list(scores[0])[2:4], ("k-o", "k--o"), strict=False):
             values = [100 * float(row[name]) for row in scores]
             right.plot([int(row["iteration"]) for row in scores], values, style, markersize=3, label=name)
         right.set(ylabel="mask AP in percent", ylim=(0, None))
-        right.legend(loc="upper right")
+        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, frameon=False)
     return write_whole(folder / PLOT_NAME, lambda temporary: figure.savefig(temporary, dpi=110))

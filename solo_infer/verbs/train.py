@@ -56,8 +56,8 @@ def train(options: argparse.Namespace) -> int:
 def chosen_recipe(options: argparse.Namespace) -> Recipe:
     """Return the named recipe, or that of a file, with the settings that options change.
 
-    With other epochs, milestones and warm-up keep their places in the run; with another batch size SGD's
-    learning rate follows it, as it was published for 16 images.
+    With other epochs, milestones keep their places in the run; with another batch size SGD's learning rate
+    follows it, as it was published for 16 images.
     """
     from solo_infer.training.recipe import RECIPES, Recipe
 
