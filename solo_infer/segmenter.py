@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from solo_infer import images, postprocessing
+from solo_infer import postprocessing
 from solo_infer._stopwatch import Stopwatch
+from solo_infer.base import Segmenter
 from solo_infer.config import ModelConfig, Thresholds
-from solo_infer.device import require_dtype, resolve_device, resolve_dtype
-from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
-from solo_infer.images import Color, ImageSource, LoadedImage
-from solo_infer.models import SOLONetwork, build_network
-from solo_infer.models.inference import InferenceTwin
+from solo_infer.models import SOLONetwork
 from solo_infer.postprocessing import Detections
-from solo_infer.preprocessing import Geometry, plan, prepare
-from solo_infer.result import Result
-from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
+from solo_infer.preprocessing import Geometry
 
-Images = list[ImageSource] | tuple[ImageSource, ...]
-OnError = Callable[[str, SoloInferError], None]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class SOLO:
-    """A SOLO, Decoupled SOLO or Decoupled Light SOLO model.
+class SOLO(Segmenter):
+    """A SOLO, Decoupled SOLO or Decoupled Light SOLO model; see ``Segmenter`` for what it does."""
 
-    Calls keep no state: any number of threads may share one model. ``to`` changes it, and is for the
-    one who set it up.
-
-    Attributes:
-        config: Architecture, preprocessing, thresholds and categories.
-        network: The ``torch.nn.Module``, in eval mode.
-    """
+    network: SOLONetwork
 
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
-        self.config = config
-        self.network = network
-        self._twin = InferenceTwin(network)
-        self._wanted: Tensor | None = None  # (classes,) float32, 0 or 1
+        super().__init__(config, network)
         strides = [
             stride
             for grid, stride in zip(config.architecture.num_grids, config.architecture.strides, strict=True)
@@ -53,257 +33,20 @@ class SOLO:
         ]
         self._strides = torch.tensor(strides, dtype=torch.float32)  # (cells,)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = torch.float32,
-        thresholds: Thresholds | None = None,
-        config: ModelConfig | None = None,
-        revision: str = "main",
-        offline: bool | None = None,
-    ) -> SOLO:
-        """Load a model.
-
-        Args:
-            name_or_path: A published model (``solo_infer.available_models()``), a checkpoint file (mmdet's,
-                the authors', a state dict, safetensors), a directory of ``save_pretrained``, or a Hub repo
-                (owner/name) that holds such a directory.
-            device: "cpu", "cuda", "cuda:1", ...; CUDA if there is any, else the CPU, if not given.
-            dtype: What the network computes in: float32, float16 or bfloat16. Scores and masks are
-                always decided in float32.
-            thresholds: Settings of the post-processing; the model's own if not given.
-            config: The whole configuration, where the file does not tell.
-            revision: Branch, tag or commit of a Hub repo.
-            offline: Never touch the network; the environment decides if not given.
-
-        Raises:
-            WeightsError: The weights cannot be found, fetched, read or fitted to a model.
-            OfflineError: They would have to be downloaded, but must not.
-            ConfigError: The ``config.json`` beside them is wrong.
-            DeviceError: The device or dtype is not available.
-        """
-        where, kind = resolve_device(device), resolve_dtype(dtype)
-        checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
-        network = build_network(checkpoint.config.architecture, device="meta")
-        network.load_state_dict(checkpoint.state_dict, assign=True)
-        network = network.requires_grad_(False).to(memory_format=torch.channels_last)
-        model = cls(checkpoint.config, network).to(where, kind)
-        return model.with_thresholds(thresholds) if thresholds is not None else model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network lies."""
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return next(self.network.parameters()).dtype
-
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> SOLO:
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the model to a device, a dtype or both, in place, and return it.
 
         Raises:
             DeviceError: The device is not available, or cannot compute in the dtype.
         """
-        where = self.device if device is None else resolve_device(device)
-        kind = self.dtype if dtype is None else resolve_dtype(dtype)
-        require_dtype(where, kind)
-        self.network.to(where, kind)
-        self._strides = self._strides.to(where)
+        super().to(device, dtype)
+        self._strides = self._strides.to(self.device)
         return self
 
-    def with_thresholds(self, thresholds: Thresholds) -> SOLO:
-        """Return a model with other thresholds that shares this one's network."""
-        other = SOLO(replace(self.config, thresholds=thresholds), self.network)
-        other._strides, other._twin, other._wanted = self._strides, self._twin, self._wanted
-        return other
-
-    def only(self, classes: str | int | Iterable[str | int]) -> SOLO:
-        """Return a model that finds some of its classes only and shares this one's network.
-
-        Unlike ``Result.filter``, the others take no place among the best candidates and detections.
-
-        Args:
-            classes: Names or labels; labels of results stay what they are.
-
-        Raises:
-            ResultError: There is no such class; the message suggests similar names.
-        """
-        other = self.with_thresholds(self.config.thresholds)
-        wanted = torch.zeros(len(self.config.categories))
-        wanted[self.config.categories.labels(classes)] = 1
-        other._wanted = wanted
-        return other
-
-    @property
-    def inference_network(self) -> SOLONetwork:
-        """The network as it predicts: the same function, faster (``solo_infer.models.inference``)."""
-        return self._twin.get()
-
-    @overload
-    def __call__(
-        self,
-        source: ImageSource,
-        *,
-        color: Color = "rgb",
-        batch_size: int = 1,
-        thresholds: Thresholds | None = None,
-    ) -> Result: ...
-
-    @overload
-    def __call__(
-        self,
-        source: Images,
-        *,
-        color: Color = "rgb",
-        batch_size: int = 1,
-        thresholds: Thresholds | None = None,
-    ) -> list[Result]: ...
-
-    def __call__(
-        self,
-        source: ImageSource | Images,
-        *,
-        color: Color = "rgb",
-        batch_size: int = 1,
-        thresholds: Thresholds | None = None,
-    ) -> Result | list[Result]:
-        """Segment one image, or a list of images.
-
-        Args:
-            source: A path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor
-                (3, H, W) uint8 or float 0..1, or a list or tuple of these, of any sizes.
-            color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that share a forward pass on a GPU, if their padded sizes are equal. On the
-                CPU each image goes alone, and its result is the same to the last bit.
-            thresholds: Settings of the post-processing for this call.
-
-        Returns:
-            A ``Result`` for one image; a list of them, in order, for a list.
-
-        Raises:
-            ImageError: An image cannot be read.
-        """
-        single = images.is_single_source(source)
-        if not single and not isinstance(source, list | tuple):
-            raise ImageError(
-                f"{type(source).__name__} is no image: expected a path, URL, bytes, PIL image, array, "
-                "tensor, or a list of these. For folders, globs and iterators use stream()."
-            )
-        sources = cast(Images, [source] if single else source)
-        results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
-        return results[0] if single else results
-
-    predict = __call__
-
-    def stream(
-        self,
-        source: ImageSource | Iterable[ImageSource],
-        *,
-        color: Color = "rgb",
-        batch_size: int = 1,
-        thresholds: Thresholds | None = None,
-        on_error: OnError | None = None,
-    ) -> Iterator[Result]:
-        """Segment images one after another, in order, holding only ``batch_size`` of them at a time.
-
-        Args:
-            source: A folder, a glob pattern ("photos/**/*.jpg"), or any iterable of what a call takes.
-            color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that are held at a time, of which those of equal padded size share a forward
-                pass on a GPU.
-            thresholds: Settings of the post-processing.
-            on_error: Called with the name and error of an image that cannot be read, which is then left
-                out; if not given, the error is raised.
-        """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
-        settings = thresholds or self.config.thresholds
-        waiting: list[tuple[LoadedImage, float]] = []
-        for loaded in self._load_all(source, color, on_error):
-            waiting.append(loaded)
-            if len(waiting) == batch_size:
-                yield from self._segment(waiting, settings)
-                waiting = []
-        if waiting:
-            yield from self._segment(waiting, settings)
-
-    def _load_all(
-        self, source: Any, color: Color, on_error: OnError | None
-    ) -> Iterator[tuple[LoadedImage, float]]:
-        """Yield each image and the seconds its loading took."""
-        for item in images.iterate_sources(source):
-            start = time.perf_counter()
-            try:
-                loaded = images.load_image(item, color=color)
-            except (ImageError, OfflineError) as error:
-                if on_error is None:
-                    raise
-                on_error(str(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
-                continue
-            yield loaded, time.perf_counter() - start
-
-    def _segment(
-        self,
-        batch: list[tuple[LoadedImage, float]],
-        thresholds: Thresholds,
-        synchronized: bool = False,
-    ) -> list[Result]:
-        """Segment loaded images, in groups that share a forward pass.
-
-        Args:
-            batch: Images, and the seconds that each took to load.
-            thresholds: Settings of the post-processing.
-            synchronized: Time each stage to its end, for benchmarks.
-        """
-        geometries = [plan(loaded.pixels, self.config.preprocessing) for loaded, _ in batch]
-        results: dict[int, Result] = {}
-        for members in self._groups(geometries):
-            found = self._segment_group(
-                [batch[index] for index in members],
-                [geometries[index] for index in members],
-                thresholds,
-                synchronized,
-            )
-            results.update(zip(members, found, strict=True))
-        return [results[index] for index in range(len(batch))]
-
-    def _groups(self, geometries: list[Geometry]) -> list[list[int]]:
-        """Return the indices of the images of each forward pass.
-
-        GroupNorm and the coordinate channels see the padding, so that only images of equal padded size
-        may share one. On the CPU each image goes alone: a batch gains nothing there, and its convolutions
-        round otherwise, which can move a score past a threshold.
-        """
-        if self.device.type == "cpu":
-            return [[index] for index in range(len(geometries))]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, geometry in enumerate(geometries):
-            groups[geometry.padded].append(index)
-        return list(groups.values())
-
-    @torch.no_grad()
-    def _segment_group(
-        self,
-        batch: list[tuple[LoadedImage, float]],
-        geometries: list[Geometry],
-        thresholds: Thresholds,
-        synchronized: bool,
-    ) -> list[Result]:
-        watch = Stopwatch(self.device if synchronized else None)
-        inputs = torch.stack(
-            [
-                prepare(loaded.pixels, geometry, self.config.preprocessing, self.device)
-                for (loaded, _), geometry in zip(batch, geometries, strict=True)
-            ]
-        )
-        inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        watch.mark("preprocess")
-        network = self.inference_network
+    def _find(
+        self, inputs: Tensor, geometries: list[Geometry], thresholds: Thresholds, watch: Stopwatch
+    ) -> list[Detections]:
+        network: SOLONetwork = self.inference_network
         maps = network.backbone(inputs)
         watch.mark("backbone")
         levels = network.neck.solo_levels(maps)
@@ -312,12 +55,7 @@ class SOLO:
         if self._wanted is not None:
             scores = scores * self._wanted.to(scores.device)
         watch.mark("classes")
-        detections = self._detect(levels, scores, geometries, thresholds, watch)
-        seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}
-        return [
-            self._result(loaded, found, {"load": loading, **seconds})
-            for (loaded, loading), found in zip(batch, detections, strict=True)
-        ]
+        return self._detect(levels, scores, geometries, thresholds, watch)
 
     def _detect(
         self,
@@ -339,33 +77,3 @@ class SOLO:
         ]
         watch.mark("post")
         return detections
-
-    def _result(self, loaded: LoadedImage, found: Detections, timings: dict[str, float]) -> Result:
-        height, width = loaded.pixels.shape[:2]
-        return Result(
-            scores=found.scores,
-            labels=found.labels,
-            boxes=found.boxes,
-            packed_masks=found.packed_masks,
-            image_size=(height, width),
-            categories=self.config.categories,
-            image=loaded.pixels,
-            source=loaded.name,
-            timings=timings,
-        )
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.
-
-        Raises:
-            CacheError: The directory cannot be written.
-        """
-        return save_checkpoint(self.config, self.network.state_dict(), Path(folder))
-
-    def __repr__(self) -> str:
-        architecture = self.config.architecture
-        dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"<SOLO {architecture.head} {architecture.backbone}, {architecture.num_classes} classes, "
-            f"{dtype} on {self.device}>"
-        )

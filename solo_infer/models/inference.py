@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from solo_infer.models.solo import SOLONetwork
 from solo_infer.models.wide_conv import WideConv
 
 # Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
@@ -22,7 +21,7 @@ WIDE = 256
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-class InferenceTwin:
+class InferenceTwin(Generic[_Module]):
     """The twin of a network that predicts, made when first asked for and again when the weights have changed.
 
     It shares all weights but those that folding changes. Any number of threads may ask for it.
@@ -31,12 +30,12 @@ class InferenceTwin:
         network: The network as it was trained.
     """
 
-    def __init__(self, network: SOLONetwork) -> None:
+    def __init__(self, network: _Module) -> None:
         self._network = network
         self._lock = threading.Lock()
-        self._made: tuple[object, SOLONetwork] | None = None
+        self._made: tuple[object, _Module] | None = None
 
-    def get(self) -> SOLONetwork:
+    def get(self) -> _Module:
         """Return the twin, in eval mode, of the network as it is now."""
         state = self._state()
         made = self._made
@@ -59,14 +58,14 @@ class InferenceTwin:
         tensors = [*network.parameters(), *network.buffers()]
         # Tensors made in inference mode count no versions, as they cannot be changed out of it.
         versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        parts = id(network.backbone), id(network.neck), id(network.mask_head)
+        parts = [id(part) for part in network.children()]
         return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, parts
 
 
-def inference_twin(network: SOLONetwork) -> SOLONetwork:
+def inference_twin(network: _Module) -> _Module:
     """Return a network in eval mode that computes the same and shares what weights it can."""
     twin = _sharing_copy(network).eval()
-    _fold_batch_norms(twin.backbone)
+    _fold_batch_norms(twin)
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and _is_wide(child):
