@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import platform
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,78 @@ def is_corex() -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class FastPaths:
+    """Which fast paths may be taken on a device; the plain PyTorch path works everywhere.
+
+    Attributes:
+        triton: Kernels written in Triton.
+        graphs: CUDA graphs.
+        compile: ``torch.compile``.
+        dtype: What the network computes in fastest there, of what is known to work.
+    """
+
+    triton: bool
+    graphs: bool
+    compile: bool
+    dtype: torch.dtype
+
+
+# What has been reported of Iluvatar's BI-V100: no Triton, no graphs, no compiler, bfloat16 unproven,
+# float16 now and then slower than float32.
+PLAIN = FastPaths(triton=False, graphs=False, compile=False, dtype=torch.float32)
+
+
+def fast_paths(device: torch.device) -> FastPaths:
+    """Return what may be used on a device. It is looked up once; ask as often as you like.
+
+    Cards are told by their maker, never by their compute capability: CoreX reports (7, 0) for cards that
+    have little of what a V100 has.
+    """
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    return _fast_paths(device.type, index)
+
+
+def triton_allowed(device: torch.device) -> bool:
+    """Return whether Triton kernels may run on a device."""
+    return fast_paths(device).triton
+
+
+def graphs_allowed(device: torch.device) -> bool:
+    """Return whether CUDA graphs may be captured on a device."""
+    return fast_paths(device).graphs
+
+
+def compile_allowed(device: torch.device) -> bool:
+    """Return whether ``torch.compile`` may be used on a device."""
+    return fast_paths(device).compile
+
+
+def preferred_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype that a network computes in fastest on a device, of those known to work."""
+    return fast_paths(device).dtype
+
+
+@functools.cache
+def _fast_paths(kind: str, index: int | None) -> FastPaths:
+    if kind == "cpu":
+        return FastPaths(triton=False, graphs=False, compile=not is_corex(), dtype=torch.float32)
+    if kind != "cuda" or torch.version.cuda is None or is_corex_card(index):
+        return PLAIN
+    modern = torch.cuda.get_device_capability(index) >= (
+        7,
+        0,
+    )  # tensor cores, and what Triton can make code for
+    triton = modern and importlib.util.find_spec("triton") is not None
+    dtype = torch.float16 if modern else torch.float32
+    return FastPaths(triton=triton, graphs=True, compile=triton, dtype=dtype)
+
+
+def is_corex_card(index: int | None = None) -> bool:
+    """Return whether a CUDA device, the current one if not given, is an Iluvatar card."""
+    return is_corex() or "iluvatar" in torch.cuda.get_device_name(index).lower()
+
+
 def describe_devices() -> list[dict[str, Any]]:
     """Return what ``solo-infer doctor`` shows of each device, as JSON-ready values."""
     devices = [_describe_cpu()]
@@ -132,7 +207,7 @@ def _describe_cuda(index: int) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
-        "corex": is_corex() or "iluvatar" in properties.name.lower(),
+        "corex": is_corex_card(index),
         "works": {name: probe(device, dtype) for name, dtype in DTYPES.items()},
     }
 

@@ -7,7 +7,19 @@ import pytest
 import torch
 
 from solo_infer import device as devices
-from solo_infer.device import cuda_problem, describe_devices, is_corex, probe, resolve_device, resolve_dtype
+from solo_infer.device import (
+    compile_allowed,
+    cuda_problem,
+    describe_devices,
+    fast_paths,
+    graphs_allowed,
+    is_corex,
+    preferred_dtype,
+    probe,
+    resolve_device,
+    resolve_dtype,
+    triton_allowed,
+)
 from solo_infer.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -183,6 +195,51 @@ def test_description_of_cards(two_cards, monkeypatch):
     assert not first["corex"]
     two_cards.name = "Iluvatar BI-V100"
     assert describe_devices()[1]["corex"]
+
+
+@pytest.fixture
+def card(two_cards, monkeypatch):
+    """A modern NVIDIA card with Triton; tests change its properties."""
+    devices._fast_paths.cache_clear()
+    two_cards.major, two_cards.name = 9, "NVIDIA H200"
+    monkeypatch.setattr(torch.version, "cuda", "12.1")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    yield two_cards
+    devices._fast_paths.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_fast_paths_of_a_modern_card(device, card):
+    device = torch.device(device)
+    assert triton_allowed(device) and graphs_allowed(device) and compile_allowed(device)
+    assert preferred_dtype(device) == torch.float16
+
+
+def test_fast_paths_of_the_cpu():
+    assert not triton_allowed(CPU) and not graphs_allowed(CPU)
+    assert preferred_dtype(CPU) == torch.float32
+
+
+def test_no_triton_where_it_is_not_installed_or_makes_no_code(card, monkeypatch):
+    card.major = 6
+    assert not triton_allowed(torch.device("cuda:0")) and graphs_allowed(torch.device("cuda:0"))
+    assert preferred_dtype(torch.device("cuda:0")) == torch.float32
+    card.major = 9
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert not triton_allowed(torch.device("cuda:1")) and graphs_allowed(torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize("sign", ["name", "torch", "not CUDA"])
+def test_only_plain_paths_where_fast_ones_are_unproven(sign, card, monkeypatch):
+    card.major = 7  # as CoreX reports
+    if sign == "name":
+        card.name = "Iluvatar BI-V100"
+    elif sign == "torch":
+        monkeypatch.setattr(torch, "corex", True, raising=False)
+    else:
+        monkeypatch.setattr(torch.version, "cuda", None)
+    assert fast_paths(torch.device("cuda")) == devices.PLAIN
 
 
 def test_processor_is_named_or_at_least_its_kind(monkeypatch):
