@@ -16,11 +16,14 @@ from torch import Tensor
 from solo_infer.config import Thresholds
 from solo_infer.models.solo import MaskMaps
 from solo_infer.ops import bits
+from solo_infer.ops.mask_resize import packed_at_file_size
 from solo_infer.ops.matrix_nms import Kept, matrix_nms_packed
 from solo_infer.preprocessing import Geometry
 
-# Bytes of float32 maps that one step may hold at a time; a step needs about four times this.
+# Bytes of float32 maps that one step may hold at a time; a step needs about four times this. On the CPU few
+# enough that they stay in the cache and that the allocator keeps their memory.
 CHUNK_BYTES = 64 << 20
+CACHED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -104,21 +107,20 @@ def suppress(
 def measure_masks(
     maps: MaskMaps, image: int, cells: Tensor, mask_thr: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the masks of cells (K,) chunk by chunk.
+    """Compute the masks of cells (K,), ascending, chunk by chunk.
 
     Returns:
         areas (K,) float32 in mask pixels, maskness (K,) float32 in 0..1 (the mean mask score inside the
         mask, 0 if that is empty), packed masks (K, B) uint8.
     """
     areas, maskness, packed = [], [], []
-    for chunk in cells.split(_chunk_length(*maps.size)):
-        scores = maps.scores(image, chunk)  # (k, H/4, W/4)
-        masks = scores > mask_thr
-        area = masks.sum(dim=(1, 2)).float()
-        inside = scores.mul_(masks).sum(dim=(1, 2))
+    for chunk in cells.split(_chunk_length(maps.size, cells.device)):
+        scores = maps.scores(image, chunk).flatten(1)  # (k, H/4 * W/4)
+        packed.append(bits.pack(scores > mask_thr))
+        area = bits.count(packed[-1]).float()
+        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=1)
         areas.append(area)
         maskness.append(inside / area.clamp(min=1))
-        packed.append(bits.pack(masks.flatten(1)))
     return torch.cat(areas), torch.cat(maskness), torch.cat(packed)
 
 
@@ -130,36 +132,51 @@ def full_size_masks(
     The soft masks are up-sampled to the padded input size, cropped to the part that the image fills
     and resized to its original size, all bilinearly, before the threshold.
     """
+    order = cells.argsort(stable=True)
+    packed = []
+    for chunk in cells[order].split(_chunk_length(_largest(maps, geometry, cells.device), cells.device)):
+        soft = maps.scores(image, chunk)  # (k, H/4, W/4)
+        if soft.device.type == "cpu":
+            packed.append(
+                packed_at_file_size(soft, geometry.padded, geometry.resized, geometry.original, mask_thr)
+            )
+        else:
+            packed.append(bits.pack(resized_to_file(soft, geometry) > mask_thr))
+    masks = torch.empty_like(joined := torch.cat(packed))
+    masks[order] = joined
+    return masks, packed_boxes(masks, geometry.original[1])
+
+
+def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
+    """Return soft masks (k, H/4, W/4) at the original size, (k, H, W): the plain way, on any device."""
     height, width = geometry.resized
-    input_size = (maps.size[0] * 4, maps.size[1] * 4)
-    largest = max(input_size, geometry.original, key=lambda size: size[0] * size[1])
-    packed, boxes = [], []
-    for chunk in cells.split(_chunk_length(*largest)):
-        soft = maps.scores(image, chunk)[None]  # (1, k, H/4, W/4)
-        soft = F.interpolate(soft, size=input_size, mode="bilinear", align_corners=False)
-        soft = soft[:, :, :height, :width]
-        soft = F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)
-        masks = soft[0] > mask_thr  # (k, H, W)
-        packed.append(bits.pack(masks))
-        boxes.append(mask_boxes(masks))
-    return torch.cat(packed), torch.cat(boxes)
+    soft = F.interpolate(soft[None], size=geometry.padded, mode="bilinear", align_corners=False)
+    soft = soft[:, :, :height, :width]
+    return F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)[0]
 
 
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Return the tight boxes (N, 4) float32 x1 y1 x2 y2 of bool masks (N, H, W), zeros for empty ones."""
+def packed_boxes(packed: Tensor, width: int) -> Tensor:
+    """Return the tight boxes (N, 4) float32 x1 y1 x2 y2 of packed masks (N, H, B), zeros for empty ones."""
     sides = []
-    for axis in (1, 2):  # columns in use, then rows in use
-        used = masks.any(dim=axis)
+    for used in (bits.unpack(bits.unite_rows(packed), width), packed.any(dim=2)):
         first = used.int().argmax(dim=1)
         end = used.shape[1] - used.flip(1).int().argmax(dim=1)
         sides.append(torch.stack([first, end], dim=1))
     boxes = torch.cat(sides, dim=1)[:, [0, 2, 1, 3]]
-    return boxes.float() * masks.flatten(1).any(dim=1)[:, None]
+    return boxes.float() * used.any(dim=1)[:, None]
 
 
-def _chunk_length(height: int, width: int) -> int:
+def _largest(maps: MaskMaps, geometry: Geometry, device: torch.device) -> tuple[int, int]:
+    """Return the size of the largest maps that the way to the original size needs."""
+    if device.type == "cpu":
+        return maps.size
+    return max(geometry.padded, geometry.original, key=lambda size: size[0] * size[1])
+
+
+def _chunk_length(size: tuple[int, int], device: torch.device) -> int:
     """Return how many float32 maps of this size one step may hold."""
-    return max(CHUNK_BYTES // (4 * height * width), 1)
+    limit = CACHED_BYTES if device.type == "cpu" else CHUNK_BYTES
+    return max(limit // (4 * size[0] * size[1]), 1)
 
 
 def _nothing(size: tuple[int, int], device: torch.device) -> Detections:

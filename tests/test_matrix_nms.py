@@ -124,3 +124,6 @@ def test_bits_are_numpys(width):
     packed = bits.pack(torch.from_numpy(masks))
     np.testing.assert_array_equal(packed.numpy(), np.packbits(masks, axis=-1))
     np.testing.assert_array_equal(bits.unpack(packed, width).numpy(), masks)
+    np.testing.assert_array_equal(bits.unpack_float(packed).numpy()[..., :width], masks.astype(np.float32))
+    np.testing.assert_array_equal(bits.count(packed).numpy(), masks.sum(axis=-1))
+    np.testing.assert_array_equal(bits.unpack(bits.unite_rows(packed), width).numpy(), masks.any(axis=1))

@@ -17,6 +17,8 @@ from torch import Tensor
 from solo_infer.errors import ConfigError
 from solo_infer.ops import bits
 
+_UNPACKED_BYTES = 8 << 20  # of float32 masks at a time
+
 
 class Kept(NamedTuple):
     """What Matrix-NMS keeps, best first."""
@@ -114,14 +116,18 @@ def matrix_nms_packed(
 def same_label_intersections(packed: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     """Return the common pixels (N, N), float32, of masks of equal label; 0 between different labels.
 
-    Label by label, so that only one label's masks are ever unpacked. Counts up to 2^24 are exact.
+    Label by label and part by part of the masks, so that few are ever unpacked. Counts up to 2^24 are exact.
     """
-    count = len(labels)
-    intersections = torch.zeros((count, count), device=packed.device)
+    intersections = torch.zeros((len(labels), len(labels)), device=packed.device)
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
-        masks = bits.unpack(packed[rows[members]], packed.shape[1] * 8).float()
-        intersections[members[:, None], members] = masks @ masks.T
+        if len(members) == 1:
+            continue
+        masks, common = packed[rows[members]], intersections.new_zeros((len(members), len(members)))
+        for part in masks.split(max(_UNPACKED_BYTES // (32 * len(members)), 1), dim=1):
+            pixels = bits.unpack_float(part)
+            common.addmm_(pixels, pixels.T)
+        intersections[members[:, None], members] = common
     return intersections
 
 
