@@ -15,7 +15,7 @@ def test_equals_the_direct_convolution(size, count, channels, outputs):
     x = torch.randn(count, channels, *size, generator=generator)
     weight = torch.randn(outputs, channels, 3, 3, generator=generator) / (3 * channels**0.5)
     bias = torch.randn(outputs, generator=generator)
-    found = winograd.convolve(x, winograd.transform_weight(weight), bias)
+    (found,) = winograd.convolve([x], winograd.transform_weight(weight), bias)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert found.shape == expected.shape and found.dtype == torch.float32
     assert (found - expected).abs().max() < 3e-5
@@ -49,10 +49,10 @@ def test_any_layout_and_no_bias():
     transformed = winograd.transform_weight(
         torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(1))
     )
-    expected = winograd.convolve(x, transformed)
+    (expected,) = winograd.convolve([x], transformed)
     assert expected.is_contiguous(memory_format=torch.channels_last) or expected.stride(1) == 1
     assert torch.equal(
-        winograd.convolve(x.contiguous(memory_format=torch.channels_last), transformed), expected
+        winograd.convolve([x.contiguous(memory_format=torch.channels_last)], transformed)[0], expected
     )
 
 
@@ -61,11 +61,11 @@ def test_images_of_a_batch_do_not_touch():
     transformed = winograd.transform_weight(
         torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(1))
     )
-    assert torch.equal(winograd.convolve(x, transformed)[1:], winograd.convolve(x[1:], transformed))
+    assert torch.equal(winograd.convolve([x], transformed)[0][1:], winograd.convolve([x[1:]], transformed)[0])
 
 
 def test_what_is_not_a_number_stays_where_it_is():
     x = torch.zeros(1, 4, 20, 20)
     x[0, 0, 10, 10] = float("nan")
-    found = winograd.convolve(x, winograd.transform_weight(torch.ones(4, 4, 3, 3)))
+    (found,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3)))
     assert found.isnan().any() and not found[..., :4, :].isnan().any()

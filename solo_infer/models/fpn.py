@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from solo_infer.models.wide_conv import halved_convolution
+from solo_infer.models.wide_conv import WideConv, halved_convolution
+
+_BAND = 40  # rows of P2 at a time on the CPU, so that all that is made of them stays in the cache; even
 
 
 class FeaturePyramid(FeaturePyramidNetwork):
@@ -31,16 +34,38 @@ class FeaturePyramid(FeaturePyramidNetwork):
 
         P2 is halved and P6 enlarged to the size of P5, both bilinearly (mmdet's ``resize_feats``).
         """
-        c2, c3, c4, c5 = self._merged(maps)
+        c3, c4, c5 = self._merged(maps, first=1)
         convs = [block[0] for block in self.layer_blocks]
         p5 = convs[3](c5)
         enlarged = F.interpolate(p5[..., ::2, ::2], size=p5.shape[-2:], mode="bilinear", align_corners=False)
-        return [halved_convolution(convs[0], c2), convs[1](c3), convs[2](c4), p5, enlarged]
+        return [self._halved_p2(maps, c3), convs[1](c3), convs[2](c4), p5, enlarged]
 
-    def _merged(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the lateral maps of C2..C5, each plus the enlarged coarser one."""
-        merged = [block(feature) for block, feature in zip(self.inner_blocks, maps, strict=True)]
+    def _merged(self, maps: Sequence[Tensor], first: int) -> list[Tensor]:
+        """Return the lateral maps from ``first`` on, each plus the enlarged coarser one."""
+        blocks = list(self.inner_blocks)[first:]
+        merged = [block(feature) for block, feature in zip(blocks, maps[first:], strict=True)]
         for index in reversed(range(len(merged) - 1)):
-            finer = merged[index]
-            merged[index] = finer + F.interpolate(merged[index + 1], size=finer.shape[-2:], mode="nearest")
+            merged[index] = merged[index] + enlarge(merged[index + 1], merged[index].shape[-2:])
         return merged
+
+    def _halved_p2(self, maps: Sequence[Tensor], coarser: Tensor) -> Tensor:
+        """Return P2 at half its size, from C2 and the merged map of C3."""
+        c2, lateral, conv = maps[0], self.inner_blocks[0], self.layer_blocks[0][0]
+        height, width = c2.shape[-2:]
+        doubled = (height, width) == (coarser.shape[-2] * 2, coarser.shape[-1] * 2)
+        if not (doubled and c2.device.type == "cpu" and isinstance(conv, WideConv)):
+            return halved_convolution(conv, lateral(c2) + enlarge(coarser, c2.shape[-2:]))
+        # In bands of rows: the lateral map of all of C2, the largest of all, never exists.
+        bands = []
+        for start in range(0, height, _BAND):
+            top, bottom = max(start - 1, 0), min(start + _BAND + 1, height)
+            upper = coarser[..., top // 2 : (bottom + 1) // 2, :]
+            band = enlarge(upper, (upper.shape[-2] * 2, width))[..., top % 2 :, :][..., : bottom - top, :]
+            band = band + lateral(c2[..., top:bottom, :])
+            bands.append(conv.halved(band, above=int(top == start), below=int(bottom - start <= _BAND)))
+        return torch.cat(bands, dim=2)
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge maps (N, C, H, W) to a size, repeating pixels."""
+    return F.interpolate(maps, size=tuple(size), mode="nearest")

@@ -1,6 +1,7 @@
 """The network as it predicts: the same function in real arithmetic, in fewer operations.
 
-BatchNorm is folded into the convolutions before it, and wide 3x3 convolutions go Winograd's way on the CPU.
+BatchNorm is folded into the convolutions before it. On the CPU wide 3x3 convolutions go Winograd's way, and
+residual blocks add and cut off while they convolve.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import Bottleneck
 
+from solo_infer.models.fused import FusedBottleneck, can_fuse
 from solo_infer.models.wide_conv import WideConv
 
 # Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
@@ -70,6 +73,12 @@ def inference_twin(network: _Module) -> _Module:
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and _is_wide(child):
                 setattr(parent, name, WideConv(child))
+    first = next(twin.parameters())
+    if can_fuse(first.device, first.dtype):
+        for parent in list(twin.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Bottleneck):
+                    setattr(parent, name, FusedBottleneck(child))
     return twin
 
 

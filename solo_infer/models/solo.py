@@ -13,10 +13,10 @@ Cells are numbered over all levels: level by level, finest first, row by row (mm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ from solo_infer.models.backbones import ResNet
 from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
+from solo_infer.models.upsampled_conv import upsample, upsampled_convolution
+from solo_infer.models.wide_conv import WideConv
 
 GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
 
@@ -55,11 +57,24 @@ class ConvBlock(nn.Sequential):
         self.gn = nn.GroupNorm(GROUPS, out_channels)
         self.activate = nn.ReLU(inplace=True)
 
+    def each(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Run on maps of any sizes."""
+        conv = self.conv
+        found = conv.each(maps) if isinstance(conv, WideConv) else [conv(x) for x in maps]
+        return [self.activate(self.gn(x)) for x in found]
+
 
 def branch(in_channels: int, channels: int, depth: int) -> nn.Sequential:
     """Return ``depth`` blocks in a row, of which the first reads ``in_channels``."""
     widths = [in_channels] + [channels] * (depth - 1)
     return nn.Sequential(*(ConvBlock(width, channels) for width in widths))
+
+
+def through(blocks: nn.Sequential, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Run a branch on maps of any sizes, block by block, which shares work among small ones."""
+    for block in blocks:
+        maps = cast(ConvBlock, block).each(maps)
+    return list(maps)
 
 
 def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,9 +86,11 @@ def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
     return x.expand(n, 1, height, width), y[:, None].expand(n, 1, height, width)
 
 
-def upsample(maps: Tensor) -> Tensor:
-    """Double the size of maps (N, C, H, W) bilinearly."""
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+def with_coordinates(feature: Tensor, axes: str) -> Tensor:
+    """Append the maps of some axes, "x", "y" or "xy", to the channels of a feature map (N, C, H, W)."""
+    maps = dict(zip("xy", coordinates(feature), strict=True))
+    added = torch.cat([maps[axis] for axis in axes], dim=1)
+    return torch.cat([feature, added.contiguous(memory_format=torch.channels_last)], dim=1)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -112,11 +129,8 @@ class SOLOHead(nn.Module, ABC):
 
     def class_logits(self, levels: list[Tensor]) -> list[Tensor]:
         """Return class logits (N, classes, g, g) of each level."""
-        logits = []
-        for feature, grid in zip(levels, self.num_grids, strict=True):
-            cells = resize(feature, (grid, grid))  # (N, C, g, g)
-            logits.append(self.conv_cls(self.cls_convs(cells)))
-        return logits
+        cells = [resize(x, (grid, grid)) for x, grid in zip(levels, self.num_grids, strict=True)]
+        return [self.conv_cls(x) for x in through(self.cls_convs, cells)]  # from (N, C, g, g)
 
     def split_cells(self, cells: Tensor) -> Iterator[LevelCells]:
         """Yield the cells (K,) of each level that has any; they come level by level."""
@@ -142,14 +156,11 @@ class PlainHead(SOLOHead):
         self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
         self.conv_mask_list = nn.ModuleList(nn.Conv2d(width, grid**2, 1) for grid in self.num_grids)
 
-    def mask_tower(self, feature: Tensor) -> Tensor:
-        """Run the mask branch of one level: (N, C, h, w) to (N, C', h, w)."""
-        return self.mask_convs(torch.cat([feature, *coordinates(feature)], dim=1))
-
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> PlainMaskMaps:
         """Run the mask branch of the levels that hold any of the cells."""
-        towers = {part.level: self.mask_tower(levels[part.level]) for part in self.split_cells(cells)}
-        return PlainMaskMaps(self, towers, quarter_size(levels))
+        used = [part.level for part in self.split_cells(cells)]
+        towers = through(self.mask_convs, [with_coordinates(levels[level], "xy") for level in used])
+        return PlainMaskMaps(self, dict(zip(used, towers, strict=True)), quarter_size(levels))
 
 
 class PlainMaskMaps:
@@ -195,20 +206,20 @@ class DecoupledHead(SOLOHead):
         self.conv_mask_list_x = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
         self.conv_mask_list_y = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
 
-    def mask_towers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Run both mask branches of one level: (N, C, h, w) to two of (N, C', 2h, 2w)."""
-        x, y = coordinates(feature)
-        tower_x = self.mask_convs_x(torch.cat([feature, x], dim=1))
-        tower_y = self.mask_convs_y(torch.cat([feature, y], dim=1))
-        return upsample(tower_x), upsample(tower_y)
+    def mask_towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run both mask branches on some levels: each (N, C, h, w) to (N, C', h, w)."""
+        return (
+            through(self.mask_convs_x, [with_coordinates(x, "x") for x in features]),
+            through(self.mask_convs_y, [with_coordinates(x, "y") for x in features]),
+        )
 
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> DecoupledMaskMaps:
         """Compute the maps of the columns and rows that hold any of the cells."""
-        size = quarter_size(levels)
+        parts, size = list(self.split_cells(cells)), quarter_size(levels)
+        towers = zip(*self.mask_towers([levels[part.level] for part in parts]), strict=True)
         columns, rows = {}, {}
-        for part in self.split_cells(cells):
+        for part, (tower_x, tower_y) in zip(parts, towers, strict=True):
             level = part.level
-            tower_x, tower_y = self.mask_towers(levels[level])
             columns[level] = AxisMaps(tower_x, self.conv_mask_list_x[level], part.columns, size)
             rows[level] = AxisMaps(tower_y, self.conv_mask_list_y[level], part.rows, size)
         return DecoupledMaskMaps(self, columns, rows, size)
@@ -223,10 +234,10 @@ class DecoupledLightHead(DecoupledHead):
         width = config.head_channels
         self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
 
-    def mask_towers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the mask branch of one level: (N, C, h, w) to the same (N, C', 2h, 2w) twice."""
-        tower = upsample(self.mask_convs(torch.cat([feature, *coordinates(feature)], dim=1)))
-        return tower, tower
+    def mask_towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the mask branch on some levels: each (N, C, h, w) to the same (N, C', h, w) twice."""
+        towers = through(self.mask_convs, [with_coordinates(x, "xy") for x in features])
+        return towers, towers
 
 
 def axis_conv(channels: int, grid: int) -> nn.Conv2d:
@@ -245,8 +256,7 @@ class AxisMaps:
     def __init__(self, tower: Tensor, conv: nn.Module, lines: Tensor, size: tuple[int, int]) -> None:
         self.used = lines.unique()
         weight, bias = rows_of(conv, self.used)
-        logits = F.conv2d(tower, weight, bias, padding=1)  # (N, K, 2h, 2w)
-        self.level_scores = logits.float().sigmoid_()
+        self.level_scores = upsampled_convolution(tower, weight, bias).sigmoid_()  # (N, K, 2h, 2w)
         self._size = size
 
     @cached_property

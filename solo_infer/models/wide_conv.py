@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,26 +23,34 @@ class WideConv(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         # Made when first used; threads that come at once make equal ones.
         self._transformed: Tensor | None = None
+        self._halving: Tensor | None = None
         self._transformed_halving: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H, W)."""
-        if not _goes_winograds_way(x):
-            return F.conv2d(x, self.weight, self.bias, padding=1)
+        return self.each([x])[0]
+
+    def each(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Convolve maps (N, C, H, W) of any sizes, small ones together."""
+        if not goes_winograds_way(maps[0]):
+            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in maps]
         if self._transformed is None:
             self._transformed = winograd.transform_weight(self.weight)
-        return winograd.convolve(x, self._transformed, self.bias)
+        return winograd.convolve(maps, self._transformed, self.bias)
 
-    def halved(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W), both even, to the convolution at half the size, bilinearly."""
-        if not _goes_winograds_way(x):
-            return F.conv2d(x, halving_weight(self.weight), self.bias, stride=2, padding=1)
+    def halved(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
+        """Convolve (N, C, H, W) and halve it bilinearly, with so many rows of padding above and below."""
+        if self._halving is None:
+            self._halving = halving_weight(self.weight)
+        if not goes_winograds_way(x):
+            return F.conv2d(F.pad(x, (1, 1, above, below)), self._halving, self.bias, stride=2)
         if self._transformed_halving is None:
-            self._transformed_halving = winograd.transform_halving_weight(halving_weight(self.weight))
-        return winograd.convolve_halving(x, self._transformed_halving, self.bias)
+            self._transformed_halving = winograd.transform_halving_weight(self._halving)
+        return winograd.convolve_halving(x, self._transformed_halving, self.bias, above, below)
 
 
-def _goes_winograds_way(x: Tensor) -> bool:
+def goes_winograds_way(x: Tensor) -> bool:
+    """Return whether a wide convolution of x is faster by ``ops.winograd``."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
