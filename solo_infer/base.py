@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -19,8 +18,9 @@ from solo_infer import images
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.config import ModelConfig, Thresholds
 from solo_infer.device import require_dtype, resolve_device, resolve_dtype
-from solo_infer.errors import ConfigError, ImageError, OfflineError, SoloInferError
+from solo_infer.errors import ConfigError, ImageError
 from solo_infer.images import Color, ImageSource, LoadedImage
+from solo_infer.loading import Loaded, OnError, load_all
 from solo_infer.models import build_network
 from solo_infer.models.inference import InferenceTwin
 from solo_infer.postprocessing import Detections
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Images = list[ImageSource] | tuple[ImageSource, ...]
-OnError = Callable[[str, SoloInferError], None]
 
 
 class Segmenter(ABC):
@@ -211,6 +210,9 @@ class Segmenter(ABC):
     ) -> Iterator[Result]:
         """Segment images one after another, in order, holding only ``batch_size`` of them at a time.
 
+        The files of a folder, a pattern or a list are decoded ahead in a thread of their own, two at most;
+        from any other iterable nothing is taken before its turn.
+
         Args:
             source: A folder, a glob pattern ("photos/**/*.jpg"), or any iterable of what a call takes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
@@ -223,8 +225,8 @@ class Segmenter(ABC):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
         settings = thresholds or self.config.thresholds
-        waiting: list[tuple[LoadedImage, float]] = []
-        for loaded in self._load_all(source, color, on_error):
+        waiting: list[Loaded] = []
+        for loaded in load_all(source, color, on_error):
             waiting.append(loaded)
             if len(waiting) == batch_size:
                 yield from self._segment(waiting, settings)
@@ -232,31 +234,16 @@ class Segmenter(ABC):
         if waiting:
             yield from self._segment(waiting, settings)
 
-    def _load_all(
-        self, source: Any, color: Color, on_error: OnError | None
-    ) -> Iterator[tuple[LoadedImage, float]]:
-        """Yield each image and the seconds its loading took."""
-        for item in images.iterate_sources(source):
-            start = time.perf_counter()
-            try:
-                loaded = images.load_image(item, color=color)
-            except (ImageError, OfflineError) as error:
-                if on_error is None:
-                    raise
-                on_error(str(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
-                continue
-            yield loaded, time.perf_counter() - start
-
     def _segment(
         self,
-        batch: list[tuple[LoadedImage, float]],
+        batch: list[Loaded],
         thresholds: Thresholds,
         synchronized: bool = False,
     ) -> list[Result]:
         """Segment loaded images, in groups that share a forward pass.
 
         Args:
-            batch: Images, and the seconds that each took to load.
+            batch: Images and how long their loading took.
             thresholds: Settings of the post-processing.
             synchronized: Time each stage to its end, for benchmarks.
         """
@@ -289,7 +276,7 @@ class Segmenter(ABC):
     @torch.no_grad()
     def _segment_group(
         self,
-        batch: list[tuple[LoadedImage, float]],
+        batch: list[Loaded],
         geometries: list[Geometry],
         thresholds: Thresholds,
         synchronized: bool,
@@ -306,7 +293,7 @@ class Segmenter(ABC):
         detections = self._find(inputs, geometries, thresholds, watch)
         seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}
         return [
-            self._result(loaded, found, {"load": loading, **seconds})
+            self._result(loaded, found, {**loading, **seconds})
             for (loaded, loading), found in zip(batch, detections, strict=True)
         ]
 

@@ -24,6 +24,7 @@ from solo_infer._stopwatch import Stopwatch
 from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
 from solo_infer.images import ImageSource
+from solo_infer.loading import Loaded
 from solo_infer.preprocessing import plan
 from solo_infer.segmenter import SOLO
 
@@ -115,7 +116,7 @@ def measure(
     if min(batch_size, runs) < 1 or warmup < 0:
         raise ConfigError(f"batch_size={batch_size}, runs={runs}, warmup={warmup}: expected 1, 1, 0 or more.")
     loaded = images.load_image(source)
-    batch = [(loaded, 0.0)] * batch_size
+    batch: list[Loaded] = [(loaded, {})] * batch_size
     thresholds = model.config.thresholds
 
     def run(synchronized: bool) -> dict[str, float]:

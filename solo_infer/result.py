@@ -65,8 +65,10 @@ class Result:
         categories: The names and COCO ids of all classes of the model.
         image: (H, W, 3) uint8 RGB, for drawing; None if it was not kept.
         source: The path or URL that the image was given by, "" for one in memory.
-        timings: Seconds spent on this image, by stage. Images that shared a batch share its time
-            evenly. On CUDA the stages before the last only count the launching of their work.
+        timings: Seconds spent on this image, by stage: "load" (which may go on beside other images' stages),
+            "wait" (for that, with nothing else done), "preprocess", "backbone", "pyramid", "classes", "masks"
+            and "post". Images that shared a batch share its time evenly. On CUDA the stages before the last
+            only count the launching of their work.
     """
 
     scores: Tensor

@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import small_config
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from solo_infer import SOLO
-from solo_infer.models import build_network
+from solo_infer.models import build_network, fused
+from solo_infer.models.fused import FusedBottleneck, can_fuse
 from solo_infer.models.inference import InferenceTwin, inference_twin
 from solo_infer.models.wide_conv import WideConv
 from solo_infer.training.start import fresh_model
@@ -86,7 +88,7 @@ def test_wide_convolutions_go_another_way_and_come_to_the_same():
     config = replace(small_config("solo").architecture, pyramid_channels=256, head_channels=256)
     network = fresh_model(replace(small_config("solo"), architecture=config)).network.eval()
     twin = inference_twin(network)
-    wide = {name for name, module in twin.named_modules() if isinstance(module, WideConv)}
+    wide = {name.replace(".block", "") for name, module in twin.named_modules() if isinstance(module, WideConv)}
     assert {
         "mask_head.cls_convs.0.conv",
         "neck.layer_blocks.1.0",
@@ -102,3 +104,43 @@ def test_wide_convolutions_go_another_way_and_come_to_the_same():
     halves = torch.randn(1, 256, 5, 5, dtype=torch.float64)
     conv.double()
     assert conv(halves).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_fused_blocks_are_the_blocks(dtype):
+    """Whether or not oneDNN's fused operators are there; the input of the body is left alone."""
+    body = build_network(small_config("solo").architecture).backbone.to(dtype).eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before = images.clone()
+    twin = inference_twin(body)
+    kinds = {type(module) for module in twin.layer1}
+    assert kinds == {FusedBottleneck if can_fuse(torch.device("cpu"), dtype) else Bottleneck}
+    limit = 1e-4 if dtype == torch.float32 else 0.05
+    for _ in range(2):
+        for found, expected in zip(twin(images), body(images), strict=True):
+            difference = (found.float() - expected.float()).abs().max()
+            assert difference < limit * expected.float().abs().max()
+    assert torch.equal(images, before)
+
+
+def test_blocks_stay_as_they_are_without_the_operators(monkeypatch):
+    monkeypatch.setattr(fused, "_add_convolution_relu", missing)
+    fused._fused_operators_work.cache_clear()
+    try:
+        assert not can_fuse(torch.device("cpu"), torch.float32)
+        body = inference_twin(build_network(small_config("solo").architecture).backbone.eval())
+        assert not any(isinstance(module, FusedBottleneck) for module in body.modules())
+    finally:
+        fused._fused_operators_work.cache_clear()
+
+
+def missing(*_):
+    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise_'")
+
+
+def test_fused_blocks_still_learn():
+    body = inference_twin(build_network(small_config("solo").architecture).backbone.eval())
+    images = torch.randn(1, 3, 32, 32, requires_grad=True)
+    body(images)[-1].sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0

@@ -69,3 +69,22 @@ def test_what_is_not_a_number_stays_where_it_is():
     x[0, 0, 10, 10] = float("nan")
     (found,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3)))
     assert found.isnan().any() and not found[..., :4, :].isnan().any()
+
+
+def test_maps_of_any_sizes_share_their_products():
+    generator = torch.Generator().manual_seed(4)
+    maps = [torch.randn(1, 16, *size, generator=generator) for size in ((40, 40), (1, 9), (90, 88), (12, 12))]
+    weight = torch.randn(8, 16, 3, 3, generator=generator) / 12
+    found = winograd.convolve(maps, winograd.transform_weight(weight))
+    for x, out in zip(maps, found, strict=True):
+        torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_halving_in_bands_is_halving(dtype):
+    conv = WideConv(torch.nn.Conv2d(16, 12, 3, padding=1).to(dtype))
+    x = torch.randn(1, 16, 32, 20, generator=torch.Generator().manual_seed(2)).to(dtype)
+    whole = conv.halved(x)
+    bands = [conv.halved(x[..., :17, :], below=0), conv.halved(x[..., 15:, :], above=0)]
+    torch.testing.assert_close(torch.cat(bands, dim=2), whole, rtol=0, atol=1e-5)

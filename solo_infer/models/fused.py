@@ -30,7 +30,7 @@ class FusedBottleneck(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, 4 * width, H / stride, W / stride); an x that is just added is overwritten."""
+        """Map (N, C, H, W) to (N, K, H / stride, W / stride); an x that is just added is overwritten."""
         block = self.block
         if torch.is_grad_enabled():
             return block(x)
