@@ -88,7 +88,9 @@ def test_wide_convolutions_go_another_way_and_come_to_the_same():
     config = replace(small_config("solo").architecture, pyramid_channels=256, head_channels=256)
     network = fresh_model(replace(small_config("solo"), architecture=config)).network.eval()
     twin = inference_twin(network)
-    wide = {name.replace(".block", "") for name, module in twin.named_modules() if isinstance(module, WideConv)}
+    wide = {
+        name.replace(".block", "") for name, module in twin.named_modules() if isinstance(module, WideConv)
+    }
     assert {
         "mask_head.cls_convs.0.conv",
         "neck.layer_blocks.1.0",
