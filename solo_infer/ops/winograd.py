@@ -21,7 +21,7 @@ from torch import Tensor
 
 _TILE = 4  # outputs along a side of a tile
 # Tiles that are transformed together: enough for fast matrix products, few enough for the cache.
-_TILES_AT_ONCE = 400
+_TILES_AT_ONCE = 240
 _POINTS = {3: (0, 1, -1, 2, -2), 2: (0, 1, -1, 2)}  # by the number of taps; infinity is one more
 
 
