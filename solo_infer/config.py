@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from solo_infer.categories import COCO, Categories
@@ -17,7 +17,9 @@ from solo_infer.errors import ConfigError
 HEADS = ("solo", "decoupled", "decoupled_light")
 LITE0 = "efficientnet_lite0"
 BACKBONES = ("resnet50", "resnet101", LITE0)
+EXTRA_LEVELS = ("max_pool", "conv")
 KERNELS = ("gaussian", "linear")
+SUPPRESSIONS = ("matrix", "greedy")
 LEVELS = 5  # of the feature pyramid
 LIGHT_SCALE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 
@@ -64,6 +66,13 @@ class Architecture:
         head_channels: Width of the head's branches; a multiple of 32 (GroupNorm has 32 groups).
         scale_ranges: For training: the least and greatest root of an instance's box area, in pixels of the
             network input, that each level learns.
+        head_bias: The convolutions in the head's branches have a bias before their GroupNorm.
+        extra_level: How P6 is made of P5: "max_pool" (every second pixel, as published) or "conv" (a 3x3
+            convolution of stride 2).
+        deformable_head: The last convolution of each branch of the head is deformable (the authors'
+            ``use_dcn_in_tower`` with ``type_dcn="DCN"``).
+        deformable_stages: Stages of the ResNet, of 1 to 4, whose 3x3 convolutions are deformable (the
+            authors' ``stage_with_dcn``).
     """
 
     head: str = "decoupled"
@@ -75,6 +84,10 @@ class Architecture:
     pyramid_channels: int = 256
     head_channels: int = 256
     scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    head_bias: bool = False
+    extra_level: str = EXTRA_LEVELS[0]
+    deformable_head: bool = False
+    deformable_stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.head in HEADS, f"head={self.head!r}: expected one of {HEADS}.")
@@ -93,6 +106,23 @@ class Architecture:
         for bounds in self.scale_ranges:
             ordered = len(bounds) == 2 and all(map(_is_finite, bounds)) and 0 <= bounds[0] <= bounds[1]
             _require(ordered, f"scale_ranges={self.scale_ranges}: expected (least, greatest) for each level.")
+        self._check_variant()
+
+    def _check_variant(self) -> None:
+        for name in ("head_bias", "deformable_head"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name}={value!r}: expected true or false.")
+        _require(
+            self.extra_level in EXTRA_LEVELS,
+            f"extra_level={self.extra_level!r}: expected one of {EXTRA_LEVELS}.",
+        )
+        stages = self.deformable_stages
+        known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)
+        _require(known, f"deformable_stages={stages!r}: expected some of 1, 2, 3, 4.")
+        object.__setattr__(self, "deformable_stages", tuple(sorted(set(stages))))
+        _require(
+            not stages or self.backbone != LITE0, f"deformable_stages={stages}: expected none with {LITE0}."
+        )
 
     @property
     def num_cells(self) -> int:
@@ -153,11 +183,14 @@ class Thresholds:
     Attributes:
         score_thr: A (cell, class) pair is a candidate if its class score is greater, 0..1.
         mask_thr: A pixel belongs to a mask if its mask score is greater, 0..1.
-        filter_thr: A detection is kept if its score after Matrix-NMS is at least this, 0..1.
-        nms_pre: Candidates that enter Matrix-NMS, best first.
+        filter_thr: A detection is kept if its score after the suppression is at least this, 0..1.
+        nms_pre: Candidates that enter the suppression, best first.
         max_per_image: Detections kept per image, best first.
         kernel: Decay of Matrix-NMS, "gaussian" or "linear".
         sigma: Width of the gaussian kernel.
+        nms: "matrix" (duplicates lose score) or "greedy" (duplicates are dropped, the first SOLO's way).
+        nms_iou: With "greedy" a mask is dropped if its IoU with a better one of its class is greater, 0..1
+            (0.5: ``mask_nms`` of the authors' code in AdelaiDet).
     """
 
     score_thr: float = 0.1
@@ -167,14 +200,17 @@ class Thresholds:
     max_per_image: int = 100
     kernel: str = "gaussian"
     sigma: float = 2.0
+    nms: str = SUPPRESSIONS[0]
+    nms_iou: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("score_thr", "mask_thr", "filter_thr"):
+        for name in ("score_thr", "mask_thr", "filter_thr", "nms_iou"):
             value = getattr(self, name)
             within = _is_finite(value) and 0.0 <= value <= 1.0
             _require(within, f"{name}={value!r}: expected a number in 0..1.")
         _require_whole({name: getattr(self, name) for name in ("nms_pre", "max_per_image")})
         _require(self.kernel in KERNELS, f"kernel={self.kernel!r}: expected one of {KERNELS}.")
+        _require(self.nms in SUPPRESSIONS, f"nms={self.nms!r}: expected one of {SUPPRESSIONS}.")
         positive = _is_finite(self.sigma) and self.sigma > 0
         _require(positive, f"sigma={self.sigma!r}: expected a positive finite number.")
 
@@ -258,6 +294,11 @@ PRESETS: dict[str, ModelConfig] = {
     for head in HEADS
     for backbone in ("resnet50", "resnet101")
 }
+_LIGHT = PRESETS["decoupled_light_r50"]
+PRESETS["decoupled_light_dcn_r50"] = replace(
+    _LIGHT,
+    architecture=replace(_LIGHT.architecture, deformable_head=True, deformable_stages=(2, 3, 4)),
+)
 
 
 def find_preset(name: str) -> ModelConfig:

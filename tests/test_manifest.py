@@ -42,13 +42,14 @@ PUBLISHED = {
     "authors_decoupled_r50_3x": (36.4, ""),
     "authors_decoupled_r101_3x": (37.9, ""),
     "authors_decoupled_light_r50_3x": (33.0, ""),
+    "authors_decoupled_light_dcn_r50_3x": (35.0, ""),
 }
 
 
 def test_names_and_their_order() -> None:
     assert available_models() == list(load_manifest()) == [*PUBLISHED, EMBEDDED_MODEL]
     assert {entry.name: (entry.mask_ap, entry.sha256) for entry in ENTRIES} == PUBLISHED
-    assert len(OPENMMLAB) == 5 and len(AUTHORS) == 7
+    assert len(OPENMMLAB) == 5 and len(AUTHORS) == 8
     assert DEFAULT_MODEL in load_manifest()
     best = max((entry for entry in ENTRIES if entry.commercial_use), key=lambda entry: entry.mask_ap)
     assert best.name == DEFAULT_MODEL

@@ -71,7 +71,7 @@ def inference_twin(network: _Module) -> _Module:
     _fold_batch_norms(twin)
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and _is_wide(child):
+            if type(child) is nn.Conv2d and _is_wide(child):
                 setattr(parent, name, WideConv(child))
     first = next(twin.parameters())
     if can_fuse(first.device, first.dtype):

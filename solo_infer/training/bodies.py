@@ -37,7 +37,9 @@ def load_body(network: SOLONetwork, path: Path) -> None:
     tensors: dict[str, Tensor] = read_pickled(path)
     if network.config.backbone == LITE0:
         tensors = {_lite0_name(name): tensor for name, tensor in tensors.items()}
-    expected = network.backbone.state_dict()
+    own = network.backbone.state_dict()
+    # A classifier knows no offsets of deformable convolutions: they stay what they are.
+    expected = {name: slot for name, slot in own.items() if ".conv_offset." not in name}
     wrong = [
         name for name, slot in expected.items() if name not in tensors or tensors[name].shape != slot.shape
     ]
@@ -46,7 +48,7 @@ def load_body(network: SOLONetwork, path: Path) -> None:
             f"{path} is no {network.config.backbone} classifier: {len(wrong)} tensors are missing or of "
             f"another shape, first {wrong[:3]}."
         )
-    network.backbone.load_state_dict({name: tensors[name] for name in expected})
+    network.backbone.load_state_dict({**own, **{name: tensors[name] for name in expected}})
 
 
 def _lite0_name(name: str) -> str:

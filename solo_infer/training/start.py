@@ -12,6 +12,8 @@ from torch import nn
 from solo_infer.categories import Categories
 from solo_infer.config import ModelConfig
 from solo_infer.models import SOLONetwork, build_network
+from solo_infer.models.deformable import DeformableConv
+from solo_infer.models.solo import ConvBlock
 from solo_infer.segmenter import SOLO
 
 PRIOR = 0.01  # probability that a fresh cell says "object" (RetinaNet; mmdet's bias_prob)
@@ -28,6 +30,11 @@ def fresh_model(config: ModelConfig, seed: int = 0) -> SOLO:
                 nn.init.normal_(module.weight, std=SPREAD)
                 if module.bias is not None:
                     nn.init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR))
+        for module in network.mask_head.modules():
+            if isinstance(module, ConvBlock) and module.conv.bias is not None:
+                nn.init.zeros_(module.conv.bias)
+            if isinstance(module, DeformableConv):
+                module.reset_offsets()
         for module in network.neck.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

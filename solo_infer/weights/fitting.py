@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ SHOWN = 5  # keys of each kind named in a refusal
 # Far beyond any real model: what keeps a hostile file from making us build one for hours.
 _LIMITS = {"num_classes": 1 << 16, "num_grids": 1 << 10, "stacked_convs": 100}
 
+_BLOCK = r"mask_head\.(?:cls|mask)_convs\w*\.\d+\.conv\."
 _SOLO_HEAD = re.compile(r"mask_head\.(?:cls_convs|conv_cls|mask_convs|conv_mask_list)")
 _SAFE_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 _COUNTER = ".num_batches_tracked"
@@ -36,7 +38,7 @@ def infer_config(
     path: Path | str = "the file",
     file_names: Mapping[str, str] | None = None,
 ) -> ModelConfig:
-    """Tell head, depth, widths, grids and number of classes from the tensors; the rest is the preset's.
+    """Tell head, depth, widths, grids, classes and variant from the tensors; the rest is the preset's.
 
     Each number is what most of the tensors that show it say, so that ``fit`` can name the odd ones.
 
@@ -116,14 +118,39 @@ def _infer_sizes(state_dict: Mapping[str, Tensor], base: Architecture) -> Archit
         stacked_convs=_infer_depth(state_dict, base.stacked_convs),
         pyramid_channels=size(r"neck\..+", base.pyramid_channels),
         head_channels=size(r"mask_head\.\w+\.\d+\.gn\.\w+", base.head_channels),
+        **_infer_variant(state_dict),
     )
+
+
+def _infer_variant(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Tell what a network has beyond the published ones; of its blocks, what most of them have."""
+
+    def count(pattern: str) -> int:
+        return sum(re.fullmatch(pattern, name) is not None for name in state_dict)
+
+    def most_blocks_have(name: str) -> bool:
+        return 2 * count(_BLOCK + name) > count(_BLOCK + "weight")
+
+    stages = [
+        stage
+        for stage in (1, 2, 3, 4)
+        if 2 * count(rf"backbone\.layer{stage}\.\d+\.conv2\.conv_offset\.weight")
+        > count(rf"backbone\.layer{stage}\.\d+\.conv2\.weight")
+    ]
+    extra = count(r"neck\.layer_blocks\.4\.0\.\w+") > 0
+    return {
+        "head_bias": most_blocks_have("bias"),
+        "extra_level": "conv" if extra else "max_pool",
+        "deformable_head": count(_BLOCK + r"conv_offset\.\w+") > 0,
+        "deformable_stages": tuple(stages),
+    }
 
 
 def _infer_depth(state_dict: Mapping[str, Tensor], usual: int) -> int:
     """Return how many convolutions most branches of the head have."""
     blocks = defaultdict(set)
     for name in state_dict:
-        if found := re.fullmatch(r"mask_head\.(\w+_convs\w*)\.(\d+)(\..+)", name):
+        if found := re.fullmatch(r"mask_head\.(\w+_convs\w*)\.(\d+)(\.(?:conv|gn)\.\w+)", name):
             blocks[found[1], found[3]].add(found[2])
     return _commonest([len(indices) for indices in blocks.values()], usual)
 
