@@ -11,6 +11,7 @@ from typing import Any
 
 from solo_infer import _environment
 from solo_infer._version import __version__
+from solo_infer.config import SUPPRESSIONS
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 Verb = Callable[[argparse.Namespace], int]
@@ -109,6 +110,7 @@ def _add_predict(verb: argparse.ArgumentParser) -> None:
         help=f"leave out instances below this score (default: {DRAWN_FROM} in pictures, none in --json)",
     )
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
+    _add_nms(verb)
     verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
     verb.add_argument("--offline", action="store_true", help="never touch the network")
     _add_device(verb)
@@ -128,9 +130,22 @@ def _add_eval(verb: argparse.ArgumentParser) -> None:
     _add_max_detections(verb, "detections per image and class that count; AP takes the most")
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
     verb.add_argument("--limit", type=_count, metavar="N", help="only the first so many images")
+    _add_nms(verb)
     verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
     _add_device(verb)
     _add_json(verb)
+
+
+def _add_nms(verb: argparse.ArgumentParser) -> None:
+    shown = "duplicates lose score (matrix) or are dropped (greedy; default: as the model has it)"
+    verb.add_argument("--nms", choices=SUPPRESSIONS, help=shown)
+    verb.add_argument(
+        "--nms-iou",
+        type=_score,
+        metavar="X",
+        help="with --nms greedy: drop a mask whose IoU with a better one of its class is greater "
+        "(default: as the model has it)",
+    )
 
 
 def _add_max_detections(verb: argparse.ArgumentParser, what: str) -> None:

@@ -18,6 +18,7 @@ from solo_infer import _environment
 from solo_infer._arguments import make_parser
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
 from solo_infer.verbs.predict import predict
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.verbs.terminal import WRONG_USAGE, fail, print_json, print_text, say
 from solo_infer.verbs.train import train
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
@@ -90,8 +91,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
     chosen = {name: getattr(options, name) for name in ("max_detections", "limit", "classes")}
     if options.detections:
-        if options.model or options.output:
-            say("--detections are scored as they are: leave out --model and --output")
+        if options.model or options.output or options.nms or options.nms_iou is not None:
+            say("--detections are scored as they are: leave out --model, --output and --nms")
             return WRONG_USAGE
         found = evaluation.score(options.annotations, options.detections, **chosen)
     else:
@@ -99,7 +100,7 @@ def evaluate(options: argparse.Namespace) -> int:
             options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype
         )
         found = evaluation.evaluate(
-            model,
+            with_chosen_nms(model, options),
             options.images,
             options.annotations,
             output=options.output,

@@ -1,13 +1,15 @@
 """From class scores and lazy masks to detections, with bounded memory; mmdet's rules and order.
 
 The masks of all candidates never exist at once. They are computed in chunks, of which only area,
-maskness and packed bits are kept; the few that survive Matrix-NMS are computed again for the
+maskness and packed bits are kept; the few that survive the NMS are computed again for the
 up-sampling to the original size, a few at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor
 from solo_infer.config import Thresholds
 from solo_infer.models.solo import MaskMaps
 from solo_infer.ops import bits
+from solo_infer.ops.greedy_nms import greedy_nms_packed
 from solo_infer.ops.mask_resize import packed_at_file_size
 from solo_infer.ops.matrix_nms import Kept, matrix_nms_packed
 from solo_infer.preprocessing import Geometry
@@ -81,7 +84,7 @@ def detect(
 def suppress(
     candidates: Candidates, maps: MaskMaps, image: int, strides: Tensor, thresholds: Thresholds
 ) -> Kept | None:
-    """Rescore candidates by maskness, drop small masks, run Matrix-NMS; ``keep`` indexes candidates."""
+    """Rescore candidates by maskness, drop small masks, run the NMS; ``keep`` indexes candidates."""
     # Cells are ascending, so the classes of one cell follow each other and share its mask.
     cells, owners = candidates.cells.unique_consecutive(return_inverse=True)
     areas, maskness, packed = measure_masks(maps, image, cells, thresholds.mask_thr)
@@ -89,19 +92,23 @@ def suppress(
     if len(large) == 0:
         return None
     owners = owners[large]
-    kept = matrix_nms_packed(
+    kept = _nms(thresholds)(
         packed,
         areas[owners],
         candidates.labels[large],
         candidates.scores[large] * maskness[owners],
-        kernel=thresholds.kernel,
-        sigma=thresholds.sigma,
         nms_pre=thresholds.nms_pre,
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
         owners=owners,
     )
     return kept._replace(keep=large[kept.keep])
+
+
+def _nms(thresholds: Thresholds) -> Callable[..., Kept]:
+    if thresholds.nms == "greedy":
+        return partial(greedy_nms_packed, iou_thr=thresholds.nms_iou)
+    return partial(matrix_nms_packed, kernel=thresholds.kernel, sigma=thresholds.sigma)
 
 
 def measure_masks(

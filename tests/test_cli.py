@@ -71,6 +71,8 @@ def test_output_that_nobody_takes(destination, code, told):
         (["predict", "a.jpg", "--min-score", "30"], "expected a number in 0..1, got '30'"),
         (["predict", "a.jpg", "--min-score", "nan"], "got 'nan'"),
         (["predict", "a.jpg", "--dtype", "float64"], "float64"),
+        (["predict", "a.jpg", "--nms", "soft"], "soft"),
+        (["predict", "a.jpg", "--nms-iou", "2"], "expected a number in 0..1"),
         (["predict", "a.jpg", "--image-ids", "a.json"], "--json"),
         (["download"], "MODEL"),
         (["convert", "a.pth"], "DIR"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,22 @@ def test_classes(run, photos, saved):
     code, out, _ = run("predict", "photos", "--model", saved, "--json", "r.json", "--classes", "dog", "bird")
     assert code == 0 and "cat" not in out
     assert {entry["category_id"] for entry in json.loads(Path("r.json").read_text())} == {2, 3}
+
+
+def test_greedy_nms(run, photos, saved, loaded):
+    predict = ["predict", "photos/1.png", "--model", saved, "--no-pictures", "--json", "r.json"]
+    for options, settings in (
+        (["--nms", "greedy"], {"nms": "greedy"}),
+        (["--nms", "greedy", "--nms-iou", 0.1], {"nms": "greedy", "nms_iou": 0.1}),
+        (["--nms", "matrix"], {}),
+    ):
+        assert run(*predict, *options)[0] == 0
+        expected = loaded("photos/1.png", thresholds=replace(loaded.config.thresholds, **settings))
+        scores = [entry["score"] for entry in json.loads(Path("r.json").read_text())]
+        assert scores == expected.scores.tolist()
+    code, out, err = run(*predict, "--nms-iou", 0.1)
+    assert (code, out) == (1, "")
+    assert_clear(err, "--nms-iou is for greedy NMS: give --nms greedy too")
 
 
 def test_batches_give_the_same(run, photos, saved):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from solo_infer import _environment
 from solo_infer._arguments import DRAWN_FROM
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.verbs.terminal import WRONG_USAGE, print_text, say
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
@@ -91,7 +92,7 @@ def _segment(files: list[str], options: argparse.Namespace, report: Report) -> i
         pictures = PictureFolder(options.output, min_score=drawn_from, boxes=options.boxes, keep=files)
         pictures.make()
     with _coco_file(options, files) as coco:
-        model = _load(options)
+        model = with_chosen_nms(_load(options), options)
         classes = None if options.classes is None else model.config.categories.labels(options.classes)
         results = model.stream(files, batch_size=options.batch_size, on_error=report)
         chosen = (result.filter(classes=classes) for result in _with_progress(results, len(files)))

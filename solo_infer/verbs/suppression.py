@@ -1,0 +1,28 @@
+"""The options ``--nms`` and ``--nms-iou`` of several verbs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from solo_infer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from solo_infer.segmenter import SOLO
+
+
+def with_chosen_nms(model: SOLO, options: argparse.Namespace) -> SOLO:
+    """Return the model with the NMS that was asked for.
+
+    Raises:
+        ConfigError: An IoU was given for an NMS that knows none.
+    """
+    settings = model.config.thresholds
+    if options.nms is not None:
+        settings = replace(settings, nms=options.nms)
+    if options.nms_iou is not None:
+        if settings.nms != "greedy":
+            raise ConfigError("--nms-iou is for greedy NMS: give --nms greedy too.")
+        settings = replace(settings, nms_iou=options.nms_iou)
+    return model if settings is model.config.thresholds else model.with_thresholds(settings)
