@@ -38,9 +38,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     _add_eval(_add_verb(verbs, run["evaluate"], summary, name="eval"))
     _add_benchmark(_add_verb(verbs, run["benchmark"], "time models on one image, stage by stage"))
     _add_json(_add_verb(verbs, run["models"], "list the published models"))
-    verb = _add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, parameters")
-    verb.add_argument("model", help=MODEL_HELP)
-    _add_json(verb)
+    _add_info(_add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, layers"))
     verb = _add_verb(verbs, run["download"], "fetch published models into the cache, or a bundle")
     verb.add_argument("models", nargs="+", metavar="MODEL", help="a published model ('solo-infer models')")
     verb.add_argument(
@@ -152,6 +150,25 @@ def _add_max_detections(verb: argparse.ArgumentParser, what: str) -> None:
     numbers = [1, 10, 100]
     shown = f"{what} (default: 1 10 100)"
     verb.add_argument("--max-detections", type=_count, nargs="+", default=numbers, metavar="N", help=shown)
+
+
+def _add_info(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", help=f"{MODEL_HELP}, a preset (e.g. solo_r101) or a config.json")
+    verb.add_argument(
+        "--input-size",
+        type=_count,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the network input in pixels (default: the model's largest)",
+    )
+    verb.add_argument(
+        "--depth",
+        type=_whole,
+        default=2,
+        metavar="N",
+        help="rows of layers within layers; 0 for the totals alone (default: %(default)s)",
+    )
+    _add_json(verb)
 
 
 def _add_train(verb: argparse.ArgumentParser) -> None:

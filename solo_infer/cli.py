@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from solo_infer import _environment
 from solo_infer._arguments import make_parser
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
+from solo_infer.verbs.info import info
 from solo_infer.verbs.predict import predict
 from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.verbs.terminal import WRONG_USAGE, fail, print_json, print_text, say
@@ -160,31 +161,11 @@ def models(options: argparse.Namespace) -> int:
 
         print_json([describe_entry(entry) for entry in entries])
         return 0
-    print(f"{'name':<32}{'mask AP':>9}  {'cached':<8}{'origin':<14}licence")
+    print(f"{'name':<36}{'mask AP':>9}  {'cached':<8}{'origin':<14}licence")
     for entry in entries:
         cached = "yes" if is_cached(entry) else "no"
         ap = "-" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
-        print(f"{entry.name:<32}{ap:>9}  {cached:<8}{entry.origin:<14}{entry.licence}")
-    return 0
-
-
-def info(options: argparse.Namespace) -> int:
-    """Describe one model."""
-    from solo_infer.describe import describe_model
-
-    facts = describe_model(options.model)
-    if options.json:
-        print_json(facts)
-        return 0
-    categories = facts.pop("categories")
-    for section, values in facts.items():
-        if not isinstance(values, dict):
-            continue
-        print(section)
-        for name, value in values.items():
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            print(f"  {name}: {shown:,}" if section == "parameters" else f"  {name}: {shown}")
-    print_text(f"categories ({len(categories['names'])})\n  {', '.join(categories['names'])}")
+        print(f"{entry.name:<36}{ap:>9}  {cached:<8}{entry.origin:<14}{entry.licence}")
     return 0
 
 
