@@ -10,14 +10,12 @@ from typing import Any
 from solo_infer.config import PRESETS, ModelConfig
 from solo_infer.errors import ConfigError
 from solo_infer.layer_table import LayerTable, tabulate
-from solo_infer.models import build_network
+from solo_infer.models import SOLONetwork, build_network
 from solo_infer.models.dense import raw_maps
 from solo_infer.weights import sources
 from solo_infer.weights.checkpoint import read_config
 from solo_infer.weights.manifest import ManifestEntry, load_manifest
 from solo_infer.weights.pretrained import load_checkpoint, published_config
-
-PARTS = ("backbone", "neck", "mask_head")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,9 @@ def layers_of(config: ModelConfig, input_size: tuple[int, int] | None = None) ->
     if input_size is None:
         input_size = settings.padded_shape(*settings.resized_shape(settings.short_side, settings.long_side))
     network = build_network(config.architecture, device="meta")
+    run = partial(raw_maps, network) if isinstance(network, SOLONetwork) else None
     try:
-        return tabulate(network, input_size, partial(raw_maps, network))
+        return tabulate(network, input_size, run)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"The network cannot take an input of {input_size} pixels: {error}") from error
 
@@ -84,7 +83,7 @@ def describe_config(config: ModelConfig) -> dict[str, Any]:
     """Return a configuration with its parameter counts."""
     network = build_network(config.architecture, device="meta")
     counts = {
-        part: sum(parameter.numel() for parameter in network.get_submodule(part).parameters())
-        for part in PARTS
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in network.named_children()
     }
     return {"parameters": {**counts, "total": sum(counts.values())}, **config.to_dict()}

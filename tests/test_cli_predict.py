@@ -1,10 +1,12 @@
 """``solo-infer predict``: in this process, and once as a real program."""
 
+import argparse
 import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from misbehaving_server import forbid_sockets
 from PIL import Image
 
 from solo_infer import SOLO, _environment
-from solo_infer.errors import ImageError, ResultError
+from solo_infer.errors import ConfigError, ImageError, ResultError
 from solo_infer.recording import CocoFile, PictureFolder
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.weights import manifest
 
 pytest_plugins = ["command_line_fixtures"]
@@ -99,6 +102,13 @@ def test_greedy_nms(run, photos, saved, loaded):
     code, out, err = run(*predict, "--nms-iou", 0.1)
     assert (code, out) == (1, "")
     assert_clear(err, "--nms-iou is for greedy NMS: give --nms greedy too")
+
+
+def test_nms_of_another_family():
+    other = SimpleNamespace(config=SimpleNamespace(thresholds=None))
+    assert with_chosen_nms(other, argparse.Namespace(nms=None, nms_iou=None)) is other
+    with pytest.raises(ConfigError, match="are for SOLO"):
+        with_chosen_nms(other, argparse.Namespace(nms="greedy", nms_iou=None))
 
 
 def test_batches_give_the_same(run, photos, saved):

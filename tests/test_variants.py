@@ -18,6 +18,7 @@ from solo_infer.models.deformable import DeformableConv
 from solo_infer.models.dense import raw_maps
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.inference import inference_twin
+from solo_infer.preprocessing import plan, prepare
 from solo_infer.training.bodies import load_body
 from solo_infer.training.start import fresh_model, prepare_for_training, with_classes
 from solo_infer.weights.fitting import infer_config
@@ -173,6 +174,24 @@ def test_raw_maps_are_the_logits_of_scores_and_masks(head):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["bias", "all"])
+def test_predictions_on_unpadded_images_equal_the_plain_road(variant, photo):
+    config = variant_of(small_config("decoupled"), VARIANTS[variant])
+    settings = replace(config.preprocessing, short_side=94, long_side=157, size_divisor=1)
+    model = SOLO(replace(config, preprocessing=settings), random_network(config))
+    geometry = plan(photo, settings)
+    assert geometry.padded == geometry.resized and geometry.resized[1] % 4
+    image = prepare(photo, geometry, settings, torch.device("cpu"))[None]
+    with torch.no_grad():
+        levels, scores = model.network(image)
+        masks = plain.all_masks(model.network, levels)[0]
+        expected = plain.detect(scores[0], masks, model._strides, geometry, config.thresholds)
+    found = model(photo)
+    assert found.labels.tolist() == expected[1].tolist() and len(found) > 5
+    torch.testing.assert_close(found.scores, expected[0], rtol=0, atol=2e-3)
+    assert (found.masks != expected[2]).flatten(1).sum(1).max() < 0.002 * photo[..., 0].size
+
+
 # --- Deformable convolutions
 
 
@@ -290,6 +309,19 @@ def test_variants_are_trained(variant):
     for parameter in new:
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
     assert sum(float(parameter.grad.abs().sum()) > 0 for parameter in new) > len(new) / 2
+
+
+@pytest.mark.parametrize("size", [(94, 70), (65, 97), (126, 122)])
+def test_unpadded_images_can_be_trained_on(size):
+    network = prepare_for_training(fresh_model(small_config("solo")).network, freeze_stem=True)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    masks = torch.zeros(1, *size, dtype=torch.bool)
+    masks[0, 4:60, 4:60] = True
+    target = {"boxes": torch.tensor([[4.0, 4, 60, 60]]), "labels": torch.tensor([1]), "masks": masks}
+    losses = network(images, [target])
+    sum(losses.values()).backward()
+    assert 0 < losses["loss_mask"] < 3
+    assert network.mask_head.conv_mask_list[1].weight.grad.any()
 
 
 def test_fresh_variants_start_as_the_published_ones_do():

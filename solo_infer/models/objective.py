@@ -117,8 +117,14 @@ def _level_dice(
     losses = []
     for index, image in enumerate(having):
         for part in head.split_cells(cells[image]):
-            losses.append(dice_losses(maps.level_scores(index, part), parts[image].masks))
+            scores = maps.level_scores(index, part)
+            losses.append(dice_losses(scores, _cut_or_padded(parts[image].masks, scores.shape[1:])))
     return losses
+
+
+def _cut_or_padded(masks: Tensor, size: torch.Size) -> Tensor:
+    """Return masks (k, h, w) of a size that differs by a few pixels if the input is no multiple of 32."""
+    return pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
 
 
 def _instances(target: Target, size: tuple[int, int]) -> Instances:

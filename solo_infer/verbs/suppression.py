@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from solo_infer.config import Thresholds
 from solo_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,13 +17,17 @@ def with_chosen_nms(model: SOLO, options: argparse.Namespace) -> SOLO:
     """Return the model with the NMS that was asked for.
 
     Raises:
-        ConfigError: An IoU was given for an NMS that knows none.
+        ConfigError: The model knows only one, or an IoU was given for an NMS without.
     """
     settings = model.config.thresholds
+    if options.nms is None and options.nms_iou is None:
+        return model
+    if not isinstance(settings, Thresholds):
+        raise ConfigError("--nms and --nms-iou are for SOLO: this model has an NMS of its own.")
     if options.nms is not None:
         settings = replace(settings, nms=options.nms)
     if options.nms_iou is not None:
         if settings.nms != "greedy":
             raise ConfigError("--nms-iou is for greedy NMS: give --nms greedy too.")
         settings = replace(settings, nms_iou=options.nms_iou)
-    return model if settings is model.config.thresholds else model.with_thresholds(settings)
+    return model.with_thresholds(settings)
