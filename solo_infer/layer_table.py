@@ -115,7 +115,7 @@ def tabulate(
         run: What to call with the image (1, 3, H, W); the network if not given.
     """
     parameters = list(network.parameters())
-    images = torch.empty((1, 3, *input_size), dtype=parameters[0].dtype, device=parameters[0].device)
+    images = torch.zeros((1, 3, *input_size), dtype=parameters[0].dtype, device=parameters[0].device)
     with torch.no_grad(), _operations() as counter:
         recorder = _Recorder(network, counter)
         with recorder.listening():

@@ -72,9 +72,9 @@ def test_published_multiply_adds_of_classifiers(name):
     assert tabulate(network, (224, 224)).multiply_adds / 1e9 == pytest.approx(published, abs=6e-3)
 
 
-def test_deformable_convolutions_are_counted_with_their_offsets():
-    with torch.device("meta"):
-        table = tabulate(nn.Sequential(DeformableConv(3, 16, stride=2)), (20, 30))
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_deformable_convolutions_are_counted_with_their_offsets(device):
+    table = tabulate(nn.Sequential(DeformableConv(3, 16, stride=2)).to(device), (20, 30))
     deformable, offsets = table.layers
     assert offsets.multiply_adds == 3 * 18 * 9 * 10 * 15
     assert deformable.multiply_adds == table.multiply_adds == offsets.multiply_adds + 3 * 16 * 9 * 10 * 15
