@@ -228,6 +228,26 @@ def test_deformable_convolutions_in_other_dtypes(dtype):
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1 if dtype.itemsize < 4 else 1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@torch.no_grad()
+def test_each_tap_reads_its_own_place(stride):
+    """Beside sampling by ``grid_sample``, tap by tap, with zeros outside."""
+    torch.manual_seed(0)
+    conv = DeformableConv(3, 4, stride=stride)
+    conv.conv_offset.weight.normal_()
+    x = torch.randn(1, 3, 9, 11)
+    offsets = conv.conv_offset(x)[0]  # (18, h, w)
+    rows, columns = (torch.arange(side) * stride - 1.0 for side in offsets.shape[1:])
+    expected = torch.zeros(1, 4, *offsets.shape[1:])
+    for tap in range(9):
+        y = rows[:, None] + tap // 3 + offsets[2 * tap]
+        x_ = columns[None] + tap % 3 + offsets[2 * tap + 1]
+        grid = torch.stack([x_ / (11 - 1), y / (9 - 1)], dim=-1)[None] * 2 - 1
+        seen = nn.functional.grid_sample(x, grid, padding_mode="zeros", align_corners=True)
+        expected += nn.functional.conv2d(seen, conv.weight[:, :, tap // 3, tap % 3, None, None])
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
 def test_places_that_are_no_numbers_do_no_harm(value):
     """Torchvision's operator ends the process at offsets of NaN."""
