@@ -136,17 +136,17 @@ def full_size_masks(
 ) -> tuple[Tensor, Tensor]:
     """Return packed masks and boxes of cells (N,) at the original size of the image.
 
-    The soft masks are up-sampled to the padded input size, cropped to the part that the image fills
-    and resized to its original size, all bilinearly, before the threshold.
+    The soft masks are up-sampled to four times their size, which is the padded input's if that is a
+    multiple of 32, cropped to the part that the image fills and resized to its original size, all
+    bilinearly, before the threshold.
     """
     order = cells.argsort(stable=True)
     packed = []
     for chunk in cells[order].split(_chunk_length(_largest(maps, geometry, cells.device), cells.device)):
         soft = maps.scores(image, chunk)  # (k, H/4, W/4)
         if soft.device.type == "cpu":
-            packed.append(
-                packed_at_file_size(soft, geometry.padded, geometry.resized, geometry.original, mask_thr)
-            )
+            enlarged = _enlarged(soft)
+            packed.append(packed_at_file_size(soft, enlarged, geometry.resized, geometry.original, mask_thr))
         else:
             packed.append(bits.pack(resized_to_file(soft, geometry) > mask_thr))
     masks = torch.empty_like(joined := torch.cat(packed))
@@ -157,9 +157,14 @@ def full_size_masks(
 def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
     """Return soft masks (k, H/4, W/4) at the original size, (k, H, W): the plain way, on any device."""
     height, width = geometry.resized
-    soft = F.interpolate(soft[None], size=geometry.padded, mode="bilinear", align_corners=False)
+    soft = F.interpolate(soft[None], size=_enlarged(soft), mode="bilinear", align_corners=False)
     soft = soft[:, :, :height, :width]
     return F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)[0]
+
+
+def _enlarged(soft: Tensor) -> tuple[int, int]:
+    """Return the size that soft masks (k, h, w) are up-sampled to (mmdet's ``upsampled_size``)."""
+    return 4 * soft.shape[1], 4 * soft.shape[2]
 
 
 def packed_boxes(packed: Tensor, width: int) -> Tensor:
