@@ -179,7 +179,7 @@ def test_repo_of_the_authors_lists_its_models(no_network: None) -> None:
     with pytest.raises(UnknownModelError) as error:
         SOLO.from_pretrained("xinlongwang/SOLO")
     published = [name for name in available_models() if name.startswith("authors_")]
-    assert len(published) == 7
+    assert len(published) == 8
     assert str(error.value).endswith(f"ask for one by its own name, {', '.join(published)}.")
 
 

@@ -140,8 +140,8 @@ def test_wide_deformable_convolutions_stay_deformable():
     changes = {**CONVOLVED, **DEFORMABLE, "pyramid_channels": 256, "head_channels": 256}
     network = random_network(variant_of(small_config("decoupled_light"), changes))
     twin = inference_twin(network)
-    assert isinstance(twin.get_submodule("mask_head.cls_convs.1.conv"), DeformableConv)
-    assert isinstance(twin.get_submodule("backbone.layer3.1.conv2"), DeformableConv)
+    kept = [module for module in twin.modules() if isinstance(module, DeformableConv)]
+    assert len(kept) == 4 + 6 + 3 + 2  # the ResNet's stages, and the two branches
     images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
     for found, expected in zip(twin(images)[0], network(images)[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.errors import ConfigError
-from solo_infer.models.solo import DecoupledHead, PlainHead, SOLOHead, SOLONetwork, upsample
+from solo_infer.models.solo import (
+    DecoupledHead,
+    DecoupledLightHead,
+    PlainHead,
+    SOLOHead,
+    SOLONetwork,
+    resize,
+    with_coordinates,
+)
+from solo_infer.models.upsampled_conv import upsample
 
 
 class RawMaps(NamedTuple):
@@ -26,15 +35,21 @@ def raw_maps(network: SOLONetwork, images: Tensor) -> RawMaps:
     p2, p3, p4, p5, p6 = network.neck(network.backbone(images))
     p2 = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
     p6 = F.interpolate(p6, size=p5.shape[-2:], mode="bilinear", align_corners=False)
-    levels = [p2, p3, p4, p5, p6]
-    masks = [_mask_logits(network.mask_head, feature, level) for level, feature in enumerate(levels)]
-    return RawMaps(network.mask_head.class_logits(levels), masks)
+    levels, head = [p2, p3, p4, p5, p6], network.mask_head
+    masks = [_mask_logits(head, feature, level) for level, feature in enumerate(levels)]
+    cells = [resize(x, (grid, grid)) for x, grid in zip(levels, head.num_grids, strict=True)]
+    return RawMaps([head.conv_cls(head.cls_convs(x)) for x in cells], masks)
 
 
 def _mask_logits(head: SOLOHead, feature: Tensor, level: int) -> tuple[Tensor, ...]:
     if isinstance(head, PlainHead):
-        return (head.conv_mask_list[level](upsample(head.mask_tower(feature))),)
-    if isinstance(head, DecoupledHead):
-        tower_x, tower_y = head.mask_towers(feature)
-        return head.conv_mask_list_x[level](tower_x), head.conv_mask_list_y[level](tower_y)
-    raise ConfigError(f"{type(head).__name__}: expected one of SOLO's heads.")
+        tower = head.mask_convs(with_coordinates(feature, "xy"))
+        return (head.conv_mask_list[level](upsample(tower)),)
+    if isinstance(head, DecoupledLightHead):
+        tower_x = tower_y = upsample(head.mask_convs(with_coordinates(feature, "xy")))
+    elif isinstance(head, DecoupledHead):
+        tower_x = upsample(head.mask_convs_x(with_coordinates(feature, "x")))
+        tower_y = upsample(head.mask_convs_y(with_coordinates(feature, "y")))
+    else:
+        raise ConfigError(f"{type(head).__name__}: expected one of SOLO's heads.")
+    return head.conv_mask_list_x[level](tower_x), head.conv_mask_list_y[level](tower_y)
