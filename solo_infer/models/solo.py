@@ -356,9 +356,3 @@ class SOLONetwork(nn.Module):
             return solo_losses(self, images, targets)
         levels = self.features(images)
         return levels, self.class_scores(levels)
-
-
-def build_network(config: Architecture, device: str = "cpu") -> SOLONetwork:
-    """Build a network in eval mode; ``device="meta"`` allocates nothing, for weights to be assigned."""
-    with torch.device(device):
-        return SOLONetwork(config).eval()
