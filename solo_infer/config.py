@@ -219,7 +219,7 @@ class ModelConfig:
         written = parts.pop("format", None)
         require(written == "solo_infer/1", f"format={written!r}: expected 'solo_infer/1'.")
         is_yolact = _head_of(parts) in YOLACT_HEADS
-        kinds = {
+        kinds: dict[str, Any] = {
             "architecture": YolactArchitecture if is_yolact else Architecture,
             "preprocessing": Preprocessing,
             "thresholds": YolactThresholds if is_yolact else Thresholds,

@@ -12,11 +12,10 @@ from solo_infer.models.yolact import SHAPES, Predictions
 from solo_infer.ops import bits
 from solo_infer.ops.anchors import Sizes, clip, decode
 from solo_infer.ops.fast_nms import KeptBoxes, fast_nms
+from solo_infer.ops.prototypes import crop, mask_scores
 from solo_infer.postprocessing import CHUNK_BYTES, Detections
 from solo_infer.preprocessing import Geometry
 from solo_infer.yolact_config import YolactThresholds
-
-MARGIN = 1  # prototype pixels by which a mask may leave its box on each side
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def find_instances(
         scores: (A, classes) float32 in 0..1 of one image.
         found: Of the batch.
         image: Index of the image in the batch.
-        anchors: (A, 4) float32 cx cy w h in pixels.
+        anchors: (A, 4) float32 x1 y1 x2 y2 in pixels.
         levels: (height, width) of each level's feature map.
         clip_to: Height and width in pixels that boxes are clipped to before they are compared (mmdet);
             None to compare them as they are (the author).
@@ -118,20 +117,3 @@ def _packed_masks(
         soft = F.interpolate(soft, size=size, mode="bilinear", align_corners=False)
         packed.append(bits.pack(soft[0] > mask_thr))
     return torch.cat(packed)
-
-
-def mask_scores(coefficients: Tensor, prototypes: Tensor) -> Tensor:
-    """Return the mask scores (K, h, w) in 0..1 of coefficients (K, P) and prototypes (P, h, w)."""
-    return torch.einsum("kp,phw->khw", coefficients, prototypes).sigmoid()
-
-
-def crop(scores: Tensor, relative: Tensor) -> Tensor:
-    """Return mask scores (K, h, w), 0 outside their boxes (K, 4) in parts of the image, and of a margin."""
-    inside = []
-    for length, near, far in ((scores.shape[1], 1, 3), (scores.shape[2], 0, 2)):
-        places = torch.arange(length, device=scores.device, dtype=scores.dtype)
-        first = (relative[:, near] * length - MARGIN).clamp(min=0)
-        end = (relative[:, far] * length + MARGIN).clamp(max=length)
-        inside.append((places >= first[:, None]) & (places < end[:, None]))  # (K, length)
-    rows, columns = inside
-    return scores * (rows[:, :, None] & columns[:, None, :])

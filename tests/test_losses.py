@@ -8,7 +8,7 @@ from conftest import DATA
 from solo_infer import procedural
 from solo_infer.config import find_preset
 from solo_infer.models import build_network
-from solo_infer.models.objective import _instances
+from solo_infer.models.objective import learned_instances
 from solo_infer.ops.targets import assign_targets
 from solo_infer.verify import MODELS
 from solo_infer.weights.keymaps import mmdet_name
@@ -80,7 +80,7 @@ def test_mmdets_targets(model, case):
     config = find_preset(model).architecture
     with np.load(DATA / f"losses__{model}.npz") as golden:
         for image in range(2):
-            instances = _instances(ground_truth(case, image), (320, 256))
+            instances = learned_instances(ground_truth(case, image), (320, 256))
             found = assign_targets(instances, config.num_grids, config.strides, config.scale_ranges, 80)
             for level, target in enumerate(found):
                 key = f"{case}/img{image}_level{level}"

@@ -338,6 +338,10 @@ class SOLONetwork(nn.Module):
         """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""
         return self.mask_head.mask_maps(levels, cells)
 
+    def class_rows(self, labels: Sequence[int]) -> dict[str, list[int]]:
+        """Return the output channels of each layer that a network of only these classes has, in its order."""
+        return {"mask_head.conv_cls": list(labels)}
+
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Run the network on normalised images (N, 3, H, W).
 

@@ -20,6 +20,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from solo_infer.models.backbones import ResNet
 from solo_infer.models.objective import Target
+from solo_infer.models.yolact_objective import yolact_losses
 from solo_infer.ops.anchors import RATIOS, level_sizes, square_anchors, strided_anchors
 from solo_infer.yolact_config import YolactArchitecture
 
@@ -148,11 +149,26 @@ class YolactNetwork(nn.Module):
         return self.neck(self.backbone(images)[1:])
 
     def anchors(self, levels: Sequence[Tensor], input_size: tuple[int, int]) -> Tensor:
-        """Return the anchors (A, 4) float32 cx cy w h, in pixels, of an input (height, width)."""
+        """Return the anchors (A, 4) float32 x1 y1 x2 y2, in pixels, of an input (height, width)."""
         sizes, device = level_sizes(levels), levels[0].device
         if self.config.is_authors:
             return square_anchors(sizes, self.config.anchor_sizes, input_size, device)
         return strided_anchors(sizes, self.config.anchor_sizes, self.config.strides, device)
+
+    def semantic_channel(self, label: int) -> int:
+        """Return the map of a class in the semantic branch.
+
+        mmdet counts classes from 0 but writes the map of ``label - 1``; its checkpoints were trained so.
+        """
+        return label if self.config.is_authors else (label - 1) % self.config.num_classes
+
+    def class_rows(self, labels: Sequence[int]) -> dict[str, list[int]]:
+        """Return the output channels of each layer that a network of only these classes has, in its order."""
+        total = self.config.num_classes + 1
+        boxes = [shape * total + row for shape in range(SHAPES) for row in (*labels, total - 1)]
+        shift = 0 if self.config.is_authors else 1
+        maps = [self.semantic_channel(labels[(place + shift) % len(labels)]) for place in range(len(labels))]
+        return {"bbox_head.conv_cls": boxes, "mask_head.segm_branch.segm_conv": maps}
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Run the network on normalised images (N, 3, H, W).
@@ -162,7 +178,13 @@ class YolactNetwork(nn.Module):
             targets: In train mode the ground truth of each image; see ``models.objective.Target``.
 
         Returns:
-            In eval mode P3..P7, ``Predictions`` and the prototypes (N, P, h, w).
+            In eval mode P3..P7, ``Predictions`` and the prototypes (N, P, h, w); in train mode the losses
+            {"loss_cls", "loss_bbox", "loss_mask", "loss_segm"}, scalars.
+
+        Raises:
+            ConfigError: Train mode without targets, or targets that do not fit the images.
         """
+        if self.training:
+            return yolact_losses(self, images, targets)
         levels = self.features(images)
         return levels, self.bbox_head(levels), self.mask_head(levels[0])

@@ -1,6 +1,6 @@
 """YOLACT's anchor boxes, and boxes as the network tells them: relative to an anchor.
 
-Anchors are (cx, cy, w, h) in pixels of the network input, ordered by level (finest first), row, column and
+Anchors are boxes x1 y1 x2 y2 in pixels of the network input, ordered by level (finest first), row, column and
 shape.
 """
 
@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -36,11 +35,12 @@ def strided_anchors(
         device: Where they shall lie.
 
     Returns:
-        (A, 4) float32 cx cy w h; shared, not to be changed.
+        (A, 4) float32; shared, not to be changed.
     """
-    shapes = [(1 / math.sqrt(ratio), math.sqrt(ratio)) for ratio in RATIOS]
+    roots = torch.tensor(RATIOS).sqrt()
+    shapes = torch.stack([1 / roots, roots], dim=1).tolist()
     steps = tuple((stride, stride) for stride in strides)
-    return _anchors(levels, sizes, tuple(shapes), steps, device)
+    return _anchors(levels, sizes, tuple(map(tuple, shapes)), steps, device)
 
 
 def square_anchors(
@@ -60,9 +60,9 @@ def square_anchors(
     Returns:
         As ``strided_anchors``.
     """
-    shapes = [(math.sqrt(ratio), math.sqrt(ratio)) for ratio in AUTHORS_RATIOS]
+    shapes = tuple((math.sqrt(ratio), math.sqrt(ratio)) for ratio in AUTHORS_RATIOS)
     steps = tuple((input_size[0] / height, input_size[1] / width) for height, width in levels)
-    return _anchors(levels, sizes, tuple(shapes), steps, device)
+    return _anchors(levels, sizes, shapes, steps, device)
 
 
 @functools.lru_cache(maxsize=_CACHED)
@@ -74,15 +74,17 @@ def _anchors(
     device: torch.device,
 ) -> Tensor:
     """Return anchors (A, 4): ``shapes`` are (width, height) in sizes, ``steps`` (y, x) in pixels by level."""
+    # In float32 and in mmdet's order: the last bit often decides which anchor overlaps a box most.
     parts = []
     for (height, width), size, (step_y, step_x) in zip(levels, sizes, steps, strict=True):
-        boxes = np.empty((height, width, len(shapes), 4))
-        boxes[..., 0] = (np.arange(width)[None, :, None] + 0.5) * step_x
-        boxes[..., 1] = (np.arange(height)[:, None, None] + 0.5) * step_y
-        boxes[..., 2:] = size * np.array(shapes)
-        parts.append(boxes.reshape(-1, 4))
+        halves = torch.tensor(shapes) * size * 0.5  # (3, 2)
+        middle = torch.tensor([step_x * 0.5, step_y * 0.5])
+        boxes = torch.cat([middle - halves, middle + halves], dim=1)  # (3, 4), of the first cell
+        y, x = torch.meshgrid(torch.arange(height) * step_y, torch.arange(width) * step_x, indexing="ij")
+        shifts = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
+        parts.append((shifts[:, :, None] + boxes).reshape(-1, 4))
     # A blocking copy: whoever is given the cached tensor, on whatever stream, finds it filled.
-    return torch.from_numpy(np.concatenate(parts)).float().to(device)
+    return torch.cat(parts).to(device)
 
 
 def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -95,8 +97,9 @@ def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Ten
     """
     deltas = deltas * deltas.new_tensor(_VARIANCES)
     logs = deltas[:, 2:] if size is None else deltas[:, 2:].clamp(-_LARGEST_LOG, _LARGEST_LOG)
-    centres = anchors[:, :2] + deltas[:, :2] * anchors[:, 2:]
-    boxes = box_convert(torch.cat([centres, anchors[:, 2:] * logs.exp()], dim=1), "cxcywh", "xyxy")
+    centres, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
+    moved = torch.cat([centres + deltas[:, :2] * sides, sides * logs.exp()], dim=1)
+    boxes = box_convert(moved, "cxcywh", "xyxy")
     return boxes if size is None else clip(boxes, size)
 
 
@@ -108,15 +111,10 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas (K, 4) that ``decode`` makes these boxes (K, 4) x1 y1 x2 y2 of."""
-    wanted = box_convert(boxes, "xyxy", "cxcywh")
-    centres = (wanted[:, :2] - anchors[:, :2]) / anchors[:, 2:]
-    logs = (wanted[:, 2:] / anchors[:, 2:]).log()
-    return torch.cat([centres, logs], dim=1) / boxes.new_tensor(_VARIANCES)
-
-
-def corners(anchors: Tensor) -> Tensor:
-    """Return anchors (A, 4) as boxes x1 y1 x2 y2."""
-    return box_convert(anchors, "cxcywh", "xyxy")
+    centres, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
+    wanted_centres, wanted_sides = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
+    deltas = torch.cat([(wanted_centres - centres) / sides, (wanted_sides / sides).log()], dim=1)
+    return deltas / boxes.new_tensor(_VARIANCES)
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:
