@@ -12,8 +12,6 @@ from solo_infer.weights import sources
 from solo_infer.weights.manifest import ManifestEntry, load_manifest
 from solo_infer.weights.pretrained import load_checkpoint, published_config
 
-PARTS = ("backbone", "neck", "mask_head")
-
 
 def describe_model(name_or_path: str) -> dict[str, Any]:
     """Return JSON-ready facts of a model; a published one is described without its weights.
@@ -38,7 +36,7 @@ def describe_config(config: ModelConfig) -> dict[str, Any]:
     """Return a configuration with its parameter counts."""
     network = build_network(config.architecture, device="meta")
     counts = {
-        part: sum(parameter.numel() for parameter in network.get_submodule(part).parameters())
-        for part in PARTS
+        part: sum(parameter.numel() for parameter in module.parameters())
+        for part, module in network.named_children()
     }
     return {"parameters": {**counts, "total": sum(counts.values())}, **config.to_dict()}

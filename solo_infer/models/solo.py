@@ -315,6 +315,8 @@ _HEADS: dict[str, Callable[[Architecture], SOLOHead]] = {
 class SOLONetwork(nn.Module):
     """Backbone, feature pyramid and one of the three heads."""
 
+    losses = ("loss_cls", "loss_mask")  # of train mode
+
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config

@@ -136,6 +136,8 @@ class PrototypeHead(nn.Module):
 class YolactNetwork(nn.Module):
     """Backbone, feature pyramid, box head and prototypes."""
 
+    losses = ("loss_cls", "loss_bbox", "loss_mask", "loss_segm")  # of train mode
+
     def __init__(self, config: YolactArchitecture) -> None:
         super().__init__()
         self.config = config

@@ -51,7 +51,7 @@ def yolact_losses(network: YolactNetwork, images: Tensor, targets: list[Target] 
     anchors = network.anchors(levels, size)
     wanted = [_image_targets(target, anchors, size, network.config.num_classes) for target in targets]
     channels = [network.semantic_channel(label) for label in range(network.config.num_classes)]
-    losses: dict[str, list[Tensor]] = {"loss_cls": [], "loss_bbox": [], "loss_mask": [], "loss_segm": []}
+    losses: dict[str, list[Tensor]] = {name: [] for name in network.losses}
     with torch.autocast(images.device.type, enabled=False):  # a cross entropy that halves cannot hold
         for index, image in enumerate(wanted):
             losses["loss_cls"].append(class_loss(found.logits[index], image))
@@ -79,6 +79,8 @@ def _factors(wanted: list[ImageTargets], semantic: Tensor) -> dict[str, float]:
 
 def _image_targets(target: Target, anchors: Tensor, size: tuple[int, int], classes: int) -> ImageTargets:
     instances = learned_instances(target, size)
+    has_area = (instances.boxes[:, 2:] > instances.boxes[:, :2]).all(dim=1)
+    instances = Instances(*(values[has_area] for values in instances))
     regions = target["boxes"][crowds(target)].float()
     owners = assign_anchors(anchors, instances.boxes, regions)
     untaught = torch.zeros(classes, dtype=torch.bool, device=anchors.device)

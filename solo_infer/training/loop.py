@@ -170,7 +170,7 @@ class _Run:
         if is_first_process():
             self.output.mkdir(parents=True, exist_ok=True)
             write_text(self.output / "recipe.json", self.recipe.to_json())
-            record = Record(self.output, self.iteration, self.total)
+            record = Record(self.output, self.iteration, self.total, self.network.losses)
             self.scores = Scores(self.output, self.iteration)
         shown = None if progress and is_first_process() else True
         with tqdm(total=self.total, initial=self.iteration, unit="it", disable=shown) as bar:

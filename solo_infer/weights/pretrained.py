@@ -113,7 +113,8 @@ def _load_from_hub(repo: str, config: ModelConfig | None, revision: str, offline
     published = [entry.name for entry in entries if any(source.repo == repo for source in entry.sources)]
     if published:
         names = ", ".join(published)
-        raise UnknownModelError(f"{repo} holds several models: ask for one by its own name, {names}.")
+        held = "several models" if len(published) > 1 else "a published model"
+        raise UnknownModelError(f"{repo} holds {held}: ask for one by its own name, {names}.")
     config_path = _hub_file(repo, CONFIG_NAME, revision, offline)
     # Both files of one commit, even if the branch moves on between the two requests.
     commit = config_path.parent.name
