@@ -109,9 +109,11 @@ def _packed_masks(
     coefficients: Tensor, prototypes: Tensor, relative: Tensor, size: tuple[int, int], mask_thr: float
 ) -> Tensor:
     """Return masks (K, H, ceil(W / 8)) of one image, some at a time."""
+    if len(coefficients) == 0:
+        return torch.zeros((0, size[0], (size[1] + 7) // 8), dtype=torch.uint8, device=prototypes.device)
     largest = max(size, tuple(prototypes.shape[-2:]), key=lambda sides: sides[0] * sides[1])
     length = max(CHUNK_BYTES // (4 * largest[0] * largest[1]), 1)
-    packed = [torch.zeros((0, size[0], (size[1] + 7) // 8), dtype=torch.uint8, device=prototypes.device)]
+    packed = []
     for weights, boxes in zip(coefficients.split(length), relative.split(length), strict=True):
         soft = crop(mask_scores(weights, prototypes), boxes)[None]  # (1, k, h, w)
         soft = F.interpolate(soft, size=size, mode="bilinear", align_corners=False)
