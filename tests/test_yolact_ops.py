@@ -107,9 +107,8 @@ def test_crop_keeps_a_pixel_around_the_box():
 
 
 def test_owners_of_anchors():
-    anchors = tensor(
-        [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 4, 10, 14], [50, 50, 60, 60], [90, 90, 95, 95], [0, 3, 10, 13]]
-    )
+    near = [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 4, 10, 14], [0, 3, 10, 13]]
+    anchors = tensor([*near, [50, 50, 60, 60], [90, 90, 95, 95]])
     boxes = tensor([[0.0, 0, 10, 10], [80, 80, 90.5, 90.5]])  # IoU with the first: 1, 0.9, 0.43, 0.54
     assert assign_anchors(anchors, boxes, torch.zeros(0, 4)).tolist() == [0, 0, NEUTRAL, 0, BACKGROUND, 1]
     assert assign_anchors(anchors, boxes[:0], torch.zeros(0, 4)).unique().tolist() == [BACKGROUND]
