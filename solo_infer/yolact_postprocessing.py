@@ -12,6 +12,7 @@ from solo_infer.models.yolact import SHAPES, Predictions
 from solo_infer.ops import bits
 from solo_infer.ops.anchors import Sizes, clip, decode
 from solo_infer.ops.fast_nms import KeptBoxes, fast_nms
+from solo_infer.ops.mask_resize import packed_at_file_size
 from solo_infer.ops.prototypes import crop, mask_scores
 from solo_infer.postprocessing import CHUNK_BYTES, Detections
 from solo_infer.preprocessing import Geometry
@@ -111,11 +112,16 @@ def _packed_masks(
     """Return masks (K, H, ceil(W / 8)) of one image, some at a time."""
     if len(coefficients) == 0:
         return torch.zeros((0, size[0], (size[1] + 7) // 8), dtype=torch.uint8, device=prototypes.device)
-    largest = max(size, tuple(prototypes.shape[-2:]), key=lambda sides: sides[0] * sides[1])
+    sides = (prototypes.shape[-2], prototypes.shape[-1])
+    on_cpu = prototypes.device.type == "cpu"
+    largest = sides if on_cpu else max(sides, size, key=lambda side: side[0] * side[1])
     length = max(CHUNK_BYTES // (4 * largest[0] * largest[1]), 1)
     packed = []
     for weights, boxes in zip(coefficients.split(length), relative.split(length), strict=True):
-        soft = crop(mask_scores(weights, prototypes), boxes)[None]  # (1, k, h, w)
-        soft = F.interpolate(soft, size=size, mode="bilinear", align_corners=False)
-        packed.append(bits.pack(soft[0] > mask_thr))
+        soft = crop(mask_scores(weights, prototypes), boxes)  # (k, h, w)
+        if on_cpu:
+            packed.append(packed_at_file_size(soft, size, size, size, mask_thr))
+        else:
+            soft = F.interpolate(soft[None], size=size, mode="bilinear", align_corners=False)[0]
+            packed.append(bits.pack(soft > mask_thr))
     return torch.cat(packed)

@@ -132,7 +132,7 @@ def test_memory_is_bounded_by_chunks(small_yolacts, photo, monkeypatch):
 
     model = small_yolacts["yolact"]
     expected = model(photo)
-    monkeypatch.setattr(yolact_postprocessing, "CHUNK_BYTES", 3 * 4 * 300 * 451)  # three masks at a time
+    monkeypatch.setattr(yolact_postprocessing, "CHUNK_BYTES", 3 * 4 * 24 * 24)  # three masks at a time
     assert_equal(model(photo), expected)
 
 
