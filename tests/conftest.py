@@ -131,6 +131,7 @@ def small_yolact_network(config):
         for conv, gain in ((head.conv_cls, 0.6), (head.conv_reg, 0.3), (network.mask_head.protonet[10], 6.0)):
             conv.weight.sub_(conv.weight.mean(dim=(1, 2, 3), keepdim=True)).mul_(gain)
         head.conv_cls.bias.view(3, -1)[:, -1] = 4.0
+        network.mask_head.segm_branch.segm_conv.weight.mul_(0.1)
     return network.requires_grad_(False)
 
 
