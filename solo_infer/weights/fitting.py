@@ -60,26 +60,31 @@ def infer_config(
     Raises:
         CheckpointError: They are of no SOLO or YOLACT network.
     """
-    if any(_YOLACT_HEAD.match(name) for name in state_dict):
-        return with_names(_infer_yolact(state_dict), names)
-    head = _infer_head(state_dict)
-    base = preset(head, _infer_backbone(state_dict))
+    infer = _infer_yolact if any(_YOLACT_HEAD.match(name) for name in state_dict) else _infer_solo
+    base, architecture = infer(state_dict, path, file_names or {})
+    _check_limits(architecture, path)
+    labels = categories.unnamed(architecture.num_classes)
+    return with_names(replace(base, architecture=architecture, categories=labels), names)
+
+
+def _infer_solo(
+    state_dict: Mapping[str, Tensor], path: Path | str, file_names: Mapping[str, str]
+) -> tuple[ModelConfig, Architecture]:
+    """Return the preset that comes nearest, and the architecture that the tensors show."""
+    base = preset(_infer_head(state_dict), _infer_backbone(state_dict))
     assert isinstance(base.architecture, Architecture)
     is_solo = any(_SOLO_HEAD.match(name) for name in state_dict)
     if not is_solo or not any(name.startswith("backbone.") for name in state_dict):
-        _, problems = _compare(state_dict, base.architecture, file_names or {})
+        _, problems = _compare(state_dict, base.architecture, file_names)
         raise CheckpointError(
             f"{path} fits no known model: expected the tensors of SOLO, Decoupled SOLO or Decoupled Light "
             f"SOLO on {', '.join(BACKBONES)}, or of YOLACT. Beside {_describe(base.architecture)}: "
             f"{problems}."
         )
     try:
-        architecture = _infer_sizes(state_dict, base.architecture)
+        return base, _infer_sizes(state_dict, base.architecture)
     except ConfigError as error:
         raise CheckpointError(f"{path} fits no known model: {error}") from error
-    _check_limits(architecture, path)
-    labels = categories.unnamed(architecture.num_classes)
-    return with_names(replace(base, architecture=architecture, categories=labels), names)
 
 
 def with_names(config: ModelConfig, names: tuple[str, ...] | None) -> ModelConfig:
@@ -113,22 +118,23 @@ def _infer_backbone(state_dict: Mapping[str, Tensor]) -> str:
     return "resnet101" if len(blocks) > 14 else "resnet50"  # which have 23 and 6
 
 
-def _infer_yolact(state_dict: Mapping[str, Tensor]) -> ModelConfig:
-    """Tell kind, depth, width and number of classes; the size of the input shows in no tensor: 550."""
-    width = _length(state_dict, r"neck\..+", 256)
+def _infer_yolact(
+    state_dict: Mapping[str, Tensor], path: Path | str, file_names: Mapping[str, str]
+) -> tuple[ModelConfig, YolactArchitecture]:
+    """As ``_infer_solo``; the size of the input shows in no tensor: 550 pixels."""
+    width = max(_length(state_dict, r"neck\..+", 256), 1)
     extra = state_dict.get("neck.layer_blocks.3.0.weight")
     from_p5 = extra is not None and extra.ndim == 4 and extra.shape[1] == width
     base = yolact_preset(AUTHORS_YOLACT if from_p5 else YOLACT, _infer_backbone(state_dict))
+    assert isinstance(base.architecture, YolactArchitecture)
     rows = _length(state_dict, r"bbox_head\.conv_cls\.\w+", 81 * SHAPES)
     coefficients = _length(state_dict, r"bbox_head\.conv_coeff\.\w+", 32 * SHAPES)
-    assert isinstance(base.architecture, YolactArchitecture)
-    architecture = replace(
+    return base, replace(
         base.architecture,
         num_classes=max(rows // SHAPES - 1, 1),
         num_protos=max(coefficients // SHAPES, 1),
-        pyramid_channels=max(width, 1),
+        pyramid_channels=width,
     )
-    return replace(base, architecture=architecture, categories=categories.unnamed(architecture.num_classes))
 
 
 def _length(state_dict: Mapping[str, Tensor], pattern: str, default: int) -> int:
