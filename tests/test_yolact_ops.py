@@ -85,6 +85,15 @@ def test_fast_nms(filter_thr, top_k, max_num):
     assert found.keep.tolist() == [row for _, _, row in expected]
 
 
+def test_classes_are_compared_some_at_a_time(monkeypatch):
+    boxes, scores = random_boxes(60, 7), torch.rand(60, 5, generator=torch.Generator().manual_seed(1))
+    options = {"iou_thr": 0.5, "filter_thr": 0.1, "top_k": 50, "max_num": 100}
+    whole = fast_nms(boxes, scores, **options)
+    monkeypatch.setattr("solo_infer.ops.fast_nms._MOST_PAIRS", 2 * 50**2)
+    for found, expected in zip(fast_nms(boxes, scores, **options), whole, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_a_box_that_goes_still_takes_others_with_it():
     boxes = tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [6, 0, 16, 10]])  # IoU 0.43, 0.67, 0.25
     found = fast_nms(boxes, tensor([[0.9], [0.8], [0.7]]), iou_thr=0.4, filter_thr=0.0, top_k=9, max_num=9)

@@ -13,6 +13,9 @@ from torch import Tensor
 from solo_infer.ops.anchors import pairwise_iou
 
 
+_MOST_PAIRS = 1 << 20  # of boxes that are compared at a time, which needs some tens of MiB
+
+
 class KeptBoxes(NamedTuple):
     """What Fast NMS keeps, best first."""
 
@@ -41,11 +44,17 @@ def fast_nms(
     length = int(keep.any(dim=0).sum())
     classes = torch.nonzero(keep.any(dim=1)).flatten()
     ranked, order = ranked[classes, :length], order[classes, :length]
-    overlaps = pairwise_iou(boxes[order]).triu(diagonal=1)
+    keep = keep[classes, :length]
     if length:
-        keep = keep[classes, :length] & (overlaps.amax(dim=1) <= iou_thr)
+        keep &= _greatest_overlaps(boxes[order]) <= iou_thr
     rows, places = torch.nonzero(keep, as_tuple=True)
     kept = ranked[rows, places]
     best = kept.argsort(descending=True, stable=True)[:max_num]
     rows, places = rows[best], places[best]
     return KeptBoxes(kept[best], classes[rows], order[rows, places])
+
+
+def _greatest_overlaps(boxes: Tensor) -> Tensor:
+    """Return the greatest IoU (C, K) of each box with one before it, of groups (C, K, 4)."""
+    groups = max(_MOST_PAIRS // boxes.shape[1] ** 2, 1)
+    return torch.cat([pairwise_iou(some).triu(diagonal=1).amax(dim=1) for some in boxes.split(groups)])

@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: expected finetune, 1x, 3x, or a JSON file of settings such as the recipe.json of a run "
+            f"{path}: expected finetune, 1x, 3x, yolact, or a JSON file of settings such as the recipe.json of a run "
             f"({error})."
         ) from error
     if not isinstance(content, dict):
