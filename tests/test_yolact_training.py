@@ -299,3 +299,17 @@ def test_other_classes_start_anew(head):
             assert tensor.shape != before[name].shape
         else:
             assert torch.equal(tensor, before[name]), name
+
+
+def test_anchors_that_a_prediction_has_kept_serve_training():
+    """They may have been made in inference mode, whose tensors autograd refuses."""
+    network = small_yolact_network(small_yolact_config("yolact_author"))
+    images, targets = two_images()
+    small = images[..., :80, :88]  # a size of its own
+    for target in targets:
+        target["masks"], target["boxes"] = target["masks"][:, :80, :88], target["boxes"].clamp(max=80)
+    with torch.inference_mode():
+        network.anchors(network.features(small), (80, 88))
+    losses = network.requires_grad_(True).train()(small, targets)
+    sum(losses.values()).backward()
+    assert network.bbox_head.conv_reg.weight.grad.abs().sum() > 0

@@ -121,11 +121,11 @@ class PrototypeHead(nn.Module):
     def __init__(self, config: YolactArchitecture) -> None:
         super().__init__()
         width = config.pyramid_channels
-        widths = [nn.Conv2d(width, width, 3, padding=1) for _ in range(4)]
-        layers: list[nn.Module] = [*widths[:3], nn.Upsample(scale_factor=2.0, mode="bilinear"), widths[3]]
-        layers.append(nn.Conv2d(width, config.num_protos, 1))
-        rectified = [part for layer in layers for part in (layer, nn.ReLU(inplace=True))]
-        self.protonet = nn.Sequential(*rectified)
+        before = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
+        enlarge = nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=False)
+        after = [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, config.num_protos, 1)]
+        layers = [*before, enlarge, *after]
+        self.protonet = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU(inplace=True))))
         self.segm_branch = SemanticBranch(config)
 
     def forward(self, feature: Tensor) -> Tensor:
