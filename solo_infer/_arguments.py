@@ -27,7 +27,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
         functions: Runs each verb, by its name; it becomes ``run`` of the parsed options.
     """
     parser = argparse.ArgumentParser(
-        prog="solo-infer", description="Instance segmentation with the SOLO family of models."
+        prog="solo-infer", description="Instance segmentation with SOLO and YOLACT."
     )
     parser.add_argument("--version", action="version", version=f"solo-infer {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -191,7 +191,7 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         "--recipe",
         default="finetune",
         metavar="NAME",
-        help="finetune (AdamW, cosine), 1x or 3x (as published), or the recipe.json of a run "
+        help="finetune (AdamW, cosine), 1x, 3x or yolact (as published), or the recipe.json of a run "
         "(default: %(default)s)",
     )
     for name, kind, what in (

@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate(options: argparse.Namespace) -> int:
     """Score a model, or a file of detections, on a COCO data set."""
     from solo_infer import evaluation
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
     chosen = {name: getattr(options, name) for name in ("max_detections", "limit", "classes")}
     if options.detections:
@@ -97,9 +97,7 @@ def evaluate(options: argparse.Namespace) -> int:
             return WRONG_USAGE
         found = evaluation.score(options.annotations, options.detections, **chosen)
     else:
-        model = SOLO.from_pretrained(
-            options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype
-        )
+        model = load_model(options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype)
         found = evaluation.evaluate(
             with_chosen_nms(model, options),
             options.images,
@@ -118,12 +116,12 @@ def evaluate(options: argparse.Namespace) -> int:
 def benchmark(options: argparse.Namespace) -> int:
     """Time models on one image."""
     from solo_infer import benchmark as benchmarking
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
     measured = []
     for name in options.models or [EMBEDDED_MODEL]:
         for dtype in options.dtypes:
-            model = SOLO.from_pretrained(name, device=options.device, dtype=dtype)
+            model = load_model(name, device=options.device, dtype=dtype)
             for batch_size in options.batch_sizes:
                 measured.append(
                     benchmarking.measure(
@@ -138,7 +136,7 @@ def benchmark(options: argparse.Namespace) -> int:
         if options.against:
             from solo_infer.benchmark_mmdet import measure_mmdet
 
-            model = SOLO.from_pretrained(name, device=options.device)
+            model = load_model(name, device=options.device)
             numbers = {"runs": options.runs, "warmup": options.warmup}
             measured.append(measure_mmdet(model, options.image, name=f"mmdet's {name}", **numbers))
     if options.chart:
@@ -197,13 +195,13 @@ def download(options: argparse.Namespace) -> int:
 def convert(options: argparse.Namespace) -> int:
     """Write any model that can be read in our own layout."""
     from solo_infer.device import resolve_dtype
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
     from solo_infer.training.start import with_chosen_classes
     from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
 
     dtype = resolve_dtype(options.dtype)
     if options.classes:
-        model = with_chosen_classes(SOLO.from_pretrained(options.model, device="cpu"), options.classes)
+        model = with_chosen_classes(load_model(options.model, device="cpu"), options.classes)
         config, state_dict = model.config, model.network.state_dict()
     else:
         checkpoint = load_checkpoint(options.model)

@@ -83,7 +83,7 @@ def describe_config(config: ModelConfig) -> dict[str, Any]:
     """Return a configuration with its parameter counts."""
     network = build_network(config.architecture, device="meta")
     counts = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in network.named_children()
+        part: sum(parameter.numel() for parameter in module.parameters())
+        for part, module in network.named_children()
     }
     return {"parameters": {**counts, "total": sum(counts.values())}, **config.to_dict()}

@@ -44,7 +44,7 @@ class Detections:
 
     scores: Tensor  # (N,) float32
     labels: Tensor  # (N,) int64
-    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive, zeros for an empty mask
+    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive; see Result.boxes
     packed_masks: Tensor  # (N, H, ceil(W / 8)) uint8, see ops.bits
 
 

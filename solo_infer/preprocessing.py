@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from solo_infer.config import Preprocessing
 from solo_infer.ops.resampling import resize_bilinear_uint8
@@ -41,7 +42,7 @@ def prepare(image: np.ndarray, geometry: Geometry, config: Preprocessing, device
         (3, padded height, padded width) float32; 0 in the padding.
     """
     planes = torch.from_numpy(image).to(device).permute(2, 0, 1)
-    planes = resize_bilinear_uint8(planes, *geometry.resized)
+    planes = _resize(planes, geometry.resized, config.whole_values)
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
         for values in (config.mean, config.std)
@@ -50,3 +51,10 @@ def prepare(image: np.ndarray, geometry: Geometry, config: Preprocessing, device
     padded = torch.zeros((3, *geometry.padded), device=device)
     padded[:, :height, :width] = (planes.float() - mean).div_(std)
     return padded
+
+
+def _resize(planes: Tensor, size: tuple[int, int], whole_values: bool) -> Tensor:
+    """Resize (3, H, W) uint8, as OpenCV does it on uint8 or, to float32, on float images."""
+    if whole_values:
+        return resize_bilinear_uint8(planes, *size)
+    return interpolate(planes[None].float(), size=size, mode="bilinear", align_corners=False)[0]

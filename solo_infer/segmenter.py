@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from solo_infer import postprocessing
+from solo_infer import postprocessing, yolact_postprocessing
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.base import Segmenter
-from solo_infer.config import ModelConfig, Thresholds
-from solo_infer.models import SOLONetwork
+from solo_infer.config import AnyThresholds, Architecture, ModelConfig, Thresholds
+from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.models import Network, SOLONetwork, YolactNetwork
+from solo_infer.models.yolact import Predictions
+from solo_infer.ops.anchors import level_sizes
 from solo_infer.postprocessing import Detections
 from solo_infer.preprocessing import Geometry
+from solo_infer.weights.pretrained import load_checkpoint
+from solo_infer.yolact_config import YolactArchitecture, YolactThresholds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,15 +28,13 @@ if TYPE_CHECKING:
 class SOLO(Segmenter):
     """A SOLO, Decoupled SOLO or Decoupled Light SOLO model; see ``Segmenter`` for what it does."""
 
+    architecture = Architecture
     network: SOLONetwork
 
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
         super().__init__(config, network)
-        strides = [
-            stride
-            for grid, stride in zip(config.architecture.num_grids, config.architecture.strides, strict=True)
-            for _ in range(grid * grid)
-        ]
+        grids, levels = network.config.num_grids, network.config.strides
+        strides = [stride for grid, stride in zip(grids, levels, strict=True) for _ in range(grid * grid)]
         self._strides = torch.tensor(strides, dtype=torch.float32)  # (cells,)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
@@ -43,9 +47,15 @@ class SOLO(Segmenter):
         self._strides = self._strides.to(self.device)
         return self
 
+    def class_scores(self, inputs: Tensor) -> Tensor:
+        """Return the scores (N, cells, classes) of network inputs (N, 3, H, W), 0 beside a local maximum."""
+        _, scores = self.inference_network(inputs)
+        return scores
+
     def _find(
-        self, inputs: Tensor, geometries: list[Geometry], thresholds: Thresholds, watch: Stopwatch
+        self, inputs: Tensor, geometries: list[Geometry], thresholds: AnyThresholds, watch: Stopwatch
     ) -> list[Detections]:
+        assert isinstance(thresholds, Thresholds)
         network: SOLONetwork = self.inference_network
         maps = network.backbone(inputs)
         watch.mark("backbone")
@@ -77,3 +87,94 @@ class SOLO(Segmenter):
         ]
         watch.mark("post")
         return detections
+
+
+class YOLACT(Segmenter):
+    """A YOLACT model, OpenMMLab's or the author's; see ``Segmenter`` for what it does.
+
+    Boxes of its results are the detected ones, not the bounds of the masks.
+    """
+
+    architecture = YolactArchitecture
+    network: YolactNetwork
+
+    def class_scores(self, inputs: Tensor) -> Tensor:
+        """Return the scores (N, anchors, classes) of network inputs (N, 3, H, W)."""
+        network: YolactNetwork = self.inference_network
+        return yolact_postprocessing.class_scores(network.bbox_head(network.features(inputs)).logits)
+
+    def _find(
+        self, inputs: Tensor, geometries: list[Geometry], thresholds: AnyThresholds, watch: Stopwatch
+    ) -> list[Detections]:
+        assert isinstance(thresholds, YolactThresholds)
+        network: YolactNetwork = self.inference_network
+        maps = network.backbone(inputs)
+        watch.mark("backbone")
+        levels = network.neck(maps[1:])
+        watch.mark("pyramid")
+        found = network.bbox_head(levels)
+        watch.mark("classes")
+        prototypes = network.mask_head(levels[0])
+        watch.mark("masks")
+        detections = self._detect(levels, found, prototypes, geometries, thresholds)
+        watch.mark("post")
+        return detections
+
+    def _detect(
+        self,
+        levels: list[Tensor],
+        found: Predictions,
+        prototypes: Tensor,
+        geometries: list[Geometry],
+        thresholds: YolactThresholds,
+    ) -> list[Detections]:
+        """Turn the predictions and prototypes (N, P, h, w) of a batch into detections."""
+        anchors = self.network.anchors(levels, geometries[0].padded)
+        sizes = level_sizes(levels)
+        detections = []
+        for index, geometry in enumerate(geometries):
+            scores = yolact_postprocessing.class_scores(found.logits[index])
+            if self._wanted is not None:
+                scores = scores * self._wanted.to(scores.device)
+            clip_to = None if self.network.config.is_authors else geometry.resized
+            instances = yolact_postprocessing.find_instances(
+                scores, found, index, anchors, sizes, clip_to, thresholds
+            )
+            detections.append(
+                yolact_postprocessing.make_detections(
+                    instances, prototypes[index], geometry, thresholds.mask_thr
+                )
+            )
+        return detections
+
+
+def family_of(config: ModelConfig) -> type[SOLO] | type[YOLACT]:
+    """Return the class of the models of a configuration."""
+    return SOLO if isinstance(config.architecture, Architecture) else YOLACT
+
+
+def make_model(config: ModelConfig, network: Network) -> SOLO | YOLACT:
+    """Return the model of a configuration and its network."""
+    if isinstance(network, SOLONetwork):
+        return SOLO(config, network)
+    return YOLACT(config, network)
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    thresholds: AnyThresholds | None = None,
+    config: ModelConfig | None = None,
+    revision: str = "main",
+    offline: bool | None = None,
+) -> SOLO | YOLACT:
+    """Load a model of whatever family its checkpoint is of.
+
+    Arguments and errors are those of ``SOLO.from_pretrained``, but for that of a wrong family.
+    """
+    where, kind = resolve_device(device), resolve_dtype(dtype)
+    checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
+    model = family_of(checkpoint.config).from_checkpoint(checkpoint).to(where, kind)
+    return model.with_thresholds(thresholds) if thresholds is not None else model

@@ -14,7 +14,7 @@ from command_line import assert_clear, files_below, program
 from misbehaving_server import forbid_sockets
 from PIL import Image
 
-from solo_infer import SOLO, _environment
+from solo_infer import SOLO, _environment, segmenter
 from solo_infer.errors import ConfigError, ImageError, ResultError
 from solo_infer.recording import CocoFile, PictureFolder
 from solo_infer.verbs.suppression import with_chosen_nms
@@ -324,7 +324,7 @@ def test_log_is_shown_on_demand_and_its_settings_put_back(run, photos, saved, mo
         logging.getLogger("solo_infer.test").warning("some worry")
         raise ImageError("end")
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
     assert run("predict", "photos/1.png")[2] == "solo-infer: some worry\nsolo-infer: ImageError: end\n"
     assert "solo-infer: some news\n" in run("predict", "photos/1.png", "-v")[2]
     assert (list(logger.handlers), logger.level) == before
@@ -335,7 +335,7 @@ def test_a_sick_machine_is_sent_to_the_doctor(run, photos, monkeypatch, error):
     def load(name, **options):
         raise error
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
     code, _, err = run("predict", "photos/1.png")
     assert code == 1
     assert_clear(err, f"{type(error).__name__}: {error}", "solo-infer doctor")

@@ -324,6 +324,8 @@ _HEADS: dict[str, Callable[[Architecture], SOLOHead]] = {
 class SOLONetwork(nn.Module):
     """Backbone, feature pyramid and one of the three heads."""
 
+    losses = ("loss_cls", "loss_mask")  # of train mode
+
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
@@ -351,6 +353,10 @@ class SOLONetwork(nn.Module):
         """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""
         return self.mask_head.mask_maps(levels, cells)
 
+    def class_rows(self, labels: Sequence[int]) -> dict[str, list[int]]:
+        """Return the output channels of each layer that a network of only these classes has, in its order."""
+        return {"mask_head.conv_cls": list(labels)}
+
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Run the network on normalised images (N, 3, H, W).
 
@@ -369,9 +375,3 @@ class SOLONetwork(nn.Module):
             return solo_losses(self, images, targets)
         levels = self.features(images)
         return levels, self.class_scores(levels)
-
-
-def build_network(config: Architecture, device: str = "cpu") -> SOLONetwork:
-    """Build a network in eval mode; ``device="meta"`` allocates nothing, for weights to be assigned."""
-    with torch.device(device):
-        return SOLONetwork(config).eval()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solo_infer.config import LITE0
 from solo_infer.errors import CheckpointError
-from solo_infer.models import SOLONetwork
+from solo_infer.models import Network
 from solo_infer.models.efficientnet_lite import _STAGES
 from solo_infer.weights.pickles import read_pickled
 
@@ -23,7 +23,7 @@ _PARTS = {
 }
 
 
-def load_body(network: SOLONetwork, path: Path) -> None:
+def load_body(network: Network, path: Path) -> None:
     """Load the body of a network from an ImageNet classifier's checkpoint.
 
     Args:

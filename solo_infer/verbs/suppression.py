@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from solo_infer.config import Thresholds
 from solo_infer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from solo_infer.segmenter import SOLO
+    from solo_infer.base import Segmenter
+
+_Model = TypeVar("_Model", bound="Segmenter")
 
 
-def with_chosen_nms(model: SOLO, options: argparse.Namespace) -> SOLO:
+def with_chosen_nms(model: _Model, options: argparse.Namespace) -> _Model:
     """Return the model with the NMS that was asked for.
 
     Raises:
