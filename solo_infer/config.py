@@ -294,10 +294,15 @@ PRESETS: dict[str, ModelConfig] = {
     for head in HEADS
     for backbone in ("resnet50", "resnet101")
 }
-_LIGHT = PRESETS["decoupled_light_r50"]
 PRESETS["decoupled_light_dcn_r50"] = replace(
-    _LIGHT,
-    architecture=replace(_LIGHT.architecture, deformable_head=True, deformable_stages=(2, 3, 4)),
+    preset("decoupled_light"),
+    architecture=Architecture(
+        head="decoupled_light",
+        stacked_convs=4,
+        scale_ranges=LIGHT_SCALE_RANGES,
+        deformable_head=True,
+        deformable_stages=(2, 3, 4),
+    ),
 )
 
 
