@@ -12,7 +12,6 @@ from torch import Tensor
 
 from solo_infer.ops.anchors import pairwise_iou
 
-
 _MOST_PAIRS = 1 << 20  # of boxes that are compared at a time, which needs some tens of MiB
 
 

@@ -83,8 +83,8 @@ def _read(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: expected finetune, 1x, 3x, yolact, or a JSON file of settings such as the recipe.json of a run "
-            f"({error})."
+            f"{path}: expected finetune, 1x, 3x, yolact, or a JSON file of settings such as the recipe.json "
+            f"of a run ({error})."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, expected an object of settings.")
