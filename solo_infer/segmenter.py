@@ -79,7 +79,7 @@ class SOLO(Segmenter):
         watch = watch or Stopwatch()
         candidates = [postprocessing.find_candidates(image, thresholds.score_thr) for image in scores]
         cells = torch.cat([found.cells for found in candidates]).unique()
-        maps = self.network.mask_maps(levels, cells) if len(cells) else None
+        maps = self.inference_network.mask_maps(levels, cells) if len(cells) else None
         watch.mark("masks")
         detections = [
             postprocessing.detect(found, maps, index, self._strides, geometry, thresholds)
