@@ -29,7 +29,7 @@ from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
 from solo_infer.models.upsampled_conv import upsample, upsampled_convolution
-from solo_infer.models.wide_conv import WideConv
+from solo_infer.models.wide_conv import WideConv, append
 
 GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
 
@@ -61,10 +61,13 @@ class ConvBlock(nn.Sequential):
         self.gn = nn.GroupNorm(GROUPS, out_channels)
         self.activate = nn.ReLU(inplace=True)
 
-    def each(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Run on maps of any sizes."""
+    def each(self, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
+        """Run on maps of any sizes, to whose channels the coordinates along some axes are appended."""
         conv = self.conv
-        found = conv.each(maps) if isinstance(conv, WideConv) else [conv(x) for x in maps]
+        if isinstance(conv, WideConv):
+            found = conv.each(maps, [axis_maps(x, axes) for x in maps] if axes else ())
+        else:
+            found = [conv(with_coordinates(x, axes) if axes else x) for x in maps]
         return [self.activate(self.gn(x)) for x in found]
 
 
@@ -80,10 +83,16 @@ def branch(config: Architecture, coordinate_channels: int = 0) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def through(blocks: nn.Sequential, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Run a branch on maps of any sizes, block by block, which shares work among small ones."""
+def through(blocks: nn.Sequential, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
+    """Run a branch on maps of any sizes, block by block, which shares work among small ones.
+
+    Args:
+        blocks: The branch.
+        maps: Each (N, C, h, w).
+        axes: Whose coordinates the first block also reads: "x", "y", "xy" or none.
+    """
     for block in blocks:
-        maps = cast(ConvBlock, block).each(maps)
+        maps, axes = cast(ConvBlock, block).each(maps, axes), ""
     return list(maps)
 
 
@@ -96,11 +105,15 @@ def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
     return x.expand(n, 1, height, width), y[:, None].expand(n, 1, height, width)
 
 
+def axis_maps(feature: Tensor, axes: str) -> Tensor:
+    """Return the coordinates along some axes, "x", "y" or "xy", of a feature map: (1, 1 or 2, H, W)."""
+    maps = dict(zip("xy", coordinates(feature[:1]), strict=True))
+    return torch.cat([maps[axis] for axis in axes], dim=1)
+
+
 def with_coordinates(feature: Tensor, axes: str) -> Tensor:
-    """Append the maps of some axes, "x", "y" or "xy", to the channels of a feature map (N, C, H, W)."""
-    maps = dict(zip("xy", coordinates(feature), strict=True))
-    added = torch.cat([maps[axis] for axis in axes], dim=1)
-    return torch.cat([feature, added.contiguous(memory_format=torch.channels_last)], dim=1)
+    """Append the coordinates along some axes, "x", "y" or "xy", to the channels of a map (N, C, H, W)."""
+    return append(feature, axis_maps(feature, axes))
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -169,7 +182,7 @@ class PlainHead(SOLOHead):
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> PlainMaskMaps:
         """Run the mask branch of the levels that hold any of the cells."""
         used = [part.level for part in self.split_cells(cells)]
-        towers = through(self.mask_convs, [with_coordinates(levels[level], "xy") for level in used])
+        towers = through(self.mask_convs, [levels[level] for level in used], "xy")
         return PlainMaskMaps(self, dict(zip(used, towers, strict=True)), quarter_size(levels))
 
 
@@ -219,8 +232,8 @@ class DecoupledHead(SOLOHead):
     def mask_towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run both mask branches on some levels: each (N, C, h, w) to (N, C', h, w)."""
         return (
-            through(self.mask_convs_x, [with_coordinates(x, "x") for x in features]),
-            through(self.mask_convs_y, [with_coordinates(x, "y") for x in features]),
+            through(self.mask_convs_x, features, "x"),
+            through(self.mask_convs_y, features, "y"),
         )
 
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> DecoupledMaskMaps:
@@ -245,7 +258,7 @@ class DecoupledLightHead(DecoupledHead):
 
     def mask_towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the mask branch on some levels: each (N, C, h, w) to the same (N, C', h, w) twice."""
-        towers = through(self.mask_convs, [with_coordinates(x, "xy") for x in features])
+        towers = through(self.mask_convs, features, "xy")
         return towers, towers
 
 

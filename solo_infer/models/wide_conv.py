@@ -30,13 +30,25 @@ class WideConv(nn.Module):
         """Map (N, C, H, W) to (N, K, H, W)."""
         return self.each([x])[0]
 
-    def each(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Convolve maps (N, C, H, W) of any sizes, small ones together."""
+    def each(self, maps: Sequence[Tensor], more: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Convolve maps (N, C, H, W) of any sizes, small ones together.
+
+        Args:
+            maps: What is convolved.
+            more: Further channels (N or 1, c, H, W) of each map, few.
+        """
         if not goes_winograds_way(maps[0]):
-            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in maps]
-        if self._transformed is None:
-            self._transformed = winograd.transform_weight(self.weight)
-        return winograd.convolve(maps, self._transformed, self.bias)
+            whole = [append(x, few) for x, few in zip(maps, more, strict=True)] if more else maps
+            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in whole]
+        channels = maps[0].shape[1]
+        transformed = self._transformed
+        if transformed is None or transformed.shape[1] != channels:
+            transformed = winograd.transform_weight(self.weight[:, :channels])
+            self._transformed = transformed
+        found = winograd.convolve(maps, transformed, self.bias)
+        for out, few in zip(found, more, strict=False):
+            out += F.conv2d(few, self.weight[:, channels:], padding=1)
+        return found
 
     def halved(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
         """Convolve (N, C, H, W) and halve it bilinearly, with so many rows of padding above and below."""
@@ -47,6 +59,12 @@ class WideConv(nn.Module):
         if self._transformed_halving is None:
             self._transformed_halving = winograd.transform_halving_weight(self._halving)
         return winograd.convolve_halving(x, self._transformed_halving, self.bias, above, below)
+
+
+def append(x: Tensor, more: Tensor) -> Tensor:
+    """Append further channels (N or 1, c, H, W) to a map (N, C, H, W)."""
+    more = more.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    return torch.cat([x, more], dim=1)
 
 
 def goes_winograds_way(x: Tensor) -> bool:
