@@ -24,7 +24,7 @@ from solo_infer.loading import Loaded, OnError, load_all
 from solo_infer.models import build_network
 from solo_infer.models.inference import InferenceTwin
 from solo_infer.postprocessing import Detections
-from solo_infer.preprocessing import Geometry, plan, prepare
+from solo_infer.preprocessing import Geometry, plan, prepare_batch
 from solo_infer.result import Result
 from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
 
@@ -282,13 +282,8 @@ class Segmenter(ABC):
         synchronized: bool,
     ) -> list[Result]:
         watch = Stopwatch(self.device if synchronized else None)
-        inputs = torch.stack(
-            [
-                prepare(loaded.pixels, geometry, self.config.preprocessing, self.device)
-                for (loaded, _), geometry in zip(batch, geometries, strict=True)
-            ]
-        )
-        inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        pixels = [loaded.pixels for loaded, _ in batch]
+        inputs = prepare_batch(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
         watch.mark("preprocess")
         detections = self._find(inputs, geometries, thresholds, watch)
         seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}

@@ -11,9 +11,10 @@ from solo_infer import postprocessing
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.base import Segmenter
 from solo_infer.config import ModelConfig, Thresholds
+from solo_infer.fast_path import FastPath
 from solo_infer.models import SOLONetwork
 from solo_infer.postprocessing import Detections
-from solo_infer.preprocessing import Geometry
+from solo_infer.preprocessing import Geometry, upload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,6 +33,7 @@ class SOLO(Segmenter):
             for _ in range(grid * grid)
         ]
         self._strides = torch.tensor(strides, dtype=torch.float32)  # (cells,)
+        self._fast_path = FastPath(config.architecture)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the model to a device, a dtype or both, in place, and return it.
@@ -47,6 +49,16 @@ class SOLO(Segmenter):
         self, inputs: Tensor, geometries: list[Geometry], thresholds: Thresholds, watch: Stopwatch
     ) -> list[Detections]:
         network: SOLONetwork = self.inference_network
+        if self._fast_path.fits(inputs.device, thresholds):
+            return self._fast_path.find(
+                network,
+                inputs,
+                self._class_weights(inputs.device),
+                geometries,
+                thresholds,
+                lambda levels, scores, geometry: self._detect(levels, scores, [geometry], thresholds)[0],
+                watch,
+            )
         maps = network.backbone(inputs)
         watch.mark("backbone")
         levels = network.neck.solo_levels(maps)
@@ -56,6 +68,12 @@ class SOLO(Segmenter):
             scores = scores * self._wanted.to(scores.device)
         watch.mark("classes")
         return self._detect(levels, scores, geometries, thresholds, watch)
+
+    def _class_weights(self, device: torch.device) -> Tensor:
+        """Return (classes,) float32: 1 for the classes to be found, 0 for others."""
+        if self._wanted is None:
+            return torch.ones(self.config.architecture.num_classes, device=device)
+        return upload(self._wanted, device)
 
     def _detect(
         self,
