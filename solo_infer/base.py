@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from solo_infer import images
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.config import ModelConfig, Thresholds
-from solo_infer.device import require_dtype, resolve_device, resolve_dtype
+from solo_infer.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.loading import Loaded, OnError, load_all
 from solo_infer.models import build_network
-from solo_infer.models.inference import InferenceTwin
+from solo_infer.models.inference import InferenceTwin, compiled_twin
 from solo_infer.postprocessing import Detections
 from solo_infer.preprocessing import Geometry, plan, prepare_batch
 from solo_infer.result import Result
@@ -136,6 +137,23 @@ class Segmenter(ABC):
         wanted = torch.zeros(len(self.config.categories))
         wanted[self.config.categories.labels(classes)] = 1
         other._wanted = wanted
+        return other
+
+    def compile(self, **options: Any) -> Self:
+        """Return a model whose network's stages are compiled by ``torch.compile`` and that shares this one's weights.
+
+        Backbone and branches are compiled when an image first comes, and again for new sizes, which takes up to
+        minutes; post-processing is not. Results differ by rounding.
+
+        Args:
+            options: Of ``torch.compile``, for instance ``mode="max-autotune-no-cudagraphs"``.
+
+        Raises:
+            DeviceError: The device cannot run what the compiler makes.
+        """
+        require_compile(self.device)
+        other = copy.copy(self)
+        other._twin = InferenceTwin(self.network, functools.partial(compiled_twin, options=options))
         return other
 
     @property

@@ -50,9 +50,10 @@ class CudaGraph:
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         self._device = inputs[0].device
-        self._inputs = [tensor.clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
-        with _CAPTURING, torch.cuda.device(self._device):
+        # Buffers made in a caller's inference mode could not be written to outside of it.
+        with _CAPTURING, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self._device):
+            self._inputs = [tensor.clone() for tensor in inputs]
             self._read = torch.cuda.Event()
             current, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(current)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +44,12 @@ class SOLO(Segmenter):
         super().to(device, dtype)
         self._strides = self._strides.to(self.device)
         return self
+
+    def compile(self, **options: Any) -> Self:
+        """See ``Segmenter.compile``."""
+        other = super().compile(**options)
+        other._fast_path = FastPath(self.config.architecture)  # graphs belong to one network
+        return other
 
     def _find(
         self, inputs: Tensor, geometries: list[Geometry], thresholds: Thresholds, watch: Stopwatch

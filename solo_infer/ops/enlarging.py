@@ -49,7 +49,7 @@ def enlarge_torch(
     largest = max(input_size[0] * input_size[1], original[0] * original[1])
     packed = [torch.zeros((0, original[0], (original[1] + 7) // 8), dtype=torch.uint8, device=soft.device)]
     boxes = [torch.zeros((0, 4), device=soft.device)]
-    for chunk in soft.split(max(_CHUNK_BYTES // (4 * largest), 1)):
+    for chunk in soft.split(max(_CHUNK_BYTES // (4 * largest), 1)) if len(soft) else ():
         large = F.interpolate(chunk[None], size=input_size, mode="bilinear", align_corners=False)
         large = large[:, :, :height, :width]
         large = F.interpolate(large, size=original, mode="bilinear", align_corners=False)
