@@ -95,6 +95,6 @@ def enlarge(
         grid = (triton.cdiv(row_bytes, _BYTES), triton.cdiv(out_height, _ROWS), count)
         _enlarge_kernel[grid](
             soft.contiguous(), packed, boxes, height, width, *resized, out_height, out_width,
-            scale_y, scale_x, mask_thr, ROWS=_ROWS, BYTES=_BYTES, FAR=_FAR,
+            scale_y, scale_x, mask_thr, ROWS=_ROWS, BYTES=_BYTES, FAR=_FAR, enable_fp_fusion=False,
         )  # fmt: skip
     return packed, boxes.float() * (boxes[:, 2:3] > 0)

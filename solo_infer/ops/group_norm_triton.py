@@ -15,6 +15,7 @@ from torch import Tensor
 
 _TILE = 8192  # numbers that one program holds
 _BLOCKS = 64  # partial results that are merged at a time
+_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -104,13 +105,14 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     mean = torch.empty((images, groups), device=x.device)
     scale = torch.empty_like(mean)
     _statistics_kernel[(blocks, images)](
-        x, means, deviations, pixels, channels, PIXELS=block, CHANNELS=padded
+        x, means, deviations, pixels, channels, PIXELS=block, CHANNELS=padded, **_OPTIONS
     )
     _merge_kernel[(groups, images)](
         means, deviations, mean, scale, pixels, channels, blocks, eps, block,
-        WIDTH=triton.next_power_of_2(channels // groups), BLOCKS=_BLOCKS,
+        WIDTH=triton.next_power_of_2(channels // groups), BLOCKS=_BLOCKS, enable_fp_fusion=False,
     )  # fmt: skip
     _apply_kernel[(blocks, images)](
-        x, y, mean, scale, weight, bias, pixels, channels, groups, PIXELS=block, CHANNELS=padded
-    )
+        x, y, mean, scale, weight, bias, pixels, channels, groups,
+        PIXELS=block, CHANNELS=padded, **_OPTIONS,
+    )  # fmt: skip
     return y

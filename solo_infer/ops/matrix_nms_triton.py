@@ -129,11 +129,12 @@ def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, si
     common = count_common(packed, labels)
     greatest = torch.empty_like(factors)
     grid = (triton.cdiv(slots, _TILE), images)
-    _compensation_kernel[grid](common, areas, labels, greatest, slots, TILE=_TILE)
+    _compensation_kernel[grid](common, areas, labels, greatest, slots, TILE=_TILE, enable_fp_fusion=False)
     gaussian = kernel == "gaussian"
     _decay_kernel[grid](
-        common, areas, labels, greatest, factors, slots, float(sigma), GAUSSIAN=gaussian, TILE=_TILE
-    )
+        common, areas, labels, greatest, factors, slots, float(sigma),
+        GAUSSIAN=gaussian, TILE=_TILE, enable_fp_fusion=False,
+    )  # fmt: skip
     return factors
 
 
@@ -142,5 +143,5 @@ def count_common(packed: Tensor, labels: Tensor) -> Tensor:
     images, slots, width = packed.shape
     common = torch.zeros((images, slots, slots), device=packed.device)
     grid = (triton.cdiv(slots, _TILE) ** 2, triton.cdiv(width, _PART), images)
-    _common_kernel[grid](packed, labels, common, slots, width, TILE=_TILE, BYTES=_BYTES, PART=_PART)
+    _common_kernel[grid](packed, labels, common, slots, width, TILE=_TILE, BYTES=_BYTES, PART=_PART, enable_fp_fusion=False)
     return common

@@ -57,5 +57,5 @@ def prepare(image: Tensor, columns: Tensor, rows: Tensor, values: Tensor, out: T
     grid = (triton.cdiv(padded_width, _COLUMNS), triton.cdiv(padded_height, _ROWS))
     _prepare_kernel[grid](
         image, columns, rows, values, out, image.shape[1], rows.shape[1], columns.shape[1],
-        padded_height, padded_width, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        padded_height, padded_width, ROWS=_ROWS, COLUMNS=_COLUMNS, enable_fp_fusion=False,
     )  # fmt: skip
