@@ -140,10 +140,10 @@ class Segmenter(ABC):
         return other
 
     def compile(self, **options: Any) -> Self:
-        """Return a model whose network's stages are compiled by ``torch.compile`` and that shares this one's weights.
+        """Return a model with the same weights, whose network's stages ``torch.compile`` compiles.
 
-        Backbone and branches are compiled when an image first comes, and again for new sizes, which takes up to
-        minutes; post-processing is not. Results differ by rounding.
+        Backbone and branches are compiled when an image first comes, and again for new sizes, which takes up
+        to minutes; post-processing is not. Results differ by rounding.
 
         Args:
             options: Of ``torch.compile``, for instance ``mode="max-autotune-no-cudagraphs"``.

@@ -1,9 +1,9 @@
 """SOLO on CUDA: fixed slots, graphs, and one wait for the device in a batch.
 
-The whole way from a network input to the candidates that survive is handed over without looking at a result. Then
-the host reads how many detections and candidates there are (the one wait), and up-samples just those masks. Images
-with more candidates than the first bucket of slots go through a larger one, those with more than the largest take
-``postprocessing``'s way, whose memory is bounded for any number.
+The whole way from a network input to the candidates that survive is handed over without looking at a result.
+Then the host reads how many detections and candidates there are (the one wait), and up-samples just those
+masks. Images with more candidates than the first bucket of slots go through a larger one, those with more
+than the largest take ``postprocessing``'s way, whose memory is bounded for any number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class FastPath:
         self.graphs = GraphCache(capture)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config, "capture": self._capture}  # copies and pickles capture their own graphs
+        return {
+            "config": self._config,
+            "capture": self._capture,
+        }  # copies and pickles capture their own graphs
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -113,12 +116,16 @@ class FastPath:
             if candidates[image] <= BUCKETS[0]:
                 detections.append(_full_size(found, image, kept[image], geometry, thresholds))
                 continue
-            own = Features([level[image : image + 1] for level in features.levels], features.scores[image, None])
+            own = Features(
+                [level[image : image + 1] for level in features.levels], features.scores[image, None]
+            )
             if candidates[image] > BUCKETS[-1]:
                 detections.append(fallback(own.levels, own.scores, geometry))
                 continue
             slots = next(slots for slots in BUCKETS if slots >= candidates[image])
-            again = fixed_slots.detect(network, own, cell_table(self._config, own.scores.device), thresholds, slots)
+            again = fixed_slots.detect(
+                network, own, cell_table(self._config, own.scores.device), thresholds, slots
+            )
             count = int(again.counts[0, 0])
             detections.append(_full_size(again, 0, count, geometry, thresholds))
         return detections

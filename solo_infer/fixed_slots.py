@@ -1,9 +1,9 @@
-"""From a network input to detections in arrays of fixed size, without asking the device for anything on the way.
+"""From a network input to detections in arrays of fixed size, without a question to the device on the way.
 
-``postprocessing`` does the same with arrays that are as long as there are candidates, for which it must wait for
-the device again and again. Here candidates fill the first of a fixed number of slots, in the same order; what the
-other slots hold is computed too and masked out. All shapes follow from the batch, the padded size, the number of
-slots and the thresholds, so that one CUDA graph can hold all of it.
+``postprocessing`` does the same with arrays that are as long as there are candidates, for which it must wait
+for the device again and again. Here candidates fill the first of a fixed number of slots, in the same order;
+what the other slots hold is computed too and masked out. All shapes follow from the batch, the padded size,
+the number of slots and the thresholds, so that one CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def detect(
     slots: int,
     mark: Mark = lambda stage: None,
 ) -> SlotDetections:
-    """Turn class scores and level inputs into detections; right for images with at most ``slots`` candidates."""
+    """Turn class scores and level inputs into detections, for images with at most ``slots`` candidates."""
     maps = slot_maps(network, features.levels, table)
     mark("masks")
     filled = fill(features.scores, thresholds.score_thr, slots)
@@ -93,7 +93,7 @@ def fill(scores: Tensor, score_thr: float, slots: int) -> Slots:
     flat = scores.flatten(1)
     above = flat > score_thr
     place = above.cumsum(1) - 1
-    place = torch.where(above & (place < slots), place, slots)  # the last one takes what has no place
+    place = place.masked_fill(~above, slots).clamp(max=slots)  # the last one takes what has no place
     numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(place)
     chosen = torch.zeros((images, slots + 1), dtype=torch.int64, device=flat.device)
     chosen = chosen.scatter_(1, place, numbers)[:, :slots]
@@ -106,11 +106,11 @@ def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: Thresho
     """Rescore by maskness, drop small masks, run Matrix-NMS; see ``postprocessing.suppress``."""
     areas, maskness, packed = measure(maps, slots.cells, thresholds.mask_thr)
     valid = slots.filled & (areas > table.stride[slots.cells])
-    scores, entering = _best(torch.where(valid, slots.scores * maskness, -1.0), thresholds.nms_pre)
+    scores, entering = _best((slots.scores * maskness).masked_fill(~valid, -1.0), thresholds.nms_pre)
     labels, areas = slots.labels.gather(1, entering), areas.gather(1, entering)
     packed = packed.gather(1, entering[..., None].expand(-1, -1, packed.shape[2]))
     factors = decay_factors(packed, areas, labels, thresholds.kernel, thresholds.sigma)
-    scores = torch.where(scores >= 0, scores * factors, -1.0)
+    scores = (scores * factors).masked_fill(scores < 0, -1.0)
     scores, best = _best(scores, thresholds.max_per_image)
     cells = slots.cells.gather(1, entering.gather(1, best))
     kept = (scores >= thresholds.filter_thr).sum(1)
@@ -119,7 +119,7 @@ def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: Thresho
 
 
 def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return areas (N, S) float32, maskness (N, S) float32 and packed masks (N, S, B) uint8 of cells (N, S)."""
+    """Return areas and maskness (N, S), float32, and packed masks (N, S, B), uint8, of cells (N, S)."""
 
     def measure_chunk(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         soft = maps.scores(chunk)  # (N, k, H/4, W/4)
@@ -134,7 +134,7 @@ def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Ten
 
 
 def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the greatest scores (N, k), at most ``most`` of each image, and where they were; ties in order."""
+    """Return the ``most`` greatest scores (N, k) of each image and where they were, ties in order."""
     values, order = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :most], order[:, :most]
 

@@ -72,8 +72,8 @@ def prepare_batch(
         dtype: Of the result.
 
     Returns:
-        (N, 3, padded height, padded width), channels_last; each image equal to the last bit to what ``prepare``
-        gives, cast to the dtype.
+        (N, 3, padded height, padded width), channels_last; each image equal to the last bit to what
+        ``prepare`` gives, cast to the dtype.
     """
     return dispatch.run(
         "preprocessing",

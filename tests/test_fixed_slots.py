@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 def batch_of(model, count=3):
     """Return images of one padded size, their geometries and the network input."""
-    images = [image for image in pictures(4 * count, seed=3) if image.shape[:2] in ((80, 120), (80, 119))][:count]
+    images = [image for image in pictures(4 * count, seed=3) if image.shape[:2] in ((80, 120), (80, 119))][
+        :count
+    ]
     geometries = [plan(image, model.config.preprocessing) for image in images]
     assert len({geometry.padded for geometry in geometries}) == 1 < len(images)
     return geometries, prepare_batch(images, geometries, model.config.preprocessing, CPU, model.dtype)

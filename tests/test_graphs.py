@@ -1,7 +1,7 @@
 """Who may use which graph, and when; with a stand-in that records and replays on the CPU.
 
-It has buffers that every replay overwrites, as a CUDA graph has. What it cannot show: that CUDA captures what we
-launch, and that the events order the reads of different streams.
+It has buffers that every replay overwrites, as a CUDA graph has. What it cannot show: that CUDA captures what
+we launch, and that the events order the reads of different streams.
 """
 
 import copy
@@ -24,7 +24,11 @@ from solo_infer.graphs import CudaGraph, GraphCache
 
 
 def tensors_in(value):
-    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in tensors_in(part)]
+    return (
+        [value]
+        if isinstance(value, torch.Tensor)
+        else [tensor for part in value for tensor in tensors_in(part)]
+    )
 
 
 class Recording:
@@ -32,8 +36,9 @@ class Recording:
 
     made = 0
 
-    def __init__(self, function, inputs):
+    def __init__(self, function, inputs, neighbour):
         type(self).made += 1
+        self.size = 10
         self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
         self.outputs = function(*self.inputs)
         self.in_use = False
@@ -76,24 +81,46 @@ def test_a_key_is_captured_when_it_comes_again(recording):
 
 def test_the_least_recently_used_is_dropped(recording):
     cache = GraphCache(recording, most=2)
-    for key in "aabbaccb":  # a, b, then c drops b, and b comes back
+    for key in "aabbacc":  # c drops b
+        run(cache, key, 1)
+    assert (recording.made, len(cache)) == (3, 2)
+    for key in "acac":
+        run(cache, key, 1)
+    assert recording.made == 3
+    for key in "bb":
         run(cache, key, 1)
     assert (recording.made, len(cache)) == (4, 2)
-    run(cache, "c", 1)
-    assert recording.made == 4
+
+
+def test_more_keys_than_fit_are_captured_ever_more_rarely(recording):
+    cache = GraphCache(recording, most=4)
+    for _ in range(100):
+        for key in "abcdef":
+            run(cache, key, 1)
+    assert recording.made < 40
+    assert len(cache) == 4
+
+
+def test_bounded_bytes(recording):
+    cache = GraphCache(recording, most_bytes=25)
+    for key in "aabbcc":
+        run(cache, key, 1)
+    assert (recording.made, len(cache)) == (3, 2)
+    small = GraphCache(recording, most_bytes=5)
+    run(small, "a", 1), run(small, "a", 1)
+    assert len(small) == 1
 
 
 def test_another_owner_drops_all(recording):
     cache = GraphCache(recording)
-    for owner in ("one", "one", "other"):
+    for owner, made in (("one", 0), ("one", 1), ("other", 1), ("other", 2), ("other", 2)):
         run(cache, "a", 1, owner)
-    assert len(cache) == 0
-    run(cache, "a", 1, "other")
-    assert recording.made == 2
+        assert recording.made == made
+    assert len(cache) == 1
 
 
 def test_what_cannot_be_captured_runs_as_usual(caplog):
-    def refuse(function, inputs):
+    def refuse(function, inputs, neighbour):
         raise RuntimeError("CUDA error: no\nmore of it")
 
     cache = GraphCache(refuse)

@@ -1,4 +1,4 @@
-"""The kernels compile to machine code for cards that are not there; what they compute is ``test_triton.py``'s."""
+"""The kernels compile to machine code for cards that are not there."""
 
 import importlib
 
@@ -13,9 +13,11 @@ CARDS = {"H100, H200": 90, "V100": 70}
 POINTERS = {
     "packed": "*u8", "image": "*u8", "labels": "*i64", "boxes": "*i32", "columns": "*i32", "rows": "*i32",
     "x": "*{dtype}", "y": "*{dtype}", "weight": "*{dtype}", "bias": "*{dtype}", "values": "*{dtype}",
-    "out": "*{dtype}", "soft": "*fp32", "common": "*fp32", "areas": "*fp32", "greatest": "*fp32", "factors": "*fp32",
-    "means": "*fp32", "deviations": "*fp32", "mean_in": "*fp32", "scale_in": "*fp32", "mean_out": "*fp32",
-    "scale_out": "*fp32", "sigma": "fp32", "eps": "fp32", "scale_y": "fp32", "scale_x": "fp32", "threshold": "fp32",
+    "out": "*{dtype}", "soft": "*fp32", "common": "*fp32", "areas": "*fp32", "greatest": "*fp32",
+    "factors": "*fp32", "means": "*fp32", "deviations": "*fp32", "mean_in": "*fp32", "scale_in": "*fp32",
+    "mean_out": "*fp32",
+    "scale_out": "*fp32", "sigma": "fp32", "eps": "fp32", "scale_y": "fp32", "scale_x": "fp32",
+    "threshold": "fp32",
 }  # fmt: skip
 KERNELS = [
     ("matrix_nms_triton", "_common_kernel", {"TILE": 32, "BYTES": 32, "PART": 1024}),

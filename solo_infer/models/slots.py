@@ -1,9 +1,9 @@
 """Masks of a fixed number of cells: nothing of their computation depends on how many there are.
 
-``MaskMaps`` of ``models.solo`` computes what is asked for and no more, for which it must know on the host which
-levels and cells that is. Here every shape is known before: all towers run, levels of equal size as one batch,
-and each slot's map is picked by index tensors. That costs a GPU less than waiting for the answer, and can be
-captured in a CUDA graph.
+``MaskMaps`` of ``models.solo`` computes what is asked for and no more, for which it must know on the host
+which levels and cells that is. Here every shape is known before: all towers run, levels of equal size as one
+batch, and each slot's map is picked by index tensors. That costs a GPU less than waiting for the answer, and
+can be captured in a CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Matrix-NMS of a batch with a fixed number of slots: no shape depends on a value, so nothing is waited for.
 
-``ops.matrix_nms`` tells what is computed. Slots are sorted by score, so that only earlier ones decay later ones;
-slots that hold nothing come last and thus change nothing.
+``ops.matrix_nms`` tells what is computed. Slots are sorted by score, so that only earlier ones decay later
+ones; slots that hold nothing come last and thus change nothing.
 """
 
 from __future__ import annotations

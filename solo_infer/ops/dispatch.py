@@ -1,7 +1,7 @@
 """Triton kernel or torch twin: the one place that chooses.
 
-A kernel runs where ``device.triton_allowed`` says so. One that cannot be compiled or launched is left alone from
-then on, which is logged once; its torch twin computes the same.
+A kernel runs where ``device.triton_allowed`` says so. One that cannot be compiled or launched is left alone
+from then on, which is logged once; its torch twin computes the same.
 """
 
 from __future__ import annotations

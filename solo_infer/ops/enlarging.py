@@ -26,8 +26,8 @@ def enlarge(
 
     Returns:
         Packed masks (K, height, ceil(width / 8)) uint8 and their boxes (K, 4) float32 x1 y1 x2 y2, zeros for
-        empty ones. The Triton kernel may decide otherwise than its twin where the score lies within 1e-5 of the
-        threshold: torch may fuse multiplications and additions, the kernel does not.
+        empty ones. The Triton kernel may decide otherwise than its twin where the score lies within 1e-5 of
+        the threshold: torch may fuse multiplications and additions, the kernel does not.
     """
 
     def fused() -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """GroupNorm and ReLU of channels_last maps in three launches.
 
-torch's GroupNorm copies channels_last maps to the other layout, and the next convolution copies them back. Here
-each block of pixels gives mean and squared deviations of its channels, which are merged in float32 (Chan's
-formula, stable for any mean), and one more pass normalises. The torch twin is ``group_norm.group_norm_relu_torch``;
-they differ by the rounding of float32 and of the output's dtype.
+torch's GroupNorm copies channels_last maps to the other layout, and the next convolution copies them back.
+Here each block of pixels gives mean and squared deviations of its channels, which are merged in float32
+(Chan's formula, stable for any mean), and one more pass normalises. The torch twin is
+``group_norm.group_norm_relu_torch``; they differ by the rounding of float32 and of the output's dtype.
 """
 
 from __future__ import annotations

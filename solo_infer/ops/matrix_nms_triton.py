@@ -19,7 +19,9 @@ _PART = 1024  # bytes of each mask that one program counts, so that few masks fi
 
 
 @triton.jit
-def _common_kernel(packed, labels, common, slots, width, TILE: tl.constexpr, BYTES: tl.constexpr, PART: tl.constexpr):
+def _common_kernel(
+    packed, labels, common, slots, width, TILE: tl.constexpr, BYTES: tl.constexpr, PART: tl.constexpr
+):
     """Add the common pixels of a tile of pairs, in a part of their bytes, to ``common``."""
     image = tl.program_id(2).to(tl.int64)
     tiles = tl.cdiv(slots, TILE)
@@ -53,7 +55,7 @@ def _common_kernel(packed, labels, common, slots, width, TILE: tl.constexpr, BYT
 
 @triton.jit
 def _overlaps(common, areas, labels, rows, columns, slots):
-    """Return the IoU of each row mask with each column mask, 0 unless it comes before and has the same label."""
+    """Return the IoU of each row with each column mask, 0 unless it comes before and has its label."""
     inside = (rows[:, None] < columns[None, :]) & (columns[None, :] < slots)
     row_labels = tl.load(labels + rows, mask=rows < slots, other=-1)
     column_labels = tl.load(labels + columns, mask=columns < slots, other=-2)
@@ -106,7 +108,7 @@ def _decay_kernel(
         if GAUSSIAN:
             factor = tl.exp(-sigma * ious * ious) / tl.exp(-sigma * most * most)
         else:
-            # Copies of a better mask: 0 / 0 counts as 0, anything else by 0 as infinite; see matrix_nms.decay.
+            # Copies of a better mask: 0 / 0 is 0, anything else by 0 infinite; see matrix_nms.decay.
             ratio = tl.div_rn(1.0 - ious, tl.where(most < 1.0, 1.0 - most, 1.0))
             factor = tl.where(most < 1.0, ratio, tl.where(ious < 1.0, float("inf"), 0.0))
         found = tl.minimum(found, tl.min(factor, axis=0))
@@ -139,9 +141,11 @@ def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, si
 
 
 def count_common(packed: Tensor, labels: Tensor) -> Tensor:
-    """Return the common pixels (N, P, P) float32 of i and j at [i, j] for i before j of equal label, else 0."""
+    """Return the common pixels (N, P, P), float32: at [i, j] for i before j of equal label, else 0."""
     images, slots, width = packed.shape
     common = torch.zeros((images, slots, slots), device=packed.device)
     grid = (triton.cdiv(slots, _TILE) ** 2, triton.cdiv(width, _PART), images)
-    _common_kernel[grid](packed, labels, common, slots, width, TILE=_TILE, BYTES=_BYTES, PART=_PART, enable_fp_fusion=False)
+    _common_kernel[grid](
+        packed, labels, common, slots, width, TILE=_TILE, BYTES=_BYTES, PART=_PART, enable_fp_fusion=False
+    )
     return common

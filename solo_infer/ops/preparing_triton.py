@@ -1,7 +1,7 @@
 """Resize, normalise, pad, re-order and cast an image in one launch, equal to the CPU road to the last bit.
 
-The resize is ``resampling``'s integer arithmetic, from the same tables. A pixel value has 256 normalised values a
-channel, which are looked up: they were computed by torch, so that no division can round otherwise.
+The resize is ``resampling``'s integer arithmetic, from the same tables. A pixel value has 256 normalised
+values a channel, which are looked up: they were computed by torch, so that no division can round otherwise.
 """
 
 from __future__ import annotations
@@ -33,10 +33,19 @@ def _prepare_kernel(
     stored = (y[:, None] < padded_height) & (x[None, :] < padded_width)
     for channel in tl.static_range(3):
         pixels = image + channel
-        upper = tl.load(pixels + (top * old_width + left) * 3, mask=filled, other=0).to(tl.int32) * left_weight
-        upper += tl.load(pixels + (top * old_width + right) * 3, mask=filled, other=0).to(tl.int32) * right_weight
-        lower = tl.load(pixels + (bottom * old_width + left) * 3, mask=filled, other=0).to(tl.int32) * left_weight
-        lower += tl.load(pixels + (bottom * old_width + right) * 3, mask=filled, other=0).to(tl.int32) * right_weight
+        upper = (
+            tl.load(pixels + (top * old_width + left) * 3, mask=filled, other=0).to(tl.int32) * left_weight
+        )
+        upper += (
+            tl.load(pixels + (top * old_width + right) * 3, mask=filled, other=0).to(tl.int32) * right_weight
+        )
+        lower = (
+            tl.load(pixels + (bottom * old_width + left) * 3, mask=filled, other=0).to(tl.int32) * left_weight
+        )
+        lower += (
+            tl.load(pixels + (bottom * old_width + right) * 3, mask=filled, other=0).to(tl.int32)
+            * right_weight
+        )
         total = (((upper >> 4) * top_weight) >> 16) + (((lower >> 4) * bottom_weight) >> 16)
         value = tl.load(values + channel * 256 + ((total + 2) >> 2), mask=filled, other=0.0)
         to = out + (y[:, None] * padded_width + x[None, :]) * 3 + channel
