@@ -6,7 +6,11 @@ Fake CUDA tensors have shapes and devices, but no numbers: whoever wants to know
 import pytest
 import torch
 from conftest import HEADS, small_config
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solo_infer import Thresholds, fixed_slots
