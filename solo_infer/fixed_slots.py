@@ -17,7 +17,7 @@ from torch import Tensor
 from solo_infer.config import Thresholds
 from solo_infer.models.slots import CellTable, SlotMaps, slot_maps
 from solo_infer.models.solo import SOLONetwork
-from solo_infer.ops import bits
+from solo_infer.ops import bits, dispatch
 from solo_infer.ops.batched_nms import decay_factors
 
 # Bytes of float32 maps that one step may hold at a time; a step needs about six times this.
@@ -120,17 +120,28 @@ def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: Thresho
 
 def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return areas and maskness (N, S), float32, and packed masks (N, S, B), uint8, of cells (N, S)."""
+    areas, sums, packed = dispatch.run(
+        "mask measuring",
+        cells.device,
+        lambda: maps.measure_fused(cells, mask_thr),
+        lambda: measure_torch(maps, cells, mask_thr),
+    )
+    return areas, sums / areas.clamp(min=1), packed
+
+
+def measure_torch(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return areas and sums of scores inside (N, S), float32, and packed masks (N, S, B), in chunks."""
 
     def measure_chunk(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         soft = maps.scores(chunk)  # (N, k, H/4, W/4)
         masks = soft > mask_thr
         area = masks.sum(dim=(2, 3)).float()
         inside = soft.mul_(masks).sum(dim=(2, 3))
-        return area, inside / area.clamp(min=1), bits.pack(masks.flatten(2))
+        return area, inside, bits.pack(masks.flatten(2))
 
     length = _chunk_length(maps, len(cells))
-    areas, maskness, packed = zip(*map(measure_chunk, cells.split(length, dim=1)), strict=True)
-    return torch.cat(areas, dim=1), torch.cat(maskness, dim=1), torch.cat(packed, dim=1)
+    areas, sums, packed = zip(*map(measure_chunk, cells.split(length, dim=1)), strict=True)
+    return torch.cat(areas, dim=1), torch.cat(sums, dim=1), torch.cat(packed, dim=1)
 
 
 def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """CUDA graphs: a recorded sequence of launches that one call replays, in place of hundreds.
 
-A graph works on buffers of its own, and all graphs of a cache share the memory of what they need on the way. So
-only one of them is in use at a time: a lock keeps other threads from it on the host, an event on the device.
+A graph works on buffers of its own, and all graphs of a cache share the memory of what they need on the way.
+So only one of them is in use at a time: a lock keeps other threads from it on the host, an event on the
+device.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class CudaGraph:
 
     def __init__(self, function: Function, inputs: Sequence[Tensor], neighbour: CudaGraph | None) -> None:
         self._device = inputs[0].device
+        self._read: torch.cuda.Event
         self._graph = torch.cuda.CUDAGraph()
         pool = None if neighbour is None else neighbour._graph.pool()
         # Buffers made in a caller's inference mode could not be written to outside of it.
@@ -94,9 +96,10 @@ def _bytes_of(value: Any) -> int:
 class GraphCache:
     """Recorded functions by key, the least recently used one dropped when there are too many.
 
-    A key is captured when it comes for the second time: an image of a size of its own does not pay for a capture.
-    Each time as many graphs as fit have been dropped, this number doubles, so that a stream of more sizes than fit
-    does not capture on and on. What cannot be captured runs as usual, which is logged once for its key.
+    A key is captured when it comes for the second time: an image of a size of its own does not pay for a
+    capture. Each time as many graphs as fit have been dropped, this number doubles, so that a stream of more
+    sizes than fit does not capture on and on. What cannot be captured runs as usual, which is logged once for
+    its key.
 
     Args:
         capture: What records a function; another one in tests.

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infer.config import Preprocessing
+from solo_infer.config import Architecture, Preprocessing
 from solo_infer.device import FastPaths, fast_paths, is_corex_card
+from solo_infer.fixed_slots import measure, measure_torch
+from solo_infer.models.slots import CellTable, DecoupledSlotMaps, PlainSlotMaps
+from solo_infer.models.solo import DecoupledHead, PlainHead
 from solo_infer.ops import bits, dispatch
 from solo_infer.ops.batched_nms import decay_factors, decay_factors_torch
 from solo_infer.ops.enlarging import enlarge, enlarge_torch
@@ -89,6 +92,23 @@ def _enlarging_agrees(device: torch.device) -> bool:
     return not bool((surely & ~found).any() or (found & ~maybe).any())
 
 
+def _measuring_agrees(device: torch.device) -> bool:
+    config = Architecture(num_classes=1, stacked_convs=1, pyramid_channels=32, head_channels=32)
+    table = CellTable.of(config, device)
+    cells = torch.arange(0, config.num_cells, 97, device=device)[None]
+    sizes = ((8, 12), (8, 12), (4, 6), (2, 3), (2, 3))
+    levels = [_random(1, 32, *size).to(device) for size in sizes]
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        plain, decoupled = PlainHead(config).to(device), DecoupledHead(config).to(device)
+    for maps in (PlainSlotMaps(plain, levels, table), DecoupledSlotMaps(decoupled, levels, table)):
+        _, _, found = measure(maps, cells, 0.25)
+        surely, maybe = (measure_torch(maps, cells, 0.25 + by)[2] for by in (1e-4, -1e-4))
+        if (surely & ~found).any() or (found & ~maybe).any():
+            return False
+    return True
+
+
 def _random(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
@@ -96,6 +116,7 @@ def _random(*shape: int) -> Tensor:
 CHECKS = {
     "preprocessing": _preprocessing_agrees,
     "GroupNorm": _group_norm_agrees,
+    "mask measuring": _measuring_agrees,
     "Matrix-NMS": _matrix_nms_agrees,
     "mask enlargement": _enlarging_agrees,
 }

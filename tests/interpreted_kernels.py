@@ -6,9 +6,12 @@ The interpreter must be chosen before Triton is imported, so this file has a pro
 import numpy as np
 import pytest
 import torch
+from conftest import HEADS, small_config, small_network
 
 from solo_infer.config import Preprocessing
 from solo_infer.errors import ConfigError
+from solo_infer.fixed_slots import measure_torch
+from solo_infer.models.slots import CellTable, slot_maps
 from solo_infer.ops import (
     bits,
     enlarging_triton,
@@ -132,6 +135,28 @@ def test_enlarging(map_size, resized, original, threshold):
 def test_enlarging_nothing():
     packed, boxes = enlarging_triton.enlarge(torch.zeros(0, 4, 4), (16, 16), (10, 11), 0.5)
     assert packed.shape == (0, 10, 2) and boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_measuring(head):
+    config = small_config(head)
+    network = small_network(config)
+    levels = network.features(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(7)))
+    table = CellTable.of(config.architecture, torch.device("cpu"))
+    maps = slot_maps(network, levels, table)
+    cells = torch.randint(len(table.level), (2, 9), generator=torch.Generator().manual_seed(8))
+    cells[0, :5] = torch.tensor([0, 150, 170, 210, 224])  # one of each level
+    assert table.level[cells[0, :5]].tolist() == [0, 1, 2, 3, 4]
+    areas, sums, packed = maps.measure_fused(cells, 0.5)
+    expected_areas, expected_sums, _ = measure_torch(maps, cells, 0.5)
+    surely, maybe = (measure_torch(maps, cells, 0.5 + by)[2] for by in (1e-5, -1e-5))
+    assert not (surely & ~packed).any() and not (packed & ~maybe).any()
+    assert (areas - expected_areas).abs().max() <= 1 and 0 < expected_areas.sum()
+    torch.testing.assert_close(sums, expected_sums, rtol=0, atol=0.5 + 1e-3)
+    same = areas == expected_areas
+    torch.testing.assert_close(sums[same], expected_sums[same], rtol=1e-5, atol=1e-5)
+    assert same.float().mean() > 0.8
 
 
 @pytest.mark.parametrize("size", [(20, 31), (48, 64), (96, 128), (17, 200), (1, 1)])

@@ -13,7 +13,8 @@ from solo_infer.ops import dispatch
 
 CPU = torch.device("cpu")
 ALL = FastPaths(triton=True, graphs=True, compile=True, dtype=torch.float16)
-KERNELS = ("preprocessing", "GroupNorm", "Matrix-NMS", "mask enlargement")
+KERNELS = ("preprocessing", "GroupNorm", "mask measuring", "Matrix-NMS", "mask enlargement")
+MODULES = ("matrix_nms", "group_norm", "enlarging", "measuring", "preparing")
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +38,9 @@ def test_paths_of_the_cpu():
 
 def test_kernels_that_do_not_run_are_told_with_the_reason(monkeypatch):
     """As on a card where Triton is there but cannot be imported."""
-    for name in ("matrix_nms_triton", "group_norm_triton", "enlarging_triton", "preparing_triton"):
-        monkeypatch.setitem(sys.modules, f"solo_infer.ops.{name}", None)
-        monkeypatch.delattr(f"solo_infer.ops.{name}", raising=False)
+    for name in MODULES:
+        monkeypatch.setitem(sys.modules, f"solo_infer.ops.{name}_triton", None)
+        monkeypatch.delattr(f"solo_infer.ops.{name}_triton", raising=False)
     found = paths(monkeypatch, ALL)
     for name in KERNELS:
         assert found[name].startswith("torch (ImportError") or found[name].startswith("torch (ModuleNotFound")
@@ -59,6 +60,7 @@ def test_checks_accept_the_twin_and_refuse_others(name, check, monkeypatch):
     assert check(CPU)
     wrong = {
         "GroupNorm": ("group_norm_relu", lambda x, *rest: torch.zeros_like(x)),
+        "mask measuring": ("measure", lambda maps, cells, thr: (None, None, torch.zeros(1, 40, 48).byte())),
         "Matrix-NMS": ("decay_factors", lambda packed, areas, *rest: torch.ones_like(areas)),
         "mask enlargement": (
             "enlarge",

@@ -11,7 +11,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 CARDS = {"H100, H200": 90, "V100": 70}
 POINTERS = {
-    "packed": "*u8", "image": "*u8", "labels": "*i64", "boxes": "*i32", "columns": "*i32", "rows": "*i32",
+    "packed": "*u8", "image": "*u8", "labels": "*i64", "levels": "*i64", "boxes": "*i32", "columns": "*i32",
+    "rows": "*i32", "logits": "*{dtype}", "sums": "*fp32", "column_maps": "*fp32", "row_maps": "*fp32",
     "x": "*{dtype}", "y": "*{dtype}", "weight": "*{dtype}", "bias": "*{dtype}", "values": "*{dtype}",
     "out": "*{dtype}", "soft": "*fp32", "common": "*fp32", "areas": "*fp32", "greatest": "*fp32",
     "factors": "*fp32", "means": "*fp32", "deviations": "*fp32", "mean_in": "*fp32", "scale_in": "*fp32",
@@ -29,6 +30,17 @@ KERNELS = [
     ("group_norm_triton", "_merge_kernel", {"WIDTH": 1, "BLOCKS": 64, "pixels": 1, "blocks": 1}),
     ("group_norm_triton", "_apply_kernel", {"PIXELS": 32, "CHANNELS": 256}),
     ("enlarging_triton", "_enlarge_kernel", {"ROWS": 8, "BYTES": 16, "FAR": 1 << 30}),
+    ("measuring_triton", "_plain_kernel", {"BYTES": 128, "areas": "*i32"}),
+    (
+        "measuring_triton",
+        "_plain_kernel",
+        {"BYTES": 128, "areas": "*i32", "coarse_height": 1, "out_width": 1},
+    ),
+    (
+        "measuring_triton",
+        "_decoupled_kernel",
+        {"BYTES": 128, "areas": "*i32", "columns": "*i64", "rows": "*i64"},
+    ),
     ("preparing_triton", "_prepare_kernel", {"ROWS": 8, "COLUMNS": 64}),
 ]
 
@@ -43,8 +55,10 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_kernel_compiles(module, name, constants, card, dtype):
     kernel = getattr(importlib.import_module(f"solo_infer.ops.{module}"), name)
+    types = {**POINTERS, **{key: value for key, value in constants.items() if isinstance(value, str)}}
+    constants = {key: value for key, value in constants.items() if not isinstance(value, str)}
     signature = {
-        argument: "constexpr" if argument in constants else POINTERS.get(argument, "i32").format(dtype=dtype)
+        argument: "constexpr" if argument in constants else types.get(argument, "i32").format(dtype=dtype)
         for argument in kernel.arg_names
     }
     target = GPUTarget("cuda", CARDS[card], 32)

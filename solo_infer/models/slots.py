@@ -8,7 +8,7 @@ can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple, Protocol, cast
 
@@ -60,6 +60,13 @@ class SlotMaps(Protocol):
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K), K of each image."""
 
+    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), by Triton.
+
+        Raises:
+            NotImplementedError: The sizes of the levels are not what the kernel takes.
+        """
+
 
 def slot_maps(network: SOLONetwork, levels: list[Tensor], table: CellTable) -> SlotMaps:
     """Run the mask branches of all levels."""
@@ -92,18 +99,35 @@ class PlainSlotMaps:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
         level = self._table.level[cells][..., None, None]
         out: Tensor | None = None
-        numbered = enumerate(self._levels)
-        for shape, members in groupby(numbered, key=lambda item: item[1][1].shape[-2:]):
-            numbers, maps = [], None
-            for number, (conv, tower) in members:
-                own = self._logits(conv, tower, cells)  # (N, K, h * w)
-                maps = own if maps is None else torch.where(level[..., 0] == number, own, maps)
-                numbers.append(number)
-            logits = cast(Tensor, maps).float().unflatten(2, shape)
-            soft = resize(upsample(logits).sigmoid_(), self.size)
-            among = (level >= numbers[0]) & (level <= numbers[-1])
-            out = soft if out is None else torch.where(among, soft, out)
+        for first, shape, maps in self._logits_by_size(cells):
+            soft = resize(upsample(maps.float().unflatten(2, shape)).sigmoid_(), self.size)
+            out = soft if out is None else torch.where(level >= first, soft, out)
         return cast(Tensor, out)
+
+    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``SlotMaps``."""
+        from solo_infer.ops.measuring_triton import measure_plain
+
+        parts = list(self._logits_by_size(cells))
+        twice = tuple(2 * side for side in parts[0][1])
+        if [first for first, _, _ in parts] != [0, 2, 3] or twice != self.size:
+            raise NotImplementedError("levels of unusual sizes")
+        logits = torch.cat([maps for _, _, maps in parts], dim=2)
+        sizes = [shape for _, shape, _ in parts]
+        return measure_plain(logits, self._table.level[cells], sizes, self.size, mask_thr)
+
+    def _logits_by_size(self, cells: Tensor) -> Iterator[tuple[int, tuple[int, int], Tensor]]:
+        """Yield for levels of equal size the first level, the size, and the logits (N, K, h * w) of the cells.
+
+        The logits of cells of other levels mean nothing.
+        """
+        level = self._table.level[cells][..., None]
+        for shape, members in groupby(enumerate(self._levels), key=lambda item: item[1][1].shape[-2:]):
+            (first, (conv, tower)), *others = members
+            maps = self._logits(conv, tower, cells)
+            for number, (conv, tower) in others:
+                maps = torch.where(level == number, self._logits(conv, tower, cells), maps)
+            yield first, (shape[0], shape[1]), maps
 
     def _logits(self, conv: torch.nn.Module, tower: Tensor, cells: Tensor) -> Tensor:
         """Return (N, K, h * w) as if all cells lay on this level; those of others are to be overwritten."""
@@ -135,3 +159,10 @@ class DecoupledSlotMaps:
         image = torch.arange(len(cells), device=cells.device)[:, None]
         columns, rows = self._table.column[cells], self._table.row[cells]
         return self._columns[image, columns].mul_(self._rows[image, rows])
+
+    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``SlotMaps``."""
+        from solo_infer.ops.measuring_triton import measure_decoupled
+
+        columns, rows = self._table.column[cells], self._table.row[cells]
+        return measure_decoupled(self._columns, self._rows, columns, rows, mask_thr)
