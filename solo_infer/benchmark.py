@@ -53,13 +53,18 @@ class Measurement:
     """One model on one image.
 
     Attributes:
-        name: Of what was measured. device: Where. dtype: What the network computed in. threads: Of torch on
-        the CPU. batch_size: Images handed over together, all the same. runs: Of such batches, after the
-        warm-up. image: Height and width in pixels. input: Height and width of the network's input.
-        candidates: (cell, class) pairs above the score threshold, per image; None if unknown. instances:
-        Found per image. stages: Milliseconds an image by stage, each synchronised. On CUDA they run without
-        graphs, so that they
-            add up to more than the total.
+        name: Of what was measured.
+        device: Where.
+        dtype: What the network computed in.
+        threads: Of torch on the CPU.
+        batch_size: Images handed over together, all the same.
+        runs: Of such batches, after the warm-up.
+        image: Height and width in pixels.
+        input: Height and width of the network's input.
+        candidates: (cell, class) pairs above the score threshold, per image; None if unknown.
+        instances: Found per image.
+        stages: Milliseconds an image by stage, each synchronised. On CUDA they run without
+            graphs, so that they add up to more than the total.
         total: Milliseconds an image from the decoded array to the result, synchronised at its end only.
         images_per_second: Of the median.
         peak_memory: MiB: on CUDA of tensors during the runs, on the CPU of the process so far; None where the

@@ -117,7 +117,7 @@ class PlainSlotMaps:
         return measure_plain(logits, self._table.level[cells], sizes, self.size, mask_thr)
 
     def _logits_by_size(self, cells: Tensor) -> Iterator[tuple[int, tuple[int, int], Tensor]]:
-        """Yield for levels of equal size the first level, the size, and the logits (N, K, h * w) of the cells.
+        """Yield for levels of equal size the first one, their size, and the cells' logits (N, K, h * w).
 
         The logits of cells of other levels mean nothing.
         """

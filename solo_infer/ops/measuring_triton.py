@@ -114,14 +114,16 @@ def measure_plain(
     """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), uint8.
 
     Args:
-        logits: (N, K, pixels) of each slot as if it lay on level 0 or 1, then 2, then 3 or 4, one after
-        another. levels: (N, K) int64, the level on which each slot does lie. sizes: (height, width) of these
-        three. out_size: (height, width) of the masks. mask_thr: A pixel is inside where its score is greater.
+        logits: (N, K, pixels) of each slot as if it lay on level 0 or 1, then 2, then 3 or 4.
+        levels: (N, K) int64, the level on which each slot does lie.
+        sizes: (height, width) of these three.
+        out_size: (height, width) of the masks.
+        mask_thr: A pixel is inside where its score is greater.
     """
     outputs, grid = _outputs(levels, out_size[0] * out_size[1])
     _plain_kernel[grid](
-        logits.contiguous(), levels.contiguous(), *outputs, *sizes[0], *sizes[1], *sizes[2], *out_size, mask_thr,
-        BYTES=_BYTES, enable_fp_fusion=False,
+        logits.contiguous(), levels.contiguous(), *outputs, *sizes[0], *sizes[1], *sizes[2], *out_size,
+        mask_thr, BYTES=_BYTES, enable_fp_fusion=False,
     )  # fmt: skip
     return _summed(*outputs)
 
