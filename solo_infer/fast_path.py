@@ -136,7 +136,7 @@ def _full_size(
 ) -> Detections:
     """Return the first ``count`` detections of an image; copies, since the slots may be a graph's own."""
     packed, boxes = enlarge(
-        found.masks[image, :count], geometry.resized, geometry.original, thresholds.mask_thr
+        found.masks[image, :count], geometry.padded, geometry.resized, geometry.original, thresholds.mask_thr
     )
     return Detections(found.scores[image, :count].clone(), found.labels[image, :count].clone(), boxes, packed)
 

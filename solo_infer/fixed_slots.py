@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import Thresholds
@@ -133,11 +134,10 @@ def measure_torch(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tenso
     """Return areas and sums of scores inside (N, S), float32, and packed masks (N, S, B), in chunks."""
 
     def measure_chunk(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        soft = maps.scores(chunk)  # (N, k, H/4, W/4)
-        masks = soft > mask_thr
-        area = masks.sum(dim=(2, 3)).float()
-        inside = soft.mul_(masks).sum(dim=(2, 3))
-        return area, inside, bits.pack(masks.flatten(2))
+        scores = maps.scores(chunk).flatten(2)  # (N, k, H/4 * W/4)
+        packed = bits.pack(scores > mask_thr)
+        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=2)
+        return bits.count(packed).float(), inside, packed
 
     length = _chunk_length(maps, len(cells))
     areas, sums, packed = zip(*map(measure_chunk, cells.split(length, dim=1)), strict=True)

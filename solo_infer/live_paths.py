@@ -87,8 +87,8 @@ def _matrix_nms_agrees(device: torch.device) -> bool:
 
 def _enlarging_agrees(device: torch.device) -> bool:
     soft = _random(3, 16, 24).to(device)
-    found, _ = enlarge(soft, (61, 90), (101, 77), 0.5)
-    surely, maybe = (enlarge_torch(soft, (61, 90), (101, 77), 0.5 + by)[0] for by in (1e-5, -1e-5))
+    found, _ = enlarge(soft, (64, 96), (61, 90), (101, 77), 0.5)
+    surely, maybe = (enlarge_torch(soft, (64, 96), (61, 90), (101, 77), 0.5 + by)[0] for by in (1e-5, -1e-5))
     return not bool((surely & ~found).any() or (found & ~maybe).any())
 
 

@@ -73,19 +73,17 @@ def test_unknown_decay():
 
 
 @pytest.mark.parametrize(
-    "shape, groups",
+    "shape, groups, dtype, tolerance",
     [
-        ((1, 32, 1, 2), 32),
-        ((2, 96, 5, 7), 32),
-        ((1, 256, 9, 8), 32),
-        ((2, 128, 12, 12), 32),
-        ((1, 6, 3, 1), 2),
-        ((1, 64, 80, 70), 32),
-        ((0, 64, 2, 2), 32),
+        ((1, 32, 1, 2), 32, torch.float32, 1e-5),
+        ((2, 96, 5, 7), 32, torch.float32, 1e-5),
+        ((1, 256, 9, 8), 32, torch.float32, 1e-5),
+        ((1, 6, 3, 1), 2, torch.float32, 1e-5),
+        ((1, 64, 80, 70), 32, torch.float32, 1e-5),
+        ((0, 64, 2, 2), 32, torch.float32, 1e-5),
+        ((2, 128, 12, 12), 32, torch.float16, 2e-3),
+        ((2, 96, 5, 7), 32, torch.bfloat16, 2e-2),
     ],
-)
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 )
 def test_group_norm_relu(shape, groups, dtype, tolerance):
     generator = torch.Generator().manual_seed(3)
@@ -106,25 +104,25 @@ def test_group_norm_of_a_mean_far_from_zero():
 
 
 @pytest.mark.parametrize(
-    "map_size, resized, original",
+    "map_size, padded, resized, original",
     [
-        ((8, 12), (32, 48), (32, 48)),
-        ((8, 8), (27, 31), (45, 52)),
-        ((5, 7), (19, 28), (9, 13)),
-        ((2, 3), (1, 1), (1, 1)),
-        ((4, 4), (16, 15), (33, 131)),
+        ((8, 12), (32, 48), (32, 48), (32, 48)),
+        ((8, 8), (32, 32), (27, 31), (45, 52)),
+        ((5, 7), (20, 28), (19, 28), (9, 13)),
+        ((2, 3), (8, 12), (1, 1), (1, 1)),
+        ((4, 4), (17, 15), (16, 15), (33, 131)),
     ],
 )
-@pytest.mark.parametrize("threshold", [0.5, 0.3])
-def test_enlarging(map_size, resized, original, threshold):
+def test_enlarging(map_size, padded, resized, original):
+    threshold = 0.4
     soft = torch.rand(3, *map_size, generator=torch.Generator().manual_seed(5))
     soft[1] = 0.0
-    packed, boxes = enlarging_triton.enlarge(soft, resized, original, threshold)
-    expected, expected_boxes = enlarge_torch(soft, resized, original, threshold)
+    packed, boxes = enlarging_triton.enlarge(soft, padded, resized, original, threshold)
+    expected, expected_boxes = enlarge_torch(soft, padded, resized, original, threshold)
     assert packed.shape == expected.shape and packed.dtype == torch.uint8
     # Bits may differ only where the score lies within 1e-5 of the threshold.
-    sure_inside = enlarge_torch(soft, resized, original, threshold + 1e-5)[0]
-    maybe_inside = enlarge_torch(soft, resized, original, threshold - 1e-5)[0]
+    sure_inside = enlarge_torch(soft, padded, resized, original, threshold + 1e-5)[0]
+    maybe_inside = enlarge_torch(soft, padded, resized, original, threshold - 1e-5)[0]
     assert not (sure_inside & ~packed).any()
     assert not (packed & ~maybe_inside).any()
     if torch.equal(packed, expected):
@@ -133,7 +131,7 @@ def test_enlarging(map_size, resized, original, threshold):
 
 
 def test_enlarging_nothing():
-    packed, boxes = enlarging_triton.enlarge(torch.zeros(0, 4, 4), (16, 16), (10, 11), 0.5)
+    packed, boxes = enlarging_triton.enlarge(torch.zeros(0, 4, 4), (16, 16), (16, 16), (10, 11), 0.5)
     assert packed.shape == (0, 10, 2) and boxes.shape == (0, 4)
 
 

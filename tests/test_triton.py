@@ -88,8 +88,8 @@ def test_every_kernel_has_a_way_without_triton(monkeypatch, photo):
     normed = group_norm_relu(inputs, 3, torch.ones(3), torch.zeros(3), 1e-5)
     assert torch.equal(normed, torch.nn.functional.group_norm(inputs, 3).relu())
     soft = torch.rand(2, 16, 24)
-    found = enlarge(soft, (64, 96), (30, 41), 0.5)
-    assert all(map(torch.equal, found, enlarge_torch(soft, (64, 96), (30, 41), 0.5)))
+    found = enlarge(soft, (64, 96), (60, 96), (30, 41), 0.5)
+    assert all(map(torch.equal, found, enlarge_torch(soft, (64, 96), (60, 96), (30, 41), 0.5)))
     factors = batched_nms.decay_factors(
         torch.ones(1, 2, 1, dtype=torch.uint8), torch.ones(1, 2), torch.zeros(1, 2).long(), "linear", 2.0
     )

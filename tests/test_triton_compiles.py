@@ -18,6 +18,7 @@ POINTERS = {
     "factors": "*fp32", "means": "*fp32", "deviations": "*fp32", "mean_in": "*fp32", "scale_in": "*fp32",
     "mean_out": "*fp32",
     "scale_out": "*fp32", "sigma": "fp32", "eps": "fp32", "scale_y": "fp32", "scale_x": "fp32",
+    "map_scale_y": "fp32", "map_scale_x": "fp32",
     "threshold": "fp32",
 }  # fmt: skip
 KERNELS = [
@@ -51,9 +52,18 @@ def own_cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("module, name, constants", KERNELS)
-@pytest.mark.parametrize("card, dtype", [("H100, H200", "bf16"), ("V100", "fp16")])
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_kernel_compiles(module, name, constants, card, dtype):
+def test_kernel_compiles(module, name, constants):
+    compile_for("H100, H200", "bf16", module, name, constants)
+
+
+@pytest.mark.parametrize("module, name, constants", [KERNELS[0], KERNELS[7]])
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_kernel_compiles_for_an_older_card(module, name, constants):
+    compile_for("V100", "fp16", module, name, constants)
+
+
+def compile_for(card, dtype, module, name, constants):
     kernel = getattr(importlib.import_module(f"solo_infer.ops.{module}"), name)
     types = {**POINTERS, **{key: value for key, value in constants.items() if isinstance(value, str)}}
     constants = {key: value for key, value in constants.items() if not isinstance(value, str)}

@@ -7,19 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.ops import bits, dispatch
-from solo_infer.ops.boxes import mask_boxes
+from solo_infer.ops.boxes import packed_boxes
 
 # Bytes of float32 maps that one step of the twin may hold at a time; a step needs about four times this.
 _CHUNK_BYTES = 64 << 20
 
+Size = tuple[int, int]
+
 
 def enlarge(
-    soft: Tensor, resized: tuple[int, int], original: tuple[int, int], mask_thr: float
+    soft: Tensor, padded: Size, resized: Size, original: Size, mask_thr: float
 ) -> tuple[Tensor, Tensor]:
-    """Up-sample four times, crop, resize to the original size, all bilinearly, and threshold.
+    """Up-sample to the network input, crop, resize to the original size, all bilinearly, and threshold.
 
     Args:
         soft: (K, H/4, W/4) float32 in 0..1.
+        padded: (height, width) of the network input in pixels.
         resized: (height, width) in pixels of the part of the network input that the image fills.
         original: (height, width) of the image in pixels.
         mask_thr: A pixel is inside where its mask score is greater.
@@ -33,27 +36,27 @@ def enlarge(
     def fused() -> tuple[Tensor, Tensor]:
         from solo_infer.ops import enlarging_triton
 
-        return enlarging_triton.enlarge(soft, resized, original, mask_thr)
+        return enlarging_triton.enlarge(soft, padded, resized, original, mask_thr)
 
     return dispatch.run(
-        "mask enlargement", soft.device, fused, lambda: enlarge_torch(soft, resized, original, mask_thr)
+        "mask enlargement",
+        soft.device,
+        fused,
+        lambda: enlarge_torch(soft, padded, resized, original, mask_thr),
     )
 
 
 def enlarge_torch(
-    soft: Tensor, resized: tuple[int, int], original: tuple[int, int], mask_thr: float
+    soft: Tensor, padded: Size, resized: Size, original: Size, mask_thr: float
 ) -> tuple[Tensor, Tensor]:
     """Do what ``enlarge`` does with torch's own operations."""
     height, width = resized
-    input_size = (soft.shape[1] * 4, soft.shape[2] * 4)
-    largest = max(input_size[0] * input_size[1], original[0] * original[1])
+    largest = max(padded[0] * padded[1], original[0] * original[1])
     packed = [torch.zeros((0, original[0], (original[1] + 7) // 8), dtype=torch.uint8, device=soft.device)]
-    boxes = [torch.zeros((0, 4), device=soft.device)]
     for chunk in soft.split(max(_CHUNK_BYTES // (4 * largest), 1)) if len(soft) else ():
-        large = F.interpolate(chunk[None], size=input_size, mode="bilinear", align_corners=False)
+        large = F.interpolate(chunk[None], size=padded, mode="bilinear", align_corners=False)
         large = large[:, :, :height, :width]
         large = F.interpolate(large, size=original, mode="bilinear", align_corners=False)
-        masks = large[0] > mask_thr  # (k, H, W)
-        packed.append(bits.pack(masks))
-        boxes.append(mask_boxes(masks))
-    return torch.cat(packed), torch.cat(boxes)
+        packed.append(bits.pack(large[0] > mask_thr))
+    masks = torch.cat(packed)
+    return masks, packed_boxes(masks, original[1])

@@ -1,4 +1,4 @@
-"""Up-sample four times, crop, resize, threshold and pack in one launch: the large maps never exist.
+"""Up-sample to the network input, crop, resize, threshold and pack in one launch: the large maps never exist.
 
 The torch twin is ``enlarging.enlarge_torch``. Positions and weights are those of ``F.interpolate`` without
 ``align_corners``; a pixel may be decided otherwise only where its score lies within 1e-5 of the threshold.
@@ -26,7 +26,7 @@ def _taps(where, scale, size):
 
 
 @triton.jit
-def _row_of_four_times(soft, row, left, right, part, width, inside):
+def _row_of_input(soft, row, left, right, part, width, inside):
     """Return a row of the map interpolated between two columns."""
     from_left = tl.load(soft + row * width + left, mask=inside, other=0.0)
     from_right = tl.load(soft + row * width + right, mask=inside, other=0.0)
@@ -34,19 +34,20 @@ def _row_of_four_times(soft, row, left, right, part, width, inside):
 
 
 @triton.jit
-def _four_times(soft, y, x, height, width, inside):
-    """Return the pixels (y, x) of the map up-sampled four times."""
-    top, bottom, down = _taps(y, 0.25, height)
-    left, right, across = _taps(x, 0.25, width)
-    upper = _row_of_four_times(soft, top, left, right, across, width, inside)
-    lower = _row_of_four_times(soft, bottom, left, right, across, width, inside)
+def _at_input(soft, y, x, map_scale_y, map_scale_x, height, width, inside):
+    """Return the pixels (y, x) of the map at the size of the network input."""
+    top, bottom, down = _taps(y, map_scale_y, height)
+    left, right, across = _taps(x, map_scale_x, width)
+    upper = _row_of_input(soft, top, left, right, across, width, inside)
+    lower = _row_of_input(soft, bottom, left, right, across, width, inside)
     return (1.0 - down) * upper + down * lower
 
 
 @triton.jit
 def _enlarge_kernel(
     soft, packed, boxes, height, width, resized_height, resized_width, out_height, out_width,
-    scale_y, scale_x, threshold, ROWS: tl.constexpr, BYTES: tl.constexpr, FAR: tl.constexpr,
+    map_scale_y, map_scale_x, scale_y, scale_x, threshold,
+    ROWS: tl.constexpr, BYTES: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """Decide and pack a tile of one mask, and widen its box."""
     mask_index = tl.program_id(2).to(tl.int64)
@@ -59,10 +60,10 @@ def _enlarge_kernel(
     top, bottom, down = _taps(y, scale_y, resized_height)
     left, right, across = _taps(x, scale_x, resized_width)
     own = soft + mask_index * height * width
-    upper = (1.0 - across) * _four_times(own, top, left, height, width, inside)
-    upper += across * _four_times(own, top, right, height, width, inside)
-    lower = (1.0 - across) * _four_times(own, bottom, left, height, width, inside)
-    lower += across * _four_times(own, bottom, right, height, width, inside)
+    upper = (1.0 - across) * _at_input(own, top, left, map_scale_y, map_scale_x, height, width, inside)
+    upper += across * _at_input(own, top, right, map_scale_y, map_scale_x, height, width, inside)
+    lower = (1.0 - across) * _at_input(own, bottom, left, map_scale_y, map_scale_x, height, width, inside)
+    lower += across * _at_input(own, bottom, right, map_scale_y, map_scale_x, height, width, inside)
     chosen = inside & ((1.0 - down) * upper + down * lower > threshold)
     value = tl.sum(chosen.to(tl.int32) << (7 - bit), axis=2)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -79,7 +80,11 @@ def _enlarge_kernel(
 
 
 def enlarge(
-    soft: Tensor, resized: tuple[int, int], original: tuple[int, int], mask_thr: float
+    soft: Tensor,
+    padded: tuple[int, int],
+    resized: tuple[int, int],
+    original: tuple[int, int],
+    mask_thr: float,
 ) -> tuple[Tensor, Tensor]:
     """Return packed masks (K, height, ceil(width / 8)) and boxes (K, 4); see ``enlarging.enlarge``."""
     count, height, width = soft.shape
@@ -89,12 +94,13 @@ def enlarge(
     boxes = torch.zeros((count, 4), dtype=torch.int32, device=soft.device)
     boxes[:, :2] = _FAR
     if count:
-        scale_y, scale_x = (
-            float(np.float32(old) / np.float32(new)) for old, new in zip(resized, original, strict=True)
-        )
+        scales = [
+            float(np.float32(old) / np.float32(new))
+            for old, new in zip((height, width, *resized), (*padded, *original), strict=True)
+        ]
         grid = (triton.cdiv(row_bytes, _BYTES), triton.cdiv(out_height, _ROWS), count)
         _enlarge_kernel[grid](
             soft.contiguous(), packed, boxes, height, width, *resized, out_height, out_width,
-            scale_y, scale_x, mask_thr, ROWS=_ROWS, BYTES=_BYTES, FAR=_FAR, enable_fp_fusion=False,
+            *scales, mask_thr, ROWS=_ROWS, BYTES=_BYTES, FAR=_FAR, enable_fp_fusion=False,
         )  # fmt: skip
     return packed, boxes.float() * (boxes[:, 2:3] > 0)

@@ -43,7 +43,7 @@ def _keep(soft, inside, threshold, slot, byte, row_bytes, packed, areas, sums):
     bit = tl.arange(0, 8)[None, :]
     value = tl.sum(chosen.to(tl.int32) << (7 - bit), axis=1)
     tl.store(packed + slot * row_bytes + byte, value.to(tl.uint8), mask=byte < row_bytes)
-    part = slot * tl.num_programs(0) + tl.program_id(0)
+    part = slot * tl.num_programs(1) + tl.program_id(1)
     tl.store(areas + part, tl.sum(chosen.to(tl.int32)))
     tl.store(sums + part, tl.sum(tl.where(chosen, soft, 0.0)))
 
@@ -54,11 +54,11 @@ def _plain_kernel(
     coarse_width, out_height, out_width, threshold, BYTES: tl.constexpr,
 ):  # fmt: skip
     """Measure a block of a mask that is one map of logits, of whatever level."""
-    slot = tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(0).to(tl.int64)
     level = tl.load(levels + slot)
     fine, middle = fine_height * fine_width, middle_height * middle_width
     start = logits + slot * (fine + middle + coarse_height * coarse_width)
-    byte = tl.program_id(0) * BYTES + tl.arange(0, BYTES)
+    byte = tl.program_id(1) * BYTES + tl.arange(0, BYTES)
     pixel = byte[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = pixel < out_height * out_width
     y, x = pixel // out_width, pixel % out_width
@@ -97,11 +97,11 @@ def _decoupled_kernel(
     BYTES: tl.constexpr,
 ):
     """Measure a block of a mask that is the product of two maps."""
-    slot = tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(0).to(tl.int64)
     image = slot // slots * lines
     x = column_maps + (image + tl.load(columns + slot)) * pixels
     y = row_maps + (image + tl.load(rows + slot)) * pixels
-    byte = tl.program_id(0) * BYTES + tl.arange(0, BYTES)
+    byte = tl.program_id(1) * BYTES + tl.arange(0, BYTES)
     pixel = byte[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = pixel < pixels
     soft = tl.load(x + pixel, mask=inside, other=0.0) * tl.load(y + pixel, mask=inside, other=0.0)
@@ -155,7 +155,7 @@ def _outputs(slots: Tensor, pixels: int) -> tuple[tuple[Tensor, Tensor, Tensor],
     blocks = triton.cdiv(row_bytes, _BYTES)
     packed = torch.empty((*slots.shape, row_bytes), dtype=torch.uint8, device=slots.device)
     areas = torch.empty((*slots.shape, blocks), dtype=torch.int32, device=slots.device)
-    return (packed, areas, torch.empty_like(areas, dtype=torch.float32)), (blocks, slots.numel())
+    return (packed, areas, torch.empty_like(areas, dtype=torch.float32)), (slots.numel(), blocks)
 
 
 def _summed(packed: Tensor, areas: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
