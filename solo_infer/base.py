@@ -38,8 +38,8 @@ Images = list[ImageSource] | tuple[ImageSource, ...]
 class Segmenter(ABC):
     """A network with its configuration: images in, results out.
 
-    Calls keep no state: any number of threads may share one model. ``to`` changes it, and is for the
-    one who set it up.
+    Calls keep no state, but for CUDA graphs, which they take turns with: any number of threads may share
+    one model. ``to`` changes it, and is for the one who set it up.
 
     Attributes:
         config: Architecture, preprocessing, thresholds and categories.

@@ -260,6 +260,8 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if state != "ok":
                 yield f"{dtype} on {device['device']}: {state}.", _dtype_cure(dtype, state)
         for part, path in device["paths"].items():
+            if path.startswith("FAILS"):
+                yield f"{part} on {device['device']} {path}.", "Use another device, and update the driver."
             if "WRONG" in path:
                 yield (
                     f"{part} on {device['device']}: the Triton kernel does not give what torch gives.",

@@ -68,7 +68,8 @@ class CudaGraph:
             with torch.cuda.stream(side):  # libraries choose and compile what they will launch
                 function(*self._inputs)
             current.wait_stream(side)
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            # Not torch's own stream for captures, which belongs to the device that captured first.
+            with torch.cuda.graph(self._graph, pool, side, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
         self.size = sum(map(_bytes_of, (self._inputs, self._outputs)))
 

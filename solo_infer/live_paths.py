@@ -25,6 +25,7 @@ from solo_infer.preprocessing import plan, prepare_batch
 
 TRITON = "triton"
 WRONG = "triton, but WRONG"
+FAILS = "FAILS"
 
 
 def describe_paths(device: torch.device) -> dict[str, str]:
@@ -52,7 +53,10 @@ def _reason(device: torch.device, allowed: FastPaths) -> str:
 def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch.device, reason: str) -> str:
     if not fast_paths(device).triton:
         return f"torch ({reason})"
-    agrees = check(device)
+    try:
+        agrees = check(device)
+    except RuntimeError as error:  # of a sick device, where torch's own way does not run either
+        return f"{FAILS} ({next(iter(str(error).splitlines()), type(error).__name__)})"
     if name in dispatch.failures():
         return f"torch ({dispatch.failures()[name]})"
     return TRITON if agrees else WRONG

@@ -227,6 +227,20 @@ def test_dtypes_that_do_not_work(dtype, state, cure):
     assert cure in found["cure"]
 
 
+@pytest.mark.parametrize(
+    "path, problem, cure",
+    [
+        ("triton, but WRONG", "GroupNorm on cuda:0: the Triton kernel does not", "pip uninstall triton"),
+        ("FAILS (no memory)", "GroupNorm on cuda:0 FAILS (no memory).", "another device"),
+    ],
+)
+def test_kernels_that_do_not_work(path, problem, cure):
+    report = sick()
+    report["devices"][0]["paths"]["GroupNorm"] = path
+    found = only_problem(report)
+    assert found["problem"].startswith(problem) and cure in found["cure"]
+
+
 # --- The cache
 
 

@@ -1,6 +1,7 @@
 """Fixed slots give what the ordinary way gives: the same detections, whatever there is to detect."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from solo_infer import Thresholds, fast_path, fixed_slots, postprocessing
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.fast_path import FastPath, cell_table
 from solo_infer.ops import bits
+from solo_infer.ops.enlarging import enlarge
 from solo_infer.preprocessing import plan, prepare_batch
 
 CPU = torch.device("cpu")
@@ -27,7 +29,7 @@ def batch_of(model, count=3):
 
 
 @torch.no_grad()
-def both_ways(model, thresholds, wanted=None):
+def both_ways(model, thresholds, wanted=None, watch=None):
     """Return the detections of a batch by the fixed slots and by the ordinary way."""
     geometries, inputs = batch_of(model)
     weights = torch.ones(3) if wanted is None else wanted
@@ -37,7 +39,7 @@ def both_ways(model, thresholds, wanted=None):
 
     path = FastPath(model.config.architecture)
     network = model.inference_network
-    found = path.find(network, inputs, weights, geometries, thresholds, ordinary, Stopwatch())
+    found = path.find(network, inputs, weights, geometries, thresholds, ordinary, watch or Stopwatch())
     levels = network.features(inputs)
     scores = network.class_scores(levels) * weights
     expected = [
@@ -88,6 +90,20 @@ def test_more_candidates_than_slots(head, buckets, small_models, monkeypatch):
     assert len(found[0].scores) > 10
 
 
+class Waiting(Stopwatch):
+    """As on a card whose stages are timed one by one."""
+
+    waits = True
+
+
+def test_stages_are_marked_where_they_are_waited_for(small_models):
+    watch, careless = Waiting(), Stopwatch()
+    assert_same(*both_ways(small_models["solo"], Thresholds(), watch=watch))
+    both_ways(small_models["solo"], Thresholds(), watch=careless)
+    assert list(watch.seconds) == ["backbone", "pyramid", "classes", "masks", "post"]
+    assert list(careless.seconds) == ["post"]
+
+
 def test_bounded_chunks(small_models, monkeypatch):
     monkeypatch.setattr(fixed_slots, "CHUNK_BYTES", 1)
     monkeypatch.setattr(fast_path, "BUCKETS", (16, 512))
@@ -99,6 +115,30 @@ def test_classes_that_are_not_wanted_take_no_slot(small_models):
     found, expected = both_ways(small_models["decoupled"], Thresholds(), torch.tensor([0.0, 1.0, 0.0]))
     assert_same(found, expected)
     assert set(found[0].labels.tolist()) == {1}
+
+
+@pytest.mark.parametrize("name", ["solo_r50", "decoupled_light_r50"])
+@torch.no_grad()
+def test_published_architectures(name, procedural, photo):
+    model = procedural(name)
+    config = replace(model.config.preprocessing, short_side=128, long_side=192)
+    geometry = plan(photo, config)
+    inputs = prepare_batch([photo], [geometry], config, CPU, model.dtype)
+    network = model.inference_network
+    features = fixed_slots.extract(network, inputs, torch.ones(80))
+    thresholds = model.config.thresholds
+    found = fixed_slots.detect(
+        network, features, cell_table(model.config.architecture, CPU), thresholds, 2048
+    )
+    (expected,) = model._detect(features.levels, features.scores, [geometry], thresholds)
+    count = int(found.counts[0, 0])
+    assert 0 < count == len(expected.scores) and 0 < int(found.counts[1, 0]) <= 2048
+    assert torch.equal(found.labels[0, :count], expected.labels)
+    torch.testing.assert_close(found.scores[0, :count], expected.scores, rtol=0, atol=1e-5)
+    packed, _ = enlarge(
+        found.masks[0, :count], geometry.padded, geometry.resized, geometry.original, thresholds.mask_thr
+    )
+    assert bits.count(packed ^ expected.packed_masks).sum(1).max() <= 5
 
 
 def test_slots_are_filled_in_mmdets_order():

@@ -55,6 +55,14 @@ def test_kernels_that_run_are_compared(monkeypatch):
     assert (found["right"], found["off"]) == (live_paths.TRITON, live_paths.WRONG)
 
 
+def test_a_device_that_fails_is_told(monkeypatch):
+    def fail(device):
+        raise RuntimeError("CUDA error: sick\nmore")
+
+    monkeypatch.setattr(live_paths, "CHECKS", {"part": fail})
+    assert paths(monkeypatch, ALL)["part"] == "FAILS (CUDA error: sick)"
+
+
 @pytest.mark.parametrize("name, check", live_paths.CHECKS.items())
 def test_checks_accept_the_twin_and_refuse_others(name, check, monkeypatch):
     assert check(CPU)
