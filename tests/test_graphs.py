@@ -21,6 +21,8 @@ from solo_infer.device import graphs_allowed
 from solo_infer.errors import DeviceError
 from solo_infer.fast_path import FastPath
 from solo_infer.graphs import CudaGraph, GraphCache
+from solo_infer.models.compiled import CompiledBranch
+from solo_infer.models.group_norm_relu import GroupNormReLU
 
 
 def tensors_in(value):
@@ -254,6 +256,7 @@ def test_compiled_models_share_weights_and_find_the_same(small_model, photo):
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
     assert hasattr(compiled.inference_network.backbone, "_orig_mod")
+    assert isinstance(compiled.inference_network.mask_head.mask_convs, CompiledBranch)
     assert not hasattr(small_model.inference_network.backbone, "_orig_mod")
 
 
@@ -265,9 +268,10 @@ def test_devices_that_cannot_compile_say_so(small_model, monkeypatch):
         small_model.compile()
 
 
-def test_the_network_that_predicts_can_be_exported(small_models):
-    network = small_models["decoupled_light"].inference_network
-    images = torch.randn(1, 3, 64, 96)
-    program = torch.export.export(network, (images,))
-    levels, scores = program.module()(images)
-    torch.testing.assert_close(scores, network(images)[1])
+@torch.no_grad()
+def test_fused_layers_can_be_exported(small_models):
+    branch = small_models["decoupled_light"].inference_network.mask_head.cls_convs
+    assert any(isinstance(layer, GroupNormReLU) for layer in branch.modules())
+    maps = torch.randn(1, 32, 10, 10)
+    program = torch.export.export(branch, (maps,))
+    torch.testing.assert_close(program.module()(maps), branch(maps))

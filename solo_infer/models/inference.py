@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
+from solo_infer.models.compiled import compile_stages
 from solo_infer.models.fused import FusedBottleneck, can_fuse
 from solo_infer.models.group_norm_relu import GroupNormReLU
 from solo_infer.models.solo import ConvBlock
@@ -76,30 +77,29 @@ def compiled_twin(network: _Module, options: Mapping[str, Any]) -> _Module:
         network: The network as it was trained.
         options: Of ``torch.compile``.
     """
-    twin = inference_twin(network, fuse_norms=False)  # the compiler fuses them itself
-    for parent_name, parent in list(twin.named_children()):
-        if parent_name == "backbone":
-            setattr(twin, parent_name, torch.compile(parent, **options))
-            continue
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential):
-                setattr(parent, name, torch.compile(child, **options))
+    twin = inference_twin(network, fuse=False)  # which the compiler does itself
+    compile_stages(twin, options)
     return twin
 
 
-def inference_twin(network: _Module, fuse_norms: bool = True) -> _Module:
-    """Return a network in eval mode that computes the same and shares what weights it can."""
+def inference_twin(network: _Module, fuse: bool = True) -> _Module:
+    """Return a network in eval mode that computes the same and shares what weights it can.
+
+    Args:
+        network: The network as it was trained.
+        fuse: Put layers together that are faster as one.
+    """
     twin = _sharing_copy(network).eval()
     _fold_batch_norms(twin)
     for parent in list(twin.modules()):
-        if fuse_norms and isinstance(parent, ConvBlock):
+        if fuse and isinstance(parent, ConvBlock):
             parent.add_module("gn", GroupNormReLU(parent.gn))
             parent.add_module("activate", nn.Identity())
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and _is_wide(child):
                 setattr(parent, name, WideConv(child))
     first = next(twin.parameters())
-    if can_fuse(first.device, first.dtype):
+    if fuse and can_fuse(first.device, first.dtype):
         for parent in list(twin.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, Bottleneck):

@@ -8,7 +8,7 @@ can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol, cast
 
@@ -23,10 +23,11 @@ from solo_infer.models.solo import (
     SOLONetwork,
     quarter_size,
     resize,
-    upsample,
 )
+from solo_infer.models.upsampled_conv import upsample
 
-Tower = Callable[[Tensor], tuple[Tensor, ...]]
+# Maps of some levels -> for each branch, what it makes of each of them.
+Branches = Callable[[list[Tensor]], Sequence[list[Tensor]]]
 
 
 class CellTable(NamedTuple):
@@ -76,14 +77,18 @@ def slot_maps(network: SOLONetwork, levels: list[Tensor], table: CellTable) -> S
     return PlainSlotMaps(cast(PlainHead, head), levels, table)
 
 
-def run_towers(tower: Tower, levels: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Run a branch on each level, on neighbours of equal size as one batch."""
-    found: list[tuple[Tensor, ...]] = []
-    for _, members in groupby(levels, key=lambda level: level.shape):
-        equal = list(members)
-        outputs = tower(torch.cat(equal)) if len(equal) > 1 else tower(equal[0])
-        found += zip(*(output.chunk(len(equal)) for output in outputs), strict=True)
-    return found
+def run_towers(branches: Branches, levels: list[Tensor]) -> list[list[Tensor]]:
+    """Run branches on each level, on neighbours of equal size as one batch; return each branch's towers."""
+    groups = [list(members) for _, members in groupby(levels, key=lambda level: level.shape)]
+    outputs = branches([torch.cat(members) if len(members) > 1 else members[0] for members in groups])
+    return [
+        [
+            tower
+            for output, members in zip(towers, groups, strict=True)
+            for tower in output.chunk(len(members))
+        ]
+        for towers in outputs
+    ]
 
 
 class PlainSlotMaps:
@@ -92,8 +97,8 @@ class PlainSlotMaps:
     def __init__(self, head: PlainHead, levels: list[Tensor], table: CellTable) -> None:
         self.size = quarter_size(levels)
         self._table = table
-        towers = run_towers(lambda feature: (head.mask_tower(feature),), levels)
-        self._levels = list(zip(head.conv_mask_list, (tower for (tower,) in towers), strict=True))
+        (towers,) = run_towers(lambda maps: [head.mask_towers(maps)], levels)
+        self._levels = list(zip(head.conv_mask_list, towers, strict=True))
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
@@ -142,14 +147,14 @@ class DecoupledSlotMaps:
     def __init__(self, head: DecoupledHead, levels: list[Tensor], table: CellTable) -> None:
         self.size = quarter_size(levels)
         self._table = table
-        towers = run_towers(head.mask_towers, levels)
-        self._columns = self._lines(head.conv_mask_list_x, [x for x, _ in towers])
-        self._rows = self._lines(head.conv_mask_list_y, [y for _, y in towers])
+        x, y = run_towers(head.mask_towers, levels)
+        self._columns = self._lines(head.conv_mask_list_x, x)
+        self._rows = self._lines(head.conv_mask_list_y, y)
 
     def _lines(self, convs: torch.nn.ModuleList, towers: list[Tensor]) -> Tensor:
         """Return the maps (N, lines of all levels, H/4, W/4), float32 in 0..1."""
         maps = [
-            resize(conv(tower).float().sigmoid_(), self.size)
+            resize(conv(upsample(tower)).float().sigmoid_(), self.size)
             for conv, tower in zip(convs, towers, strict=True)
         ]
         return torch.cat(maps, dim=1)

@@ -156,10 +156,14 @@ class PlainHead(SOLOHead):
         self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
         self.conv_mask_list = nn.ModuleList(nn.Conv2d(width, grid**2, 1) for grid in self.num_grids)
 
+    def mask_towers(self, features: list[Tensor]) -> list[Tensor]:
+        """Run the mask branch on some levels: each (N, C, h, w) to (N, C', h, w)."""
+        return through(self.mask_convs, [with_coordinates(x, "xy") for x in features])
+
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> PlainMaskMaps:
         """Run the mask branch of the levels that hold any of the cells."""
         used = [part.level for part in self.split_cells(cells)]
-        towers = through(self.mask_convs, [with_coordinates(levels[level], "xy") for level in used])
+        towers = self.mask_towers([levels[level] for level in used])
         return PlainMaskMaps(self, dict(zip(used, towers, strict=True)), quarter_size(levels))
 
 
