@@ -21,8 +21,10 @@ from solo_infer.device import graphs_allowed
 from solo_infer.errors import DeviceError
 from solo_infer.fast_path import FastPath
 from solo_infer.graphs import CudaGraph, GraphCache
+from solo_infer.models.backbones import ResNet
 from solo_infer.models.compiled import CompiledBranch
 from solo_infer.models.group_norm_relu import GroupNormReLU
+from solo_infer.models.solo import branch, through
 
 
 def tensors_in(value):
@@ -248,16 +250,35 @@ def test_no_graphs_on_the_cpu(small_model):
     assert small_model._fast_path._capture is CudaGraph
 
 
-def test_compiled_models_share_weights_and_find_the_same(small_model, photo):
-    compiled = small_model.compile(backend="eager")
+def test_compiled_models_share_weights_and_find_the_same(small_model, photo, monkeypatch):
+    """What is compiled is counted here, and run as it is; the compiler is torch's."""
+    given = []
+
+    def remember(module, **options):
+        given.append((type(module), options))
+        return module
+
+    monkeypatch.setattr(torch, "compile", remember)
+    compiled = small_model.compile(mode="reduce-overhead")
+    found, expected = compiled(photo), small_model(photo)
+    options = {"mode": "reduce-overhead"}
+    assert given == [(ResNet, options), (torch.nn.Sequential, options), (torch.nn.Sequential, options)]
     assert compiled.network is small_model.network
     assert compiled._fast_path is not small_model._fast_path
-    found, expected = compiled(photo), small_model(photo)
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    assert hasattr(compiled.inference_network.backbone, "_orig_mod")
     assert isinstance(compiled.inference_network.mask_head.mask_convs, CompiledBranch)
-    assert not hasattr(small_model.inference_network.backbone, "_orig_mod")
+    assert not isinstance(small_model.inference_network.mask_head.mask_convs, CompiledBranch)
+
+
+@torch.no_grad()
+def test_a_compiled_branch_is_the_branch():
+    plain = branch(32, 32, 2)
+    compiled = CompiledBranch(plain, {"backend": "eager"})
+    maps = [torch.randn(1, 32, side, side) for side in (6, 9)]
+    for found, expected in zip(through(compiled, maps), through(plain, maps), strict=True):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(compiled(maps[0]), plain(maps[0]))
 
 
 def test_devices_that_cannot_compile_say_so(small_model, monkeypatch):

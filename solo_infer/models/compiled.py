@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
-def compile_stages(network: nn.Module, options: Mapping[str, Any]) -> None:
-    """Compile the backbone and each branch of the heads, in place.
+def compile_stages(network: nn.Module, plain: nn.Module, options: Mapping[str, Any]) -> None:
+    """Replace the backbone and each branch of the heads by compiled ones.
 
     Args:
-        network: Its backbone is called ``backbone``; branches are ``nn.Sequential`` of other parts.
+        network: Is changed. Its backbone is called ``backbone``; branches are an ``nn.Sequential`` each.
+        plain: The same network in torch's own layers, which are compiled.
         options: Of ``torch.compile``.
     """
-    for part_name, part in list(network.named_children()):
+    for part_name, part in plain.named_children():
         if part_name == "backbone":
             setattr(network, part_name, torch.compile(part, **options))
             continue
-        for name, child in list(part.named_children()):
+        for name, child in part.named_children():
             if isinstance(child, nn.Sequential):
-                setattr(part, name, CompiledBranch(child, options))
+                setattr(network.get_submodule(part_name), name, CompiledBranch(child, options))
 
 
 class CompiledBranch(nn.Module):

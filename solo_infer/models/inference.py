@@ -77,29 +77,26 @@ def compiled_twin(network: _Module, options: Mapping[str, Any]) -> _Module:
         network: The network as it was trained.
         options: Of ``torch.compile``.
     """
-    twin = inference_twin(network, fuse=False)  # which the compiler does itself
-    compile_stages(twin, options)
+    plain = _sharing_copy(network).eval()
+    _fold_batch_norms(plain)  # all else that a twin does for speed the compiler does itself
+    twin = inference_twin(network)
+    compile_stages(twin, plain, options)
     return twin
 
 
-def inference_twin(network: _Module, fuse: bool = True) -> _Module:
-    """Return a network in eval mode that computes the same and shares what weights it can.
-
-    Args:
-        network: The network as it was trained.
-        fuse: Put layers together that are faster as one.
-    """
+def inference_twin(network: _Module) -> _Module:
+    """Return a network in eval mode that computes the same and shares what weights it can."""
     twin = _sharing_copy(network).eval()
     _fold_batch_norms(twin)
     for parent in list(twin.modules()):
-        if fuse and isinstance(parent, ConvBlock):
+        if isinstance(parent, ConvBlock):
             parent.add_module("gn", GroupNormReLU(parent.gn))
             parent.add_module("activate", nn.Identity())
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and _is_wide(child):
                 setattr(parent, name, WideConv(child))
     first = next(twin.parameters())
-    if fuse and can_fuse(first.device, first.dtype):
+    if can_fuse(first.device, first.dtype):
         for parent in list(twin.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, Bottleneck):
