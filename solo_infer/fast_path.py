@@ -135,9 +135,9 @@ def _full_size(
     found: SlotDetections, image: int, count: int, geometry: Geometry, thresholds: Thresholds
 ) -> Detections:
     """Return the first ``count`` detections of an image; copies, since the slots may be a graph's own."""
-    packed, boxes = enlarge(
-        found.masks[image, :count], geometry.padded, geometry.resized, geometry.original, thresholds.mask_thr
-    )
+    soft = found.masks[image, :count]
+    enlarged = 4 * soft.shape[1], 4 * soft.shape[2]
+    packed, boxes = enlarge(soft, enlarged, geometry.resized, geometry.original, thresholds.mask_thr)
     return Detections(found.scores[image, :count].clone(), found.labels[image, :count].clone(), boxes, packed)
 
 

@@ -75,6 +75,8 @@ def prepare_batch(
         (N, 3, padded height, padded width), channels_last; each image equal to the last bit to what
         ``prepare`` gives, cast to the dtype.
     """
+    if not getattr(config, "whole_values", True):  # a resize of float images, which the kernel cannot do
+        return _prepare_each(images, geometries, config, device, dtype)
     return dispatch.run(
         "preprocessing",
         device,

@@ -22,8 +22,8 @@ def enlarge(
 
     Args:
         soft: (K, H/4, W/4) float32 in 0..1.
-        padded: (height, width) of the network input in pixels.
-        resized: (height, width) in pixels of the part of the network input that the image fills.
+        padded: (height, width) in pixels that they are up-sampled to: of the network input.
+        resized: (height, width) in pixels of the part of it that the image fills.
         original: (height, width) of the image in pixels.
         mask_thr: A pixel is inside where its mask score is greater.
 
