@@ -111,12 +111,18 @@ def _prepare_fused(
     out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
     values = _normalised_values(config.mean, config.std, dtype, device)
     for image, geometry, target in zip(images, geometries, out, strict=True):
-        columns, rows = tables(geometry.original, geometry.resized)
-        lines = upload(torch.cat([columns, rows], dim=1), device)
-        columns, rows = (part.contiguous() for part in lines.split([columns.shape[1], rows.shape[1]], dim=1))
+        lines = upload(_joined_tables(geometry.original, geometry.resized), device)
+        rows, columns = (part.view(4, -1) for part in lines.split([4 * side for side in geometry.resized]))
         pixels = upload(torch.from_numpy(np.ascontiguousarray(image)), device)
         preparing_triton.prepare(pixels, columns, rows, values, target)
     return out
+
+
+@functools.lru_cache(maxsize=64)
+def _joined_tables(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Return the tables of a resize, rows before columns, in one piece: one copy to the device."""
+    columns, rows = tables(old, new)
+    return torch.cat([rows.flatten(), columns.flatten()])
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -175,7 +175,7 @@ def fast_models(small_models, monkeypatch, recording):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_results_of_replays(head, fast_models, small_models, recording):
-    images = pictures(3)
+    images = pictures(2)
     fast = fast_models[head]
     for _ in range(3):
         for image in images:
@@ -204,7 +204,7 @@ def test_many_threads_share_one_model(fast_models, small_models, recording):
     images = pictures(4)
     alone = [model(image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda index: model(images[index % 4]), range(24)))
+        found = list(pool.map(lambda index: model(images[index % 4]), range(16)))
     for index, result in enumerate(found):
         assert_equal(result, alone[index % 4])
     assert 1 <= recording.made <= 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -33,8 +34,11 @@ def run(name: str, device: torch.device, fused: Callable[[], _Found], plain: Cal
     """
     if name in _failed or not triton_allowed(device):
         return plain()
+    # Triton launches on the current device, wherever its tensors lie.
+    here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        return fused()
+        with here:
+            return fused()
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # compilers, linkers and drivers raise almost anything
