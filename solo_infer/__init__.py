@@ -1,4 +1,4 @@
-"""Instance segmentation with the SOLO family: published weights in, mmdet's instances out."""
+"""Instance segmentation with SOLO and YOLACT: published weights in, mmdet's instances out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ if TYPE_CHECKING:
     from solo_infer.config import Architecture, ModelConfig, Preprocessing, Thresholds
     from solo_infer.errors import SoloInferError
     from solo_infer.result import Instance, Result
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import SOLO, YOLACT, load_model
     from solo_infer.weights.manifest import available_models
+    from solo_infer.yolact_config import YolactArchitecture, YolactThresholds
 
 # Imported on first use, so that the command line answers --help without loading torch.
 _HOMES = {
     "SOLO": "segmenter",
+    "YOLACT": "segmenter",
+    "load_model": "segmenter",
     "Result": "result",
     "Instance": "result",
     "ModelConfig": "config",
     "Architecture": "config",
     "Preprocessing": "config",
     "Thresholds": "config",
+    "YolactArchitecture": "yolact_config",
+    "YolactThresholds": "yolact_config",
     "Categories": "categories",
     "SoloInferError": "errors",
     "available_models": "weights.manifest",
@@ -31,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "SOLO",
+    "YOLACT",
     "Architecture",
     "Categories",
     "Instance",
@@ -39,8 +45,11 @@ __all__ = [
     "Result",
     "SoloInferError",
     "Thresholds",
+    "YolactArchitecture",
+    "YolactThresholds",
     "__version__",
     "available_models",
+    "load_model",
 ]
 
 

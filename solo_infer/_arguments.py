@@ -11,6 +11,7 @@ from typing import Any
 
 from solo_infer import _environment
 from solo_infer._version import __version__
+from solo_infer.config import SUPPRESSIONS
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 Verb = Callable[[argparse.Namespace], int]
@@ -26,7 +27,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
         functions: Runs each verb, by its name; it becomes ``run`` of the parsed options.
     """
     parser = argparse.ArgumentParser(
-        prog="solo-infer", description="Instance segmentation with the SOLO family of models."
+        prog="solo-infer", description="Instance segmentation with SOLO and YOLACT."
     )
     parser.add_argument("--version", action="version", version=f"solo-infer {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -37,9 +38,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     _add_eval(_add_verb(verbs, run["evaluate"], summary, name="eval"))
     _add_benchmark(_add_verb(verbs, run["benchmark"], "time models on one image, stage by stage"))
     _add_json(_add_verb(verbs, run["models"], "list the published models"))
-    verb = _add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, parameters")
-    verb.add_argument("model", help=MODEL_HELP)
-    _add_json(verb)
+    _add_info(_add_verb(verbs, run["info"], "describe a model: origin, licence, architecture, layers"))
     verb = _add_verb(verbs, run["download"], "fetch published models into the cache, or a bundle")
     verb.add_argument("models", nargs="+", metavar="MODEL", help="a published model ('solo-infer models')")
     verb.add_argument(
@@ -109,6 +108,7 @@ def _add_predict(verb: argparse.ArgumentParser) -> None:
         help=f"leave out instances below this score (default: {DRAWN_FROM} in pictures, none in --json)",
     )
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes")
+    _add_nms(verb)
     verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
     verb.add_argument("--offline", action="store_true", help="never touch the network")
     _add_device(verb)
@@ -128,15 +128,47 @@ def _add_eval(verb: argparse.ArgumentParser) -> None:
     _add_max_detections(verb, "detections per image and class that count; AP takes the most")
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes of the data set")
     verb.add_argument("--limit", type=_count, metavar="N", help="only the first so many images")
+    _add_nms(verb)
     verb.add_argument("--batch-size", type=_count, default=1, metavar="N", help="(default: %(default)s)")
     _add_device(verb)
     _add_json(verb)
+
+
+def _add_nms(verb: argparse.ArgumentParser) -> None:
+    shown = "duplicates lose score (matrix) or are dropped (greedy; default: as the model has it)"
+    verb.add_argument("--nms", choices=SUPPRESSIONS, help=shown)
+    verb.add_argument(
+        "--nms-iou",
+        type=_score,
+        metavar="X",
+        help="with --nms greedy: drop a mask whose IoU with a better one of its class is greater "
+        "(default: as the model has it)",
+    )
 
 
 def _add_max_detections(verb: argparse.ArgumentParser, what: str) -> None:
     numbers = [1, 10, 100]
     shown = f"{what} (default: 1 10 100)"
     verb.add_argument("--max-detections", type=_count, nargs="+", default=numbers, metavar="N", help=shown)
+
+
+def _add_info(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", help=f"{MODEL_HELP}, a preset (e.g. solo_r101) or a config.json")
+    verb.add_argument(
+        "--input-size",
+        type=_count,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the network input in pixels (default: the model's largest)",
+    )
+    verb.add_argument(
+        "--depth",
+        type=_whole,
+        default=2,
+        metavar="N",
+        help="rows of layers within layers; 0 for the totals alone (default: %(default)s)",
+    )
+    _add_json(verb)
 
 
 def _add_train(verb: argparse.ArgumentParser) -> None:
@@ -159,7 +191,7 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         "--recipe",
         default="finetune",
         metavar="NAME",
-        help="finetune (AdamW, cosine), 1x or 3x (as published), or the recipe.json of a run "
+        help="finetune (AdamW, cosine), 1x, 3x or yolact (as published), or the recipe.json of a run "
         "(default: %(default)s)",
     )
     for name, kind, what in (

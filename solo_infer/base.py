@@ -10,23 +10,24 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solo_infer import images
 from solo_infer._stopwatch import Stopwatch
-from solo_infer.config import ModelConfig, Thresholds
+from solo_infer.config import AnyArchitecture, AnyThresholds, ModelConfig
 from solo_infer.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.loading import Loaded, OnError, load_all
-from solo_infer.models import build_network
+from solo_infer.models import Network, build_network
 from solo_infer.models.inference import InferenceTwin, compiled_twin
 from solo_infer.postprocessing import Detections
 from solo_infer.preprocessing import Geometry, plan, prepare_batch
 from solo_infer.result import Result
+from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class Segmenter(ABC):
         network: The ``torch.nn.Module``, in eval mode.
     """
 
-    network: nn.Module
+    architecture: ClassVar[type]  # of the configurations that this class takes
+    network: Network
 
-    def __init__(self, config: ModelConfig, network: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, network: Network) -> None:
+        self._require_own(config.architecture)
         self.config = config
         self.network = network
         self._twin: InferenceTwin[Any] = InferenceTwin(network)
@@ -61,7 +64,7 @@ class Segmenter(ABC):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = torch.float32,
-        thresholds: Thresholds | None = None,
+        thresholds: AnyThresholds | None = None,
         config: ModelConfig | None = None,
         revision: str = "main",
         offline: bool | None = None,
@@ -83,16 +86,42 @@ class Segmenter(ABC):
         Raises:
             WeightsError: The weights cannot be found, fetched, read or fitted to a model.
             OfflineError: They would have to be downloaded, but must not.
-            ConfigError: The ``config.json`` beside them is wrong.
+            ConfigError: They are of another family of models (``load_model`` takes any), or the
+                ``config.json`` beside them is wrong.
             DeviceError: The device or dtype is not available.
         """
         where, kind = resolve_device(device), resolve_dtype(dtype)
-        checkpoint = load_checkpoint(name_or_path, config=config, revision=revision, offline=offline)
+        checkpoint = load_checkpoint(
+            name_or_path,
+            config=config,
+            revision=revision,
+            offline=offline,
+            check=lambda found: cls._require_own(found.architecture),
+        )
+        model = cls.from_checkpoint(checkpoint).to(where, kind)
+        return model.with_thresholds(thresholds) if thresholds is not None else model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Return the model of a checkpoint that has been read, on the CPU.
+
+        Raises:
+            ConfigError: It is of another family of models.
+        """
+        cls._require_own(checkpoint.config.architecture)
         network = build_network(checkpoint.config.architecture, device="meta")
         network.load_state_dict(checkpoint.state_dict, assign=True)
-        network = network.requires_grad_(False).to(memory_format=torch.channels_last)
-        model = cls(checkpoint.config, network).to(where, kind)
-        return model.with_thresholds(thresholds) if thresholds is not None else model
+        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        return cls(checkpoint.config, network)
+
+    @classmethod
+    def _require_own(cls, architecture: AnyArchitecture) -> None:
+        """Raise ConfigError if an architecture is of another family."""
+        if not isinstance(architecture, cls.architecture):
+            raise ConfigError(
+                f"{cls.__name__} takes no {architecture.head} model: use the class of its family, or "
+                "load_model, which takes any."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +145,7 @@ class Segmenter(ABC):
         self.network.to(where, kind)
         return self
 
-    def with_thresholds(self, thresholds: Thresholds) -> Self:
+    def with_thresholds(self, thresholds: AnyThresholds) -> Self:
         """Return a model with other thresholds that shares this one's network."""
         other = copy.copy(self)
         other.config = replace(self.config, thresholds=thresholds)
@@ -168,7 +197,7 @@ class Segmenter(ABC):
         *,
         color: Color = "rgb",
         batch_size: int = 1,
-        thresholds: Thresholds | None = None,
+        thresholds: AnyThresholds | None = None,
     ) -> Result: ...
 
     @overload
@@ -178,7 +207,7 @@ class Segmenter(ABC):
         *,
         color: Color = "rgb",
         batch_size: int = 1,
-        thresholds: Thresholds | None = None,
+        thresholds: AnyThresholds | None = None,
     ) -> list[Result]: ...
 
     def __call__(
@@ -187,7 +216,7 @@ class Segmenter(ABC):
         *,
         color: Color = "rgb",
         batch_size: int = 1,
-        thresholds: Thresholds | None = None,
+        thresholds: AnyThresholds | None = None,
     ) -> Result | list[Result]:
         """Segment one image, or a list of images.
 
@@ -223,7 +252,7 @@ class Segmenter(ABC):
         *,
         color: Color = "rgb",
         batch_size: int = 1,
-        thresholds: Thresholds | None = None,
+        thresholds: AnyThresholds | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
         """Segment images one after another, in order, holding only ``batch_size`` of them at a time.
@@ -242,7 +271,9 @@ class Segmenter(ABC):
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
-        settings = thresholds or self.config.thresholds
+        settings = self.config.thresholds
+        if thresholds is not None:
+            settings = self.with_thresholds(thresholds).config.thresholds  # which checks their family
         waiting: list[Loaded] = []
         for loaded in load_all(source, color, on_error):
             waiting.append(loaded)
@@ -255,7 +286,7 @@ class Segmenter(ABC):
     def _segment(
         self,
         batch: list[Loaded],
-        thresholds: Thresholds,
+        thresholds: AnyThresholds,
         synchronized: bool = False,
     ) -> list[Result]:
         """Segment loaded images, in groups that share a forward pass.
@@ -296,7 +327,7 @@ class Segmenter(ABC):
         self,
         batch: list[Loaded],
         geometries: list[Geometry],
-        thresholds: Thresholds,
+        thresholds: AnyThresholds,
         synchronized: bool,
     ) -> list[Result]:
         watch = Stopwatch(self.device if synchronized else None)
@@ -312,11 +343,18 @@ class Segmenter(ABC):
 
     @abstractmethod
     def _find(
-        self, inputs: Tensor, geometries: list[Geometry], thresholds: Thresholds, watch: Stopwatch
+        self, inputs: Tensor, geometries: list[Geometry], thresholds: AnyThresholds, watch: Stopwatch
     ) -> list[Detections]:
         """Return the detections of each image of a batch of network inputs (N, 3, H, W).
 
         The stages that ``watch`` marks are "backbone", "pyramid", "classes", "masks" and "post".
+        """
+
+    @abstractmethod
+    def class_scores(self, inputs: Tensor) -> Tensor:
+        """Return the scores (N, places, classes) in 0..1 of network inputs (N, 3, H, W).
+
+        Those above ``score_thr`` are the candidates.
         """
 
     def _result(self, loaded: LoadedImage, found: Detections, timings: dict[str, float]) -> Result:

@@ -22,13 +22,13 @@ from solo_infer import images
 from solo_infer._files import write_whole
 from solo_infer._stopwatch import Stopwatch
 from solo_infer._version import __version__
+from solo_infer.base import Segmenter
 from solo_infer.device import fast_paths
 from solo_infer.errors import ConfigError
 from solo_infer.images import ImageSource
 from solo_infer.loading import Loaded
 from solo_infer.ops import dispatch
 from solo_infer.preprocessing import plan
-from solo_infer.segmenter import SOLO
 
 STAGES = ("preprocess", "backbone", "pyramid", "classes", "masks", "post")
 
@@ -61,7 +61,7 @@ class Measurement:
         runs: Of such batches, after the warm-up.
         image: Height and width in pixels.
         input: Height and width of the network's input.
-        candidates: (cell, class) pairs above the score threshold, per image; None if unknown.
+        candidates: (cell or anchor, class) pairs above the score threshold, per image; None if unknown.
         instances: Found per image.
         stages: Milliseconds an image by stage, each synchronised. On CUDA they run without
             graphs, so that they add up to more than the total.
@@ -94,7 +94,7 @@ class Measurement:
 
 
 def measure(
-    model: SOLO,
+    model: Segmenter,
     source: ImageSource,
     *,
     name: str = "",
@@ -163,14 +163,13 @@ def spread(seconds: Sequence[float]) -> Spread:
 
 
 @torch.no_grad()
-def _count_candidates(model: SOLO, batch: list[Any]) -> int:
-    """Return how many (cell, class) pairs of the image pass the score threshold."""
+def _count_candidates(model: Segmenter, batch: list[Any]) -> int:
+    """Return how many (cell or anchor, class) pairs of the image pass the score threshold."""
     from solo_infer.preprocessing import prepare
 
     pixels, preprocessing = batch[0][0].pixels, model.config.preprocessing
     inputs = prepare(pixels, plan(pixels, preprocessing), preprocessing, model.device)[None].to(model.dtype)
-    _, scores = model.inference_network(inputs)
-    return int((scores > model.config.thresholds.score_thr).sum())
+    return int((model.class_scores(inputs) > model.config.thresholds.score_thr).sum())
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import sys
 import types
@@ -12,12 +13,12 @@ import torch
 
 from solo_infer import images
 from solo_infer._stopwatch import Stopwatch
+from solo_infer.base import Segmenter
 from solo_infer.benchmark import Measurement, environment, peak_memory, spread
 from solo_infer.config import PRESETS, ModelConfig
 from solo_infer.errors import ConfigError
 from solo_infer.images import ImageSource
 from solo_infer.preprocessing import plan
-from solo_infer.segmenter import SOLO
 from solo_infer.weights.keymaps import mmdet_name
 
 # Of the presets' heads, inside mmdet's package.
@@ -25,15 +26,16 @@ _CONFIGS = {
     "solo": "solo/solo_r50_fpn_1x_coco.py",
     "decoupled": "solo/decoupled-solo_r50_fpn_1x_coco.py",
     "decoupled_light": "solo/decoupled-solo-light_r50_fpn_3x_coco.py",
+    "yolact": "yolact/yolact_r50_1xb8-55e_coco.py",
 }
 
 
 def measure_mmdet(
-    model: SOLO, source: ImageSource, *, name: str = "mmdet", runs: int = 10, warmup: int = 2
+    model: Segmenter, source: ImageSource, *, name: str = "mmdet", runs: int = 10, warmup: int = 2
 ) -> Measurement:
     """Time mmdet 3.x with the weights, thresholds and device of a model, on one image.
 
-    Its head computes classes and masks together: their time is under "masks".
+    SOLO's head computes classes and masks together there: their time is under "masks".
 
     Args:
         model: One of the published architectures in float32.
@@ -78,7 +80,7 @@ def measure_mmdet(
 
 
 def _import_mmdet() -> Any:
-    """Import mmdet; SOLO needs none of mmcv's compiled operators, so that stand-ins do where they lack."""
+    """Import mmdet; its models here need no compiled operators of mmcv: stand-ins do where they lack."""
     try:
         import mmcv
 
@@ -137,7 +139,8 @@ def _stand_in_for_ops(mmcv: Any) -> None:
 def _config(config: ModelConfig) -> Any:
     """Return mmdet's configuration of a model."""
     head = config.architecture.head
-    if config.architecture not in {preset.architecture for preset in PRESETS.values()}:
+    published = {preset.architecture for name, preset in PRESETS.items() if "_dcn_" not in name}
+    if head not in _CONFIGS or config.architecture not in published:
         raise ConfigError(f"mmdet has no configuration of this {head} model: expected a published one.")
     mmdet = _import_mmdet()
     from mmengine.config import Config
@@ -146,20 +149,12 @@ def _config(config: ModelConfig) -> Any:
     found = Config.fromfile(str(folder / _CONFIGS[head]))
     found.model.backbone.init_cfg = None
     found.model.backbone.depth = int(config.architecture.backbone.removeprefix("resnet"))
-    settings = config.thresholds
-    found.model.test_cfg.update(
-        nms_pre=settings.nms_pre,
-        score_thr=settings.score_thr,
-        mask_thr=settings.mask_thr,
-        filter_thr=settings.filter_thr,
-        kernel=settings.kernel,
-        sigma=settings.sigma,
-        max_per_img=settings.max_per_image,
-    )
+    settings = dataclasses.asdict(config.thresholds)
+    found.model.test_cfg.update(max_per_img=settings.pop("max_per_image"), **settings)
     return found
 
 
-def _detector(model: SOLO) -> Any:
+def _detector(model: Segmenter) -> Any:
     found = _config(model.config)
     from mmdet.registry import MODELS
 
@@ -191,6 +186,8 @@ def _run(detector: Any, pipeline: Any, image: Any, device: torch.device) -> tupl
     watch.mark("backbone")
     levels = detector.neck(maps)
     watch.mark("pyramid")
+    if detector.with_bbox:
+        return _run_yolact(detector, levels, metas, watch)
     outputs = detector.mask_head(levels)
     watch.mark("masks")
     (found,) = detector.mask_head.predict_by_feat(*outputs, batch_img_metas=metas)
@@ -198,3 +195,22 @@ def _run(detector: Any, pipeline: Any, image: Any, device: torch.device) -> tupl
     threshold = detector.mask_head.test_cfg.score_thr
     candidates = sum(int((scores[0] > threshold).sum()) for scores in outputs[-1])
     return watch.seconds, candidates, len(found.scores)
+
+
+def _run_yolact(
+    detector: Any, levels: Any, metas: Any, watch: Stopwatch
+) -> tuple[dict[str, float], int, int]:
+    """Run the heads of YOLACT, whose masks wait for the chosen boxes."""
+    outputs = detector.bbox_head(levels)
+    watch.mark("classes")
+    boxes = detector.bbox_head.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
+    watch.mark("post")
+    masks, _ = detector.mask_head(levels, boxes)
+    watch.mark("masks")
+    (found,) = detector.mask_head.predict_by_feat(masks, None, boxes, metas, rescale=True)
+    watch.mark("post")
+    threshold, classes = detector.bbox_head.test_cfg.score_thr, detector.bbox_head.cls_out_channels
+    scores = torch.cat(
+        [logits[0].unflatten(0, (-1, classes)).softmax(1)[:, :-1].flatten() for logits in outputs[0]]
+    )
+    return watch.seconds, int((scores > threshold).sum()), len(found.scores)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from solo_infer import _environment
 from solo_infer._arguments import make_parser
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
+from solo_infer.verbs.info import info
 from solo_infer.verbs.predict import predict
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.verbs.terminal import WRONG_USAGE, fail, print_json, print_text, say
 from solo_infer.verbs.train import train
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
@@ -86,20 +88,18 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate(options: argparse.Namespace) -> int:
     """Score a model, or a file of detections, on a COCO data set."""
     from solo_infer import evaluation
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
     chosen = {name: getattr(options, name) for name in ("max_detections", "limit", "classes")}
     if options.detections:
-        if options.model or options.output:
-            say("--detections are scored as they are: leave out --model and --output")
+        if options.model or options.output or options.nms or options.nms_iou is not None:
+            say("--detections are scored as they are: leave out --model, --output and --nms")
             return WRONG_USAGE
         found = evaluation.score(options.annotations, options.detections, **chosen)
     else:
-        model = SOLO.from_pretrained(
-            options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype
-        )
+        model = load_model(options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype)
         found = evaluation.evaluate(
-            model,
+            with_chosen_nms(model, options),
             options.images,
             options.annotations,
             output=options.output,
@@ -116,12 +116,12 @@ def evaluate(options: argparse.Namespace) -> int:
 def benchmark(options: argparse.Namespace) -> int:
     """Time models on one image."""
     from solo_infer import benchmark as benchmarking
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
     measured = []
     for name in options.models or [EMBEDDED_MODEL]:
         for dtype in options.dtypes:
-            model = SOLO.from_pretrained(name, device=options.device, dtype=dtype)
+            model = load_model(name, device=options.device, dtype=dtype)
             for batch_size in options.batch_sizes:
                 measured.append(
                     benchmarking.measure(
@@ -136,7 +136,7 @@ def benchmark(options: argparse.Namespace) -> int:
         if options.against:
             from solo_infer.benchmark_mmdet import measure_mmdet
 
-            model = SOLO.from_pretrained(name, device=options.device)
+            model = load_model(name, device=options.device)
             numbers = {"runs": options.runs, "warmup": options.warmup}
             measured.append(measure_mmdet(model, options.image, name=f"mmdet's {name}", **numbers))
     if options.chart:
@@ -159,31 +159,11 @@ def models(options: argparse.Namespace) -> int:
 
         print_json([describe_entry(entry) for entry in entries])
         return 0
-    print(f"{'name':<32}{'mask AP':>9}  {'cached':<8}{'origin':<14}licence")
+    print(f"{'name':<36}{'mask AP':>9}  {'cached':<8}{'origin':<14}licence")
     for entry in entries:
         cached = "yes" if is_cached(entry) else "no"
         ap = "-" if entry.mask_ap is None else f"{entry.mask_ap:.1f}"
-        print(f"{entry.name:<32}{ap:>9}  {cached:<8}{entry.origin:<14}{entry.licence}")
-    return 0
-
-
-def info(options: argparse.Namespace) -> int:
-    """Describe one model."""
-    from solo_infer.describe import describe_model
-
-    facts = describe_model(options.model)
-    if options.json:
-        print_json(facts)
-        return 0
-    categories = facts.pop("categories")
-    for section, values in facts.items():
-        if not isinstance(values, dict):
-            continue
-        print(section)
-        for name, value in values.items():
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            print(f"  {name}: {shown:,}" if section == "parameters" else f"  {name}: {shown}")
-    print_text(f"categories ({len(categories['names'])})\n  {', '.join(categories['names'])}")
+        print(f"{entry.name:<36}{ap:>9}  {cached:<8}{entry.origin:<14}{entry.licence}")
     return 0
 
 
@@ -215,13 +195,13 @@ def download(options: argparse.Namespace) -> int:
 def convert(options: argparse.Namespace) -> int:
     """Write any model that can be read in our own layout."""
     from solo_infer.device import resolve_dtype
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
     from solo_infer.training.start import with_chosen_classes
     from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
 
     dtype = resolve_dtype(options.dtype)
     if options.classes:
-        model = with_chosen_classes(SOLO.from_pretrained(options.model, device="cpu"), options.classes)
+        model = with_chosen_classes(load_model(options.model, device="cpu"), options.classes)
         config, state_dict = model.config, model.network.state_dict()
     else:
         checkpoint = load_checkpoint(options.model)

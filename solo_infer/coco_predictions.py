@@ -17,13 +17,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from solo_infer._files import write_text, write_whole
+from solo_infer.base import Segmenter
 from solo_infer.categories import Categories
 from solo_infer.coco_data import CocoData, ImageRecord, iterate_list
-from solo_infer.config import Thresholds
+from solo_infer.config import AnyThresholds
 from solo_infer.errors import DataError, ResultError
 from solo_infer.recording import CocoFile
 from solo_infer.result import Result
-from solo_infer.segmenter import SOLO
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Timings:
 
 
 def predict_images(
-    model: SOLO,
+    model: Segmenter,
     folder: Path,
     data: CocoData,
     path: Path,
@@ -184,7 +184,7 @@ def _check_size(annotations: Path, image: ImageRecord, result: Result) -> None:
         )
 
 
-def _at_least(thresholds: Thresholds, detections: int) -> Thresholds:
+def _at_least(thresholds: AnyThresholds, detections: int) -> AnyThresholds:
     """Return thresholds that give up to so many detections an image, or more."""
     if thresholds.max_per_image >= detections:
         return thresholds

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from solo_infer.base import Segmenter
 from solo_infer.coco_data import CocoData, read_annotations, read_detections, read_truths
 from solo_infer.coco_metrics import DEFAULT_MAX_DETECTIONS, ClassMetrics, check_max_detections, measure
 from solo_infer.coco_predictions import (
@@ -34,7 +35,6 @@ from solo_infer.coco_predictions import (
     write_timings,
 )
 from solo_infer.errors import ConfigError, DataError, ResultError
-from solo_infer.segmenter import SOLO
 
 __all__ = [
     "ClassMetrics",
@@ -128,7 +128,7 @@ def _timings_to_dict(timings: Timings) -> dict[str, Any]:
 
 
 def evaluate(
-    model: SOLO,
+    model: Segmenter,
     images: Path,
     annotations: Path,
     *,
@@ -216,7 +216,7 @@ def score(
 
 
 def evaluate_shard(
-    model: SOLO,
+    model: Segmenter,
     images: Path,
     annotations: Path,
     shards: Path,

@@ -58,7 +58,7 @@ class FastPath:
     @staticmethod
     def fits(device: torch.device, thresholds: Thresholds) -> bool:
         """Return whether the device gains by it and it does what the thresholds ask for."""
-        return getattr(thresholds, "nms", "matrix") == "matrix" and graphs_allowed(device)
+        return thresholds.nms == "matrix" and graphs_allowed(device)
 
     def find(
         self,

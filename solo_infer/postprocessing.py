@@ -1,13 +1,15 @@
 """From class scores and lazy masks to detections, with bounded memory; mmdet's rules and order.
 
 The masks of all candidates never exist at once. They are computed in chunks, of which only area,
-maskness and packed bits are kept; the few that survive Matrix-NMS are computed again for the
+maskness and packed bits are kept; the few that survive the NMS are computed again for the
 up-sampling to the original size, a few at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from solo_infer.config import Thresholds
 from solo_infer.models.solo import MaskMaps
 from solo_infer.ops import bits
 from solo_infer.ops.boxes import packed_boxes
+from solo_infer.ops.greedy_nms import greedy_nms_packed
 from solo_infer.ops.mask_resize import packed_at_file_size
 from solo_infer.ops.matrix_nms import Kept, matrix_nms_packed
 from solo_infer.preprocessing import Geometry
@@ -42,7 +45,7 @@ class Detections:
 
     scores: Tensor  # (N,) float32
     labels: Tensor  # (N,) int64
-    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive, zeros for an empty mask
+    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive; see Result.boxes
     packed_masks: Tensor  # (N, H, ceil(W / 8)) uint8, see ops.bits
 
 
@@ -82,7 +85,7 @@ def detect(
 def suppress(
     candidates: Candidates, maps: MaskMaps, image: int, strides: Tensor, thresholds: Thresholds
 ) -> Kept | None:
-    """Rescore candidates by maskness, drop small masks, run Matrix-NMS; ``keep`` indexes candidates."""
+    """Rescore candidates by maskness, drop small masks, run the NMS; ``keep`` indexes candidates."""
     # Cells are ascending, so the classes of one cell follow each other and share its mask.
     cells, owners = candidates.cells.unique_consecutive(return_inverse=True)
     areas, maskness, packed = measure_masks(maps, image, cells, thresholds.mask_thr)
@@ -90,19 +93,23 @@ def suppress(
     if len(large) == 0:
         return None
     owners = owners[large]
-    kept = matrix_nms_packed(
+    kept = _nms(thresholds)(
         packed,
         areas[owners],
         candidates.labels[large],
         candidates.scores[large] * maskness[owners],
-        kernel=thresholds.kernel,
-        sigma=thresholds.sigma,
         nms_pre=thresholds.nms_pre,
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
         owners=owners,
     )
     return kept._replace(keep=large[kept.keep])
+
+
+def _nms(thresholds: Thresholds) -> Callable[..., Kept]:
+    if thresholds.nms == "greedy":
+        return partial(greedy_nms_packed, iou_thr=thresholds.nms_iou)
+    return partial(matrix_nms_packed, kernel=thresholds.kernel, sigma=thresholds.sigma)
 
 
 def measure_masks(
@@ -130,17 +137,17 @@ def full_size_masks(
 ) -> tuple[Tensor, Tensor]:
     """Return packed masks and boxes of cells (N,) at the original size of the image.
 
-    The soft masks are up-sampled to the padded input size, cropped to the part that the image fills
-    and resized to its original size, all bilinearly, before the threshold.
+    The soft masks are up-sampled to four times their size, which is the padded input's if that is a
+    multiple of 32, cropped to the part that the image fills and resized to its original size, all
+    bilinearly, before the threshold.
     """
     order = cells.argsort(stable=True)
     packed = []
     for chunk in cells[order].split(_chunk_length(_largest(maps, geometry, cells.device), cells.device)):
         soft = maps.scores(image, chunk)  # (k, H/4, W/4)
         if soft.device.type == "cpu":
-            packed.append(
-                packed_at_file_size(soft, geometry.padded, geometry.resized, geometry.original, mask_thr)
-            )
+            enlarged = _enlarged(soft)
+            packed.append(packed_at_file_size(soft, enlarged, geometry.resized, geometry.original, mask_thr))
         else:
             packed.append(bits.pack(resized_to_file(soft, geometry) > mask_thr))
     masks = torch.empty_like(joined := torch.cat(packed))
@@ -151,9 +158,14 @@ def full_size_masks(
 def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
     """Return soft masks (k, H/4, W/4) at the original size, (k, H, W): the plain way, on any device."""
     height, width = geometry.resized
-    soft = F.interpolate(soft[None], size=geometry.padded, mode="bilinear", align_corners=False)
+    soft = F.interpolate(soft[None], size=_enlarged(soft), mode="bilinear", align_corners=False)
     soft = soft[:, :, :height, :width]
     return F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)[0]
+
+
+def _enlarged(soft: Tensor) -> tuple[int, int]:
+    """Return the size that soft masks (k, h, w) are up-sampled to (mmdet's ``upsampled_size``)."""
+    return 4 * soft.shape[1], 4 * soft.shape[2]
 
 
 def _largest(maps: MaskMaps, geometry: Geometry, device: torch.device) -> tuple[int, int]:

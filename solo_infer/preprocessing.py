@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from solo_infer.config import Preprocessing
 from solo_infer.ops import dispatch
@@ -44,7 +45,7 @@ def prepare(image: np.ndarray, geometry: Geometry, config: Preprocessing, device
         (3, padded height, padded width) float32; 0 in the padding.
     """
     planes = torch.from_numpy(image).to(device).permute(2, 0, 1)
-    planes = resize_bilinear_uint8(planes, *geometry.resized)
+    planes = _resize(planes, geometry.resized, config.whole_values)
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
         for values in (config.mean, config.std)
@@ -53,6 +54,13 @@ def prepare(image: np.ndarray, geometry: Geometry, config: Preprocessing, device
     padded = torch.zeros((3, *geometry.padded), device=device)
     padded[:, :height, :width] = (planes.float() - mean).div_(std)
     return padded
+
+
+def _resize(planes: Tensor, size: tuple[int, int], whole_values: bool) -> Tensor:
+    """Resize (3, H, W) uint8, as OpenCV does it on uint8 or, to float32, on float images."""
+    if whole_values:
+        return resize_bilinear_uint8(planes, *size)
+    return interpolate(planes[None].float(), size=size, mode="bilinear", align_corners=False)[0]
 
 
 def prepare_batch(
@@ -75,7 +83,7 @@ def prepare_batch(
         (N, 3, padded height, padded width), channels_last; each image equal to the last bit to what
         ``prepare`` gives, cast to the dtype.
     """
-    if not getattr(config, "whole_values", True):  # a resize of float images, which the kernel cannot do
+    if not config.whole_values:  # a resize of float images, which the kernel cannot do
         return _prepare_each(images, geometries, config, device, dtype)
     return dispatch.run(
         "preprocessing",

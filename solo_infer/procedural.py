@@ -20,6 +20,7 @@ from solo_infer.weights.keymaps import mmdet_name
 
 # Scale and mean of class and mask logits, found by running mmdet on photos: 80 to 600 (cell, class) pairs
 # pass the score threshold, and masks are blobs. ``mask_spread`` makes areas differ from cell to cell.
+# YOLACT: ``background`` is the bias of its background, ``proto_gain`` the scale of its prototypes.
 CALIBRATION = {
     "solo_r50": {"cls_gain": 3.0, "cls_bias": -8.2, "mask_gain": 5.5, "mask_bias": -5.5, "mask_spread": 3.0},
     "decoupled_r50": {
@@ -36,7 +37,10 @@ CALIBRATION = {
         "mask_bias": -2.0,
         "mask_spread": 2.0,
     },
+    "yolact_r50": {"cls_gain": 1.6, "cls_bias": 0.0, "background": 12.5, "proto_gain": 9.0},
+    "yolact_r101": {"cls_gain": 1.2, "cls_bias": 0.0, "background": 12.5, "proto_gain": 7.0},
 }
+_PYRAMID_GAINS = (0.7, 1.2, 1.65, 2.9, 1.0)  # of YOLACT's levels, so that each owns some detections
 
 _BLOCK = 3  # cells along a side that share most of their mask weights, as neighbours in a trained head do
 _OWN_CELL = 0.35  # part of a cell's mask weights that is its own
@@ -48,7 +52,7 @@ def state_dict(model: str, salt: str = "") -> dict[str, Tensor]:
     """Return the procedural weights of a model by our names.
 
     Args:
-        model: "solo_r50", "decoupled_r50" or "decoupled_light_r50".
+        model: A key of ``CALIBRATION``.
         salt: Changes every value.
     """
     slots = build_network(find_preset(model).architecture, device="meta").state_dict()
@@ -161,7 +165,10 @@ def _value(name: str, shape: tuple[int, ...], constants: dict[str, float], key: 
         return constants["mask_gain"] / np.sqrt(shape[1] * shape[2] * shape[3]) * _per_cell(key, shape)
     if owner.endswith("conv_cls"):
         if kind == "bias":
-            return constants["cls_bias"] + 0.3 * _centred(key, shape)
+            bias = constants["cls_bias"] + 0.3 * _centred(key, shape)
+            if "background" in constants:
+                bias.reshape(3, 81)[:, 80] += constants["background"]
+            return bias
         return _conv(key, shape, constants["cls_gain"])
     if kind == "bias":
         return 0.1 * _centred(key, shape)
@@ -169,4 +176,9 @@ def _value(name: str, shape: tuple[int, ...], constants: dict[str, float], key: 
         value = _smooth_conv(key, shape, np.sqrt(2.0))
         value[:, 256:] *= _COORDINATE_GAIN
         return value
+    if owner.startswith("mask_head.protonet"):
+        gain = constants["proto_gain"] if owner == "mask_head.protonet.10" else 1.0
+        return gain * _smooth_conv(key, shape, np.sqrt(2.0))
+    if owner.startswith("neck.fpn_convs") and "background" in constants:
+        return _PYRAMID_GAINS[int(owner.split(".")[2])] * _conv(key, shape, np.sqrt(2.0))
     return _conv(key, shape, np.sqrt(2.0))

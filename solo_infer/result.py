@@ -35,7 +35,7 @@ class Instance:
         score: 0..1.
         label: 0..classes-1.
         name: Class name.
-        box: (x1, y1, x2, y2) in pixels of the image, far edge exclusive; zeros if the mask is empty.
+        box: (x1, y1, x2, y2) in pixels of the image; see ``Result.boxes``.
     """
 
     score: float
@@ -58,8 +58,8 @@ class Result:
     Attributes:
         scores: (N,) float32, descending, 0..1.
         labels: (N,) int64, 0..classes-1, in the order of ``categories``.
-        boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive, tight around the
-            masks; zeros for an empty mask.
+        boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive. SOLO's are tight
+            around the masks, zeros for an empty one; YOLACT's are the boxes that it detected.
         packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels a byte, the first in the highest bit.
         image_size: (height, width) in pixels.
         categories: The names and COCO ids of all classes of the model.

@@ -7,7 +7,7 @@ made by mmdet on a CPU in float32.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from solo_infer import postprocessing, procedural
-from solo_infer.config import Preprocessing, find_preset
+from solo_infer.config import Preprocessing, Thresholds, find_preset
 from solo_infer.device import resolve_device, resolve_dtype
 from solo_infer.models import build_network
+from solo_infer.models.yolact import SHAPES
 from solo_infer.ops import bits, rle
 from solo_infer.preprocessing import Geometry, plan, prepare
-from solo_infer.segmenter import SOLO
+from solo_infer.segmenter import SOLO, YOLACT, make_model
+from solo_infer.yolact_config import YolactThresholds
 
-MODELS = tuple(procedural.CALIBRATION)
+SOLO_MODELS = ("solo_r50", "decoupled_r50", "decoupled_light_r50")
+MODELS = (*SOLO_MODELS, "yolact_r50")
 GEOMETRY = Geometry(original=(375, 467), resized=(250, 311), padded=(256, 320))
 INPUT_KEY = "tensor_1x256x320"
 EDGE_PIXELS = 5  # a mask may differ by this many pixels whatever its IoU
@@ -38,17 +41,21 @@ class Tolerances:
 
     Attributes:
         pyramid: Feature pyramid values, in standard deviations of their map.
+        head: Class logits, box deltas, mask coefficients and prototypes of YOLACT, in standard deviations.
         class_scores: Where both sides kept the local maximum, 0..1.
         mask_scores: 0..1.
         final_scores: Of paired detections, 0..1.
+        boxes: Of paired detections of YOLACT, in pixels of the image.
         iou_loss: 1 - IoU of paired masks that differ by more than ``EDGE_PIXELS``.
         unpaired: Share of detections without a partner, 0..1.
     """
 
     pyramid: float
+    head: float
     class_scores: float
     mask_scores: float
     final_scores: float
+    boxes: float
     iou_loss: float
     unpaired: float
 
@@ -57,9 +64,9 @@ class Tolerances:
 # A final score may move further than the scores it is made of when a pixel crosses the mask threshold.
 # Half precision: about twice what was measured on a CPU.
 TOLERANCES = {
-    torch.float32: Tolerances(1e-4, 1e-4, 1e-4, 2e-3, 1e-3, 0.0),
-    torch.float16: Tolerances(0.03, 0.03, 0.03, 0.02, 0.2, 0.05),
-    torch.bfloat16: Tolerances(0.25, 0.25, 0.25, 0.2, 0.5, 0.1),
+    torch.float32: Tolerances(1e-4, 2e-4, 1e-4, 1e-4, 2e-3, 0.05, 1e-3, 0.0),
+    torch.float16: Tolerances(0.03, 0.06, 0.03, 0.03, 0.02, 2.5, 0.4, 0.05),
+    torch.bfloat16: Tolerances(0.25, 0.6, 0.25, 0.25, 0.2, 12.0, 0.6, 0.1),
 }
 
 
@@ -119,21 +126,34 @@ def check_preprocessing(device: torch.device) -> Check:
 def check_model(model: str, device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
     """Compare one network, from its input to its detections."""
     golden = np.load(DATA / f"{model}.npz")
-    limits = TOLERANCES[dtype]
     segmenter = procedural_model(model).to(device, dtype)
     inputs = torch.from_numpy(
         procedural.input_tensor(INPUT_KEY, (1, 3, *GEOMETRY.padded), [GEOMETRY.resized])
     )
+    inputs = inputs.to(device, dtype).contiguous(memory_format=torch.channels_last)
+    check = partial(Check, model)
+    if isinstance(segmenter, YOLACT):
+        yield from _check_yolact(segmenter, inputs, golden, TOLERANCES[dtype], check)
+    else:
+        yield from _check_solo(segmenter, inputs, golden, TOLERANCES[dtype], check)
+
+
+def _check_solo(
+    segmenter: SOLO,
+    inputs: Tensor,
+    golden: np.lib.npyio.NpzFile,
+    limits: Tolerances,
+    check: Callable[[str, float, float], Check],
+) -> Iterator[Check]:
+    thresholds = segmenter.config.thresholds
+    assert isinstance(thresholds, Thresholds)
     with torch.no_grad():
         network = segmenter.inference_network
-        inputs = inputs.to(device, dtype).contiguous(memory_format=torch.channels_last)
         pyramid = network.neck(network.backbone(inputs))
         levels, scores = network(inputs)
-        cells = torch.from_numpy(golden["mask_cells"]).to(device)
+        cells = torch.from_numpy(golden["mask_cells"]).to(inputs.device)
         masks = network.mask_maps(levels, cells).scores(0, cells).flatten(1).cpu()
-        thresholds = segmenter.config.thresholds
         (found,) = segmenter._detect(levels, scores, [GEOMETRY], thresholds)
-    check = partial(Check, model)
     yield check("pyramid / std", _pyramid_difference(pyramid, golden), limits.pyramid)
     yield check("class scores", _class_difference(scores[0], golden), limits.class_scores)
     expected = torch.from_numpy(golden["mask_value"])
@@ -145,12 +165,37 @@ def check_model(model: str, device: torch.device, dtype: torch.dtype) -> Iterato
     yield check("unpaired", pairs.unpaired, limits.unpaired)
 
 
-def procedural_model(model: str) -> SOLO:
+def _check_yolact(
+    segmenter: YOLACT,
+    inputs: Tensor,
+    golden: np.lib.npyio.NpzFile,
+    limits: Tolerances,
+    check: Callable[[str, float, float], Check],
+) -> Iterator[Check]:
+    thresholds = segmenter.config.thresholds
+    assert isinstance(thresholds, YolactThresholds)
+    with torch.no_grad():
+        pyramid, found, prototypes = segmenter.inference_network(inputs)
+        (detections,) = segmenter._detect(pyramid, found, prototypes, [GEOMETRY], thresholds)
+    yield check("pyramid / std", _pyramid_difference(pyramid, golden), limits.pyramid)
+    for quantity, values in zip(("cls", "box", "coeff"), found, strict=True):
+        difference = _head_difference(values[0], quantity, pyramid, golden)
+        yield check(f"{quantity} / std", difference, limits.head)
+    yield check("prototypes / std", _sampled_difference(prototypes, "proto", golden), limits.head)
+    pairs = pair_detections(detections, golden, GEOMETRY.original, limits.final_scores)
+    yield check("final scores", pairs.score_difference, limits.final_scores)
+    yield check("boxes, px", pairs.box_difference, limits.boxes)
+    yield check("1 - mask IoU", pairs.iou_loss, limits.iou_loss)
+    yield check("unpaired", pairs.unpaired, limits.unpaired)
+
+
+def procedural_model(model: str) -> SOLO | YOLACT:
     """Return a model with procedural weights, on the CPU in float32."""
     config = find_preset(model)
     network = build_network(config.architecture, device="meta")
     network.load_state_dict(procedural.state_dict(model), assign=True)
-    return SOLO(config, network.requires_grad_(False))
+    network.requires_grad_(False)
+    return make_model(config, network)
 
 
 def _worst(difference: Tensor) -> float:
@@ -158,12 +203,25 @@ def _worst(difference: Tensor) -> float:
 
 
 def _pyramid_difference(pyramid: list[Tensor], golden: np.lib.npyio.NpzFile) -> float:
+    return max(_sampled_difference(feature, f"fpn{level}", golden) for level, feature in enumerate(pyramid))
+
+
+def _head_difference(
+    values: Tensor, quantity: str, pyramid: list[Tensor], golden: np.lib.npyio.NpzFile
+) -> float:
+    """Return the worst difference of what the heads say of all anchors (A, k), level by level."""
+    counts = [SHAPES * feature.shape[-2] * feature.shape[-1] for feature in pyramid]
     worst = 0.0
-    for level, feature in enumerate(pyramid):
-        values = feature.float().cpu().flatten()[torch.from_numpy(golden[f"fpn{level}_index"])]
-        expected = torch.from_numpy(golden[f"fpn{level}_value"])
-        worst = max(worst, _worst(values - expected) / float(golden[f"fpn{level}_std"]))
+    for level, (feature, part) in enumerate(zip(pyramid, values.split(counts), strict=True)):
+        maps = part.reshape(*feature.shape[-2:], -1).permute(2, 0, 1)  # as mmdet's layers give them
+        worst = max(worst, _sampled_difference(maps, f"{quantity}{level}", golden))
     return worst
+
+
+def _sampled_difference(maps: Tensor, name: str, golden: np.lib.npyio.NpzFile) -> float:
+    """Return the worst difference at the places that are kept of a map, in its standard deviations."""
+    values = maps.float().cpu().flatten()[torch.from_numpy(golden[f"{name}_index"])]
+    return _worst(values - torch.from_numpy(golden[f"{name}_value"])) / float(golden[f"{name}_std"])
 
 
 def _class_difference(scores: Tensor, golden: np.lib.npyio.NpzFile) -> float:
@@ -178,12 +236,14 @@ class Pairs:
 
     Attributes:
         score_difference: Greatest over the pairs.
+        box_difference: Greatest over the pairs, in pixels; 0 of a golden without boxes.
         iou_loss: Greatest 1 - IoU over the pairs whose masks differ by more than ``EDGE_PIXELS``.
         unpaired: Detections of either side without a partner over all, not counting those that a
             rounding error may add or drop at the end of the list.
     """
 
     score_difference: float
+    box_difference: float
     iou_loss: float
     unpaired: float
 
@@ -200,7 +260,7 @@ def pair_detections(
     true_scores, true_labels = golden["scores"], golden["labels"]
     free = np.ones(len(scores), bool)
     lost = np.ones(len(true_scores), bool)
-    worst_score = worst_loss = 0.0
+    worst_score = worst_box = worst_loss = 0.0
     for rank, true_mask in enumerate(golden_masks(golden, size)):
         near = np.abs(scores - true_scores[rank]) <= tolerance
         options = np.flatnonzero(free & near & (labels == true_labels[rank]))
@@ -214,11 +274,14 @@ def pair_detections(
             continue
         free[options[best]] = lost[rank] = False
         worst_score = max(worst_score, float(np.abs(scores[options[best]] - true_scores[rank])))
+        if "boxes" in golden:
+            apart = found.boxes[options[best]].cpu().numpy() - golden["boxes"][rank]
+            worst_box = max(worst_box, float(np.abs(apart).max()))
         if union[best] - common[best] > EDGE_PIXELS:
             worst_loss = max(worst_loss, 1.0 - float(ious[best]))
     end = float(true_scores[-1]) + tolerance
     unpaired = int((lost & (true_scores > end)).sum() + (free & (scores > end)).sum())
-    return Pairs(worst_score, worst_loss, unpaired / max(len(true_scores) + len(scores), 1))
+    return Pairs(worst_score, worst_box, worst_loss, unpaired / max(len(true_scores) + len(scores), 1))
 
 
 def golden_masks(golden: np.lib.npyio.NpzFile, size: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -8,7 +8,7 @@ from misbehaving_server import content, running_server
 from PIL import Image
 
 # The last ones are not used here: imported while the manifest is patched, they would keep the patch.
-from solo_infer import SOLO, Thresholds, _environment, cli, describe, doctor  # noqa: F401
+from solo_infer import SOLO, Thresholds, _environment, cli, describe, doctor, segmenter  # noqa: F401
 from solo_infer.weights import manifest, pretrained  # noqa: F401
 from solo_infer.weights.manifest import ManifestEntry
 
@@ -32,13 +32,13 @@ def run(loaded, saved, monkeypatch, capsys):
     The saved model is read once only; options of its loading are remembered in ``run.loadings``.
     """
     loadings = []
-    from_pretrained = SOLO.from_pretrained
+    load_model = segmenter.load_model
 
     def load(name, **options):
         loadings.append((name, options))
-        return loaded if name == saved else from_pretrained(name, **options)
+        return loaded if name == saved else load_model(name, **options)
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
 
     def run(*arguments):
         code = cli.main([str(argument) for argument in arguments])

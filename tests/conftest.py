@@ -1,6 +1,7 @@
 """What the tests share: models, the photo, the reference kit where it is there, a network that is off."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import torch
 
 from solo_infer import _environment
 from solo_infer.categories import Categories
-from solo_infer.config import Architecture, ModelConfig, Preprocessing
+from solo_infer.config import Architecture, ModelConfig, Preprocessing, yolact_preset
 from solo_infer.models import build_network
-from solo_infer.segmenter import SOLO
-from solo_infer.verify import MODELS, procedural_model
+from solo_infer.procedural import CALIBRATION
+from solo_infer.segmenter import SOLO, YOLACT
+from solo_infer.verify import procedural_model
+from solo_infer.yolact_config import YolactArchitecture
 
 DATA = Path(__file__).parent / "data"
 KIT = Path(__file__).resolve().parents[2] / "shared" / "reference"
 HEADS = ("solo", "decoupled", "decoupled_light")
+YOLACT_HEADS = ("yolact", "yolact_author")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,7 @@ def procedural():
     made = {}
 
     def give(name):
-        assert name in MODELS
+        assert name in CALIBRATION
         if name not in made:
             made[name] = procedural_model(name)
         return made[name]
@@ -103,3 +107,36 @@ def small_models():
 @pytest.fixture(scope="session")
 def small_model(small_models):
     return small_models["decoupled_light"]
+
+
+def small_yolact_config(head):
+    """Return a YOLACT of three classes that takes milliseconds."""
+    config = yolact_preset(head, side=96, categories=Categories(("cat", "dog", "bird")))
+    architecture = YolactArchitecture(
+        head,
+        num_classes=3,
+        anchor_sizes=(12, 24, 48, 72, 96),
+        strides=(8, 16, 32, 48, 96),
+        pyramid_channels=32,
+    )
+    return replace(config, architecture=architecture)
+
+
+def small_yolact_network(config):
+    """Return a network with random weights that finds a few dozen candidates of blob-like masks."""
+    torch.manual_seed(7)
+    network = build_network(config.architecture)
+    head = network.bbox_head
+    with torch.no_grad():
+        for conv, gain in ((head.conv_cls, 0.6), (head.conv_reg, 0.3), (network.mask_head.protonet[10], 6.0)):
+            conv.weight.sub_(conv.weight.mean(dim=(1, 2, 3), keepdim=True)).mul_(gain)
+        head.conv_cls.bias.view(3, -1)[:, -1] = 4.0
+        network.mask_head.segm_branch.segm_conv.weight.mul_(0.1)
+    return network.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small_yolacts():
+    """Both kinds of YOLACT as small models of the classes cat, dog and bird."""
+    configs = {head: small_yolact_config(head) for head in YOLACT_HEADS}
+    return {head: YOLACT(config, small_yolact_network(config)) for head, config in configs.items()}

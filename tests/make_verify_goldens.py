@@ -15,17 +15,25 @@ import numpy as np
 from solo_infer import procedural
 from solo_infer.config import Preprocessing
 from solo_infer.preprocessing import plan
-from solo_infer.verify import DATA, INPUT_KEY, MODELS
+from solo_infer.verify import DATA, INPUT_KEY, MODELS, SOLO_MODELS
 
 CLASS_FLOOR = 0.03  # class scores below this are not kept
 CELLS, PIXELS = 6, 64  # mask samples kept of each level
+SAMPLED = ("index", "value", "std")
+FOUND = ("scores", "labels", "rle_counts", "rle_offsets")
+
+
+def trim_yolact(golden):
+    names = ["proto", *(f"{part}{level}" for part in ("fpn", "cls", "box", "coeff") for level in range(5))]
+    out = {f"{name}_{key}": golden[f"{name}_{key}"] for name in names for key in SAMPLED}
+    return out | {key: golden[f"img0_{key}"] for key in (*FOUND, "boxes")}
 
 
 def trim(golden):
     out = {}
     start, cells, pixels, values = 0, [], [], []
     for level in range(5):
-        for key in ("index", "value", "std"):
+        for key in SAMPLED:
             out[f"fpn{level}_{key}"] = golden[f"fpn{level}_{key}"]
         grid = golden[f"cls{level}"].shape[-1]
         cells.append(golden[f"mask{level}_cells"][:CELLS] + start)
@@ -38,7 +46,7 @@ def trim(golden):
     out["class_value"] = scores[out["class_index"]]
     out["mask_cells"], out["mask_value"] = np.concatenate(cells), np.concatenate(values)
     out["mask_index"] = np.stack(pixels)
-    for key in ("scores", "labels", "rle_counts", "rle_offsets"):
+    for key in FOUND:
         out[key] = golden[f"img0_{key}"]
     return out
 
@@ -60,7 +68,8 @@ def main():
     np.savez_compressed(DATA / "preprocessing.npz", **preprocessing())
     for model in MODELS:
         with np.load(goldens / f"{model}__{INPUT_KEY}.npz") as golden:
-            np.savez_compressed(DATA / f"{model}.npz", **trim(golden))
+            kept = trim(golden) if model in SOLO_MODELS else trim_yolact(golden)
+            np.savez_compressed(DATA / f"{model}.npz", **kept)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,9 @@ def test_without_mmdet(run, photos, saved):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="mmdet is not installed")
-def test_mmdet_finds_the_same(procedural, photo):
-    model = procedural("decoupled_light_r50")
+@pytest.mark.parametrize("name", ["decoupled_light_r50", "yolact_r50"])
+def test_mmdet_finds_the_same(name, procedural, photo):
+    model = procedural(name)
     found = measure_mmdet(model, photo, runs=1, warmup=0)
     ours = benchmark.measure(model, photo, runs=1, warmup=0)
     assert (found.candidates, found.instances) == (ours.candidates, ours.instances)

@@ -15,6 +15,8 @@ from misbehaving_server import content, forbid_sockets, status
 
 from solo_infer import SOLO, _environment, cli
 from solo_infer import verify as verification
+from solo_infer.categories import unnamed
+from solo_infer.config import PRESETS, ModelConfig
 from solo_infer.weights import manifest
 
 pytest_plugins = ["command_line_fixtures"]
@@ -71,9 +73,12 @@ def test_output_that_nobody_takes(destination, code, told):
         (["predict", "a.jpg", "--min-score", "30"], "expected a number in 0..1, got '30'"),
         (["predict", "a.jpg", "--min-score", "nan"], "got 'nan'"),
         (["predict", "a.jpg", "--dtype", "float64"], "float64"),
+        (["predict", "a.jpg", "--nms", "soft"], "soft"),
+        (["predict", "a.jpg", "--nms-iou", "2"], "expected a number in 0..1"),
         (["predict", "a.jpg", "--image-ids", "a.json"], "--json"),
         (["download"], "MODEL"),
         (["convert", "a.pth"], "DIR"),
+        (["info", "tiny", "--input-size", "0", "9"], "at least 1, got '0'"),
     ],
 )
 def test_wrong_usage(run, arguments, message):
@@ -133,6 +138,46 @@ def test_info_of_a_directory(run, saved):
     assert "categories (3)\n  cat, dog, bird" in out and "published" not in out
     facts = json.loads(run("info", saved, "--json")[1])
     assert facts["architecture"]["num_classes"] == 3
+
+
+def test_info_shows_the_layers(run):
+    code, out, _ = run("info", "decoupled_light_r50_3x", "--input-size", 256, 320, "--depth", 1)
+    assert code == 0
+    assert "Input: [1, 3, 256, 320]\nTotal parameters: 32,354,192\nTrainable parameters" in out
+    assert "├─ResNet: backbone" in out and "│" not in out
+    totals = run("info", "decoupled_light_r50_3x", "--depth", 0)[1]
+    assert "Input: [1, 3, 512, 864]" in totals and "├" not in totals
+    facts = json.loads(run("info", "decoupled_light_r50_3x", "--json")[1])
+    assert facts["totals"]["parameters"] == facts["parameters"]["total"] == 32_354_192
+    first = next(row for row in facts["layers"] if row["name"] == "backbone.layer1.0.conv2")
+    assert first["shapes"] == [[1, 64, 128, 216]] and first["multiply_adds"] == 64 * 64 * 9 * 128 * 216
+    assert (
+        sum(row["multiply_adds"] for row in facts["layers"] if row["depth"] == 1)
+        == (facts["totals"]["multiply_adds"])
+    )
+
+
+def test_info_of_a_variant_needs_a_configuration_only(run, tmp_path):
+    architecture = dataclasses.replace(
+        PRESETS["solo_r50"].architecture, num_classes=79, head_bias=True, extra_level="conv"
+    )
+    config = ModelConfig(architecture, categories=unnamed(79))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    code, out, err = run("info", tmp_path / "config.json", "--input-size", 1333, 800)
+    assert (code, err) == (0, "")
+    assert "Total parameters: 36,892,591\n" in out
+    assert "deformable_stages: none\n" in out
+    rows = [line.split("├─")[1] for line in out.splitlines() if "├─" in line]
+    towers = [row.split()[2:6] for row in rows if row.startswith("Sequential: mask_convs")]
+    assert towers[0] == ["[1,", "256,", "167,", "100]"] and len(towers) == 5
+    assert sum("(recursive)" in row for row in rows) == 4 + 4 + 4  # both branches and the class layer
+    assert "deformable" in run("info", "decoupled_light_dcn_r50")[1]
+
+
+def test_info_of_an_impossible_input(run):
+    code, out, err = run("info", "solo_r50", "--input-size", 3, 10**12)
+    assert (code, out) == (1, "")
+    assert_clear(err, "cannot take an input of (3, 1000000000000) pixels")
 
 
 @pytest.mark.parametrize("verb", [["info"], ["convert"], ["download"]])

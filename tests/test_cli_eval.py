@@ -57,8 +57,18 @@ def test_eval_passes_its_options_on(run, saved, data_set, tmp_path):
         (["--annotations", "a.json"], "one of the arguments --images --detections is required"),
         (["--images", "here"], "--annotations"),
         (["--images", "a", "--detections", "b", "--annotations", "c"], "not allowed with"),
-        (["--detections", "b", "--annotations", "c", "--model", "m"], "leave out --model and --output"),
-        (["--detections", "b", "--annotations", "c", "--output", "o"], "leave out --model and --output"),
+        (
+            ["--detections", "b", "--annotations", "c", "--model", "m"],
+            "leave out --model, --output and --nms",
+        ),
+        (
+            ["--detections", "b", "--annotations", "c", "--output", "o"],
+            "leave out --model, --output and --nms",
+        ),
+        (
+            ["--detections", "b", "--annotations", "c", "--nms", "greedy"],
+            "leave out --model, --output and --nms",
+        ),
         (["--detections", "b", "--annotations", "c", "--max-detections", "0"], "at least 1, got '0'"),
         (["--detections", "b", "--annotations", "c", "--limit", "none"], "at least 1, got 'none'"),
     ],

@@ -1,9 +1,12 @@
 """``solo-infer predict``: in this process, and once as a real program."""
 
+import argparse
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ from command_line import assert_clear, files_below, program
 from misbehaving_server import forbid_sockets
 from PIL import Image
 
-from solo_infer import SOLO, _environment
-from solo_infer.errors import ImageError, ResultError
+from solo_infer import SOLO, _environment, segmenter
+from solo_infer.errors import ConfigError, ImageError, ResultError
 from solo_infer.recording import CocoFile, PictureFolder
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.weights import manifest
 
 pytest_plugins = ["command_line_fixtures"]
@@ -82,6 +86,29 @@ def test_classes(run, photos, saved):
     code, out, _ = run("predict", "photos", "--model", saved, "--json", "r.json", "--classes", "dog", "bird")
     assert code == 0 and "cat" not in out
     assert {entry["category_id"] for entry in json.loads(Path("r.json").read_text())} == {2, 3}
+
+
+def test_greedy_nms(run, photos, saved, loaded):
+    predict = ["predict", "photos/1.png", "--model", saved, "--no-pictures", "--json", "r.json"]
+    for options, settings in (
+        (["--nms", "greedy"], {"nms": "greedy"}),
+        (["--nms", "greedy", "--nms-iou", 0.1], {"nms": "greedy", "nms_iou": 0.1}),
+        (["--nms", "matrix"], {}),
+    ):
+        assert run(*predict, *options)[0] == 0
+        expected = loaded("photos/1.png", thresholds=replace(loaded.config.thresholds, **settings))
+        scores = [entry["score"] for entry in json.loads(Path("r.json").read_text())]
+        assert scores == expected.scores.tolist()
+    code, out, err = run(*predict, "--nms-iou", 0.1)
+    assert (code, out) == (1, "")
+    assert_clear(err, "--nms-iou is for greedy NMS: give --nms greedy too")
+
+
+def test_nms_of_another_family():
+    other = SimpleNamespace(config=SimpleNamespace(thresholds=None))
+    assert with_chosen_nms(other, argparse.Namespace(nms=None, nms_iou=None)) is other
+    with pytest.raises(ConfigError, match="are for SOLO"):
+        with_chosen_nms(other, argparse.Namespace(nms="greedy", nms_iou=None))
 
 
 def test_batches_give_the_same(run, photos, saved):
@@ -297,7 +324,7 @@ def test_log_is_shown_on_demand_and_its_settings_put_back(run, photos, saved, mo
         logging.getLogger("solo_infer.test").warning("some worry")
         raise ImageError("end")
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
     assert run("predict", "photos/1.png")[2] == "solo-infer: some worry\nsolo-infer: ImageError: end\n"
     assert "solo-infer: some news\n" in run("predict", "photos/1.png", "-v")[2]
     assert (list(logger.handlers), logger.level) == before
@@ -308,7 +335,7 @@ def test_a_sick_machine_is_sent_to_the_doctor(run, photos, monkeypatch, error):
     def load(name, **options):
         raise error
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
     code, _, err = run("predict", "photos/1.png")
     assert code == 1
     assert_clear(err, f"{type(error).__name__}: {error}", "solo-infer doctor")

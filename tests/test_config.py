@@ -79,6 +79,10 @@ def test_lists_become_tuples_so_that_configurations_compare_and_hash():
     listed = Architecture(num_grids=[40, 36, 24, 16, 12], strides=[8, 8, 16, 32, 32])
     assert listed == Architecture()
     assert hash(listed) == hash(Architecture())
+    staged = Architecture(deformable_stages=[4, 2, 4])
+    assert staged == Architecture(deformable_stages=(2, 4)) and hash(staged) == hash(
+        Architecture(deformable_stages=(2, 4))
+    )
 
 
 def test_configurations_are_frozen():
@@ -104,6 +108,14 @@ def test_configurations_are_frozen():
         (Architecture, {"stacked_convs": 0}),
         (Architecture, {"head_channels": 48}),
         (Architecture, {"head_channels": -32}),
+        (Architecture, {"head_bias": 1}),
+        (Architecture, {"deformable_head": "DCN"}),
+        (Architecture, {"extra_level": "p6"}),
+        (Architecture, {"extra_level": ["conv"]}),
+        (Architecture, {"deformable_stages": (0, 1)}),
+        (Architecture, {"deformable_stages": 3}),
+        (Architecture, {"deformable_stages": ("2",)}),
+        (Architecture, {"deformable_stages": (2,), "backbone": "efficientnet_lite0"}),
         (Preprocessing, {"short_side": 0}),
         (Preprocessing, {"short_side": 900, "long_side": 800}),
         (Preprocessing, {"long_side": 1333.0}),
@@ -122,6 +134,9 @@ def test_configurations_are_frozen():
         (Thresholds, {"kernel": "box"}),
         (Thresholds, {"sigma": 0}),
         (Thresholds, {"sigma": float("inf")}),
+        (Thresholds, {"nms": "soft"}),
+        (Thresholds, {"nms": None}),
+        (Thresholds, {"nms_iou": 1.5}),
     ],
 )
 def test_wrong_values_are_named(kind, values):

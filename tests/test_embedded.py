@@ -10,7 +10,7 @@ from command_line import assert_clear, program
 from conftest import DATA
 from misbehaving_server import forbid_sockets
 
-from solo_infer import SOLO, _environment, available_models
+from solo_infer import SOLO, _environment, available_models, segmenter
 from solo_infer.errors import CheckpointError, DownloadError, OfflineError
 from solo_infer.weights import sources
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL, find_entry
@@ -78,7 +78,7 @@ def test_predict_falls_back_for_want_of_weights_only(run, photos, monkeypatch):
     def load(name, **options):
         raise CheckpointError("this file is damaged")
 
-    monkeypatch.setattr(SOLO, "from_pretrained", load)
+    monkeypatch.setattr(segmenter, "load_model", load)
     code, _, err = run("predict", "photos/1.png", "--no-pictures")
     assert code == 1
     assert_clear(err, "this file is damaged")

@@ -13,6 +13,7 @@ import torch
 from checkpoint_files import in_authors_names, in_mmdet_names
 from torch import Tensor
 
+from solo_infer import categories
 from solo_infer.categories import COCO, Categories
 from solo_infer.config import BACKBONES, HEADS, PRESETS, Architecture, ModelConfig, preset
 from solo_infer.errors import CheckpointError
@@ -229,12 +230,10 @@ def test_names_in_messages_are_harmless() -> None:
     message.encode()
 
 
-YOLACT = {
-    "neck.lateral_convs.0.conv.weight": (256, 512, 1, 1),
-    "bbox_head.head_convs.0.conv.weight": (256, 256, 3, 3),
-    "bbox_head.conv_cls.weight": (243, 256, 3, 3),
-    "bbox_head.conv_coeff.weight": (96, 256, 3, 3),
-    "mask_head.protonet.0.weight": (256, 256, 3, 3),
+RETINANET = {
+    "neck.fpn_convs.3.conv.weight": (256, 2048, 3, 3),
+    "bbox_head.cls_convs.0.conv.weight": (256, 256, 3, 3),
+    "bbox_head.retina_cls.weight": (720, 256, 3, 3),
 }
 
 
@@ -247,7 +246,7 @@ def test_other_networks_fit_no_known_model() -> None:
     resnet = {name.removeprefix("backbone."): tensor for name, tensor in backbone.items()}
     others = {
         "conv1.weight (64, 3, 7, 7) is unknown": resnet | zeros({"fc.weight": (1000, 2048)}),
-        "bbox_head.head_convs.0.conv.weight (256, 256, 3, 3) is unknown": backbone | zeros(YOLACT),
+        "bbox_head.retina_cls.weight (720, 256, 3, 3) is unknown": backbone | zeros(RETINANET),
         "backbone.conv1.weight (64, 3, 7, 7) is missing": {},
         "weight (5,) is unknown": zeros({"weight": (5,)}),
     }
@@ -257,12 +256,29 @@ def test_other_networks_fit_no_known_model() -> None:
         assert problem in message
 
 
-def test_yolact_of_mmdet_fits_no_known_model(kit: Any) -> None:
-    for model in ("yolact_r50", "yolact_r101"):
-        tensors = zeros(json.loads((kit / "state_dicts" / f"{model}.json").read_text()))
-        state_dict = {ours: tensors[name] for name, ours in our_names(tensors).items()}
-        message = refusal(state_dict)
-        assert "fits no known model" in message and "bbox_head.conv_cls.weight (243, 256, 3, 3)" in message
+@pytest.mark.parametrize("name", ["yolact_r50", "yolact_r101", "yolact_author_r50", "yolact_author_r101"])
+def test_yolact_is_told_from_its_tensors(name: str) -> None:
+    config = PRESETS[name]
+    assert infer_config(weightless(config.architecture)) == replace(config, categories=categories.unnamed(80))
+
+
+@pytest.mark.parametrize("model", ["yolact_r50", "yolact_r101"])
+def test_mmdets_names_and_shapes_of_yolact(model: str, kit: Any) -> None:
+    tensors = zeros(json.loads((kit / "state_dicts" / f"{model}.json").read_text()))
+    state_dict = {ours: tensors[name] for name, ours in our_names(tensors).items()}
+    expected = build_network(PRESETS[model].architecture, device="meta").state_dict()
+    assert {name: tensor.shape for name, tensor in state_dict.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    assert infer_config(state_dict).architecture == PRESETS[model].architecture
+
+
+def test_absurd_sizes_of_yolact_are_refused_at_once() -> None:
+    state_dict = weightless(PRESETS["yolact_r50"].architecture)
+    for part in ("weight", "bias"):
+        tensor = state_dict[f"bbox_head.conv_cls.{part}"]
+        state_dict[f"bbox_head.conv_cls.{part}"] = torch.zeros(()).expand(2**40, *tensor.shape[1:])
+    assert "is of a model with num_classes=" in refusal(state_dict)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import HEADS
+from conftest import HEADS, small_config
 from test_segmenter import assert_equal, pictures
 
 from solo_infer import SOLO, Thresholds, fast_path
@@ -273,7 +273,7 @@ def test_compiled_models_share_weights_and_find_the_same(small_model, photo, mon
 
 @torch.no_grad()
 def test_a_compiled_branch_is_the_branch():
-    plain = branch(32, 32, 2)
+    plain = branch(small_config("solo").architecture)
     compiled = CompiledBranch(plain, {"backend": "eager"})
     maps = [torch.randn(1, 32, side, side) for side in (6, 9)]
     for found, expected in zip(through(compiled, maps), through(plain, maps), strict=True):

@@ -8,9 +8,9 @@ from conftest import DATA
 from solo_infer import procedural
 from solo_infer.config import find_preset
 from solo_infer.models import build_network
-from solo_infer.models.objective import _instances
+from solo_infer.models.objective import learned_instances
 from solo_infer.ops.targets import assign_targets
-from solo_infer.verify import MODELS
+from solo_infer.verify import SOLO_MODELS
 from solo_infer.weights.keymaps import mmdet_name
 
 CASES = {"both": (14, 9), "second_empty": (14, 0), "both_empty": (0, 0)}
@@ -47,7 +47,7 @@ def training_network(model):
     return network
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SOLO_MODELS)
 def test_mmdets_losses_and_gradients(model):
     network = training_network(model)
     images = torch.from_numpy(procedural.input_tensor("tensor_2x320x256", (2, 3, 320, 256), list(SIZES)))
@@ -74,13 +74,13 @@ def test_mmdets_losses_and_gradients(model):
         assert all(p.grad is not None for p in parameters.values() if p.requires_grad)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SOLO_MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_mmdets_targets(model, case):
     config = find_preset(model).architecture
     with np.load(DATA / f"losses__{model}.npz") as golden:
         for image in range(2):
-            instances = _instances(ground_truth(case, image), (320, 256))
+            instances = learned_instances(ground_truth(case, image), (320, 256))
             found = assign_targets(instances, config.num_grids, config.strides, config.scale_ranges, 80)
             for level, target in enumerate(found):
                 key = f"{case}/img{image}_level{level}"

@@ -22,10 +22,12 @@ from solo_infer.weights.manifest import (
     manifest_path,
     unknown_model_message,
 )
+from solo_infer.yolact_config import YOLACT_HEADS
 
 ENTRIES = [entry for entry in load_manifest().values() if entry.name != EMBEDDED_MODEL]
 OPENMMLAB = [entry for entry in ENTRIES if entry.origin == "OpenMMLab"]
 AUTHORS = [entry for entry in ENTRIES if entry.origin == "SOLO authors"]
+YOLACT_AUTHOR = [entry for entry in ENTRIES if entry.origin == "YOLACT author"]
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 # Mask AP in percent, and the eight digits, as published.
@@ -42,13 +44,19 @@ PUBLISHED = {
     "authors_decoupled_r50_3x": (36.4, ""),
     "authors_decoupled_r101_3x": (37.9, ""),
     "authors_decoupled_light_r50_3x": (33.0, ""),
+    "authors_decoupled_light_dcn_r50_3x": (35.0, ""),
+    "yolact_r50": (29.0, "f38d58df"),
+    "yolact_r101": (30.4, "4cbe9101"),
+    "authors_yolact_r50": (28.2, ""),
+    "authors_yolact_r101": (29.8, ""),
+    "authors_yolact_r101_700": (31.2, ""),
 }
 
 
 def test_names_and_their_order() -> None:
     assert available_models() == list(load_manifest()) == [*PUBLISHED, EMBEDDED_MODEL]
     assert {entry.name: (entry.mask_ap, entry.sha256) for entry in ENTRIES} == PUBLISHED
-    assert len(OPENMMLAB) == 5 and len(AUTHORS) == 7
+    assert (len(OPENMMLAB), len(AUTHORS), len(YOLACT_AUTHOR)) == (7, 8, 3)
     assert DEFAULT_MODEL in load_manifest()
     best = max((entry for entry in ENTRIES if entry.commercial_use), key=lambda entry: entry.mask_ap)
     assert best.name == DEFAULT_MODEL
@@ -63,9 +71,9 @@ def test_file_names_are_unique_and_plain() -> None:
 @every_entry
 def test_entry_is_consistent(entry: manifest.ManifestEntry) -> None:
     architecture = PRESETS[entry.preset].architecture
-    assert entry.family == architecture.head in HEADS
+    assert entry.family == architecture.head in (*HEADS, *YOLACT_HEADS)
     assert ("r101" in entry.name) == (architecture.backbone == "resnet101")
-    assert entry.family.startswith("solo") or "decoupled" in entry.name
+    assert entry.family.split("_")[0] in entry.name
     assert re.fullmatch(r"(?:[0-9a-f]{8,64})?", entry.sha256)
     assert entry.size is None or entry.size > 10_000_000
     assert entry.licence and entry.sources
@@ -77,8 +85,9 @@ def test_entry_of_openmmlab(entry: manifest.ManifestEntry) -> None:
     (source,) = entry.sources
     address = urlsplit(source.address)
     assert (source.kind, address.scheme, address.hostname) == ("url", "https", "download.openmmlab.com")
-    folder = entry.filename.split("_2021")[0]
-    assert address.path == f"/mmdetection/v2.0/solo/{folder}/{entry.filename}"
+    folder = re.split("_202[01]", entry.filename)[0]
+    home = "yolact" if entry.family == "yolact" else "solo"
+    assert address.path == f"/mmdetection/v2.0/{home}/{folder}/{entry.filename}"
     assert entry.licence == "Apache-2.0" and entry.commercial_use
 
 
@@ -90,6 +99,16 @@ def test_entry_of_the_authors(entry: manifest.ManifestEntry) -> None:
     assert source == Source("hub", repo="xinlongwang/SOLO", filename=entry.filename)
     assert source.address == f"https://huggingface.co/xinlongwang/SOLO/resolve/main/{entry.filename}"
     assert not entry.commercial_use and "non-commercial" in entry.licence
+
+
+@pytest.mark.parametrize("entry", YOLACT_AUTHOR, ids=lambda entry: entry.name)
+def test_entry_of_yolacts_author(entry: manifest.ManifestEntry) -> None:
+    (source,) = entry.sources
+    his_name = entry.filename.split("_")[1]
+    assert source == Source("hub", repo=f"dbolya/yolact-{his_name}", filename=entry.filename)
+    assert entry.commercial_use and entry.licence == "MIT"
+    side = 700 if his_name == "im700" else 550
+    assert PRESETS[entry.preset].preprocessing.short_side == side
 
 
 def test_entry_by_name() -> None:

@@ -16,10 +16,14 @@ from solo_infer import postprocessing
 from solo_infer.ops import bits
 from solo_infer.preprocessing import Geometry, plan, prepare
 from solo_infer.procedural import input_tensor
-from solo_infer.verify import MODELS, check_model
+from solo_infer.verify import MODELS, SOLO_MODELS, check_model
 from solo_infer.weights.keymaps import mmdet_name
 
-GOLDENS = sorted(path.stem for model in MODELS for path in (KIT / "goldens").glob(f"{model}__*.npz"))
+YOLACT_MODELS = ("yolact_r50", "yolact_r101")
+GOLDENS, YOLACT_GOLDENS = (
+    sorted(path.stem for model in models for path in (KIT / "goldens").glob(f"{model}__*.npz"))
+    for models in (SOLO_MODELS, YOLACT_MODELS)
+)
 
 
 def assert_detections(golden, image, scores, labels, masks):
@@ -41,7 +45,10 @@ def assert_result(golden, result):
 @pytest.mark.parametrize("model", MODELS)
 def test_photo_to_masks(model, procedural, photo_path):
     with np.load(DATA / f"photo__{model}.npz") as golden:
-        assert_result(golden, procedural(model)(photo_path))
+        result = procedural(model)(photo_path)
+        assert_result(golden, result)
+        if model not in SOLO_MODELS:
+            assert_boxes(golden, 0, result)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -56,7 +63,7 @@ def test_network_input_is_equal_to_the_last_bit(model, procedural, photo):
 @pytest.mark.parametrize("model", MODELS)
 def test_tensor_to_masks(model):
     checks = list(check_model(model, torch.device("cpu"), torch.float32))
-    assert len(checks) == 6
+    assert len(checks) == (6 if model in SOLO_MODELS else 9)
     assert all(check.passed for check in checks), checks
 
 
@@ -78,6 +85,50 @@ def test_full_golden(name, kit, procedural):
         assert abs(len(candidates.cells) - int(golden[f"img{image}_num_candidates"])) <= 1
         masks = bits.unpack(found.packed_masks, geometry.original[1]).numpy()
         assert_detections(golden, image, found.scores.numpy(), found.labels.numpy(), masks)
+
+
+@pytest.mark.parametrize("name", YOLACT_GOLDENS or ["no kit"])
+def test_full_golden_of_yolact(name, kit, procedural):
+    model, case = name.split("__")
+    segmenter = procedural(model)
+    with np.load(kit / "goldens" / f"{name}.npz") as file:
+        golden = dict(file)
+    inputs, geometries = golden_input(golden, case, kit, segmenter.config.preprocessing)
+    assert zlib.crc32(inputs.numpy().tobytes()) == int(golden["input_crc32"])
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    thresholds = segmenter.config.thresholds
+    with torch.no_grad():
+        network = segmenter.inference_network
+        maps = network.backbone(inputs)
+        levels, found, prototypes = network(inputs)
+        detections = segmenter._detect(levels, found, prototypes, geometries, thresholds)
+        scores = segmenter.class_scores(inputs)
+    for part, features in (("backbone", maps), ("fpn", levels)):
+        for level, feature in enumerate(features):
+            assert_sampled(golden, f"{part}{level}", feature, 1e-4)
+    assert_sampled(golden, "proto", prototypes, 2e-4)
+    for image, (result, geometry) in enumerate(zip(detections, geometries, strict=True)):
+        candidates = int((scores[image] > thresholds.score_thr).sum())
+        assert abs(candidates - int(golden[f"img{image}_num_candidates"])) <= 1
+        masks = bits.unpack(result.packed_masks, geometry.original[1]).numpy()
+        assert_detections(golden, image, result.scores.numpy(), result.labels.numpy(), masks)
+        assert_boxes(golden, image, result)
+
+
+def assert_sampled(golden, name, feature, tolerance):
+    assert tuple(feature.shape) == tuple(golden[f"{name}_shape"])
+    values = feature.contiguous().flatten()[torch.from_numpy(golden[f"{name}_index"])].numpy()
+    assert np.abs(values - golden[f"{name}_value"]).max() <= tolerance * golden[f"{name}_std"]
+
+
+def assert_boxes(golden, image, result):
+    """Pair the boxes of equal label and near score that lie nearest, and compare them."""
+    scores, labels, boxes = result.scores.numpy(), result.labels.numpy(), result.boxes.numpy()
+    for score, label, box in zip(
+        *(golden[f"img{image}_{key}"] for key in ("scores", "labels", "boxes")), strict=True
+    ):
+        options = boxes[(labels == label) & (np.abs(scores - score) <= 1e-4)]
+        assert np.abs(options - box).max(axis=1).min() <= 0.05
 
 
 def golden_input(golden, case, kit, config):
@@ -124,7 +175,7 @@ def test_the_kits_weights_are_ours(kit):
 
     for line in (kit / "README.md").read_text().splitlines():
         columns = [column.strip(" `") for column in line.split("|")]
-        if len(columns) == 6 and columns[1] in MODELS:
+        if len(columns) == 6 and columns[1] in procedural.CALIBRATION:
             weights = procedural.state_dict(columns[1])
             by_name = {mmdet_name(name): tensor for name, tensor in weights.items()}
             assert crc_in_mmdets_order(by_name, kit, columns[1]) == columns[4]

@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
 TRAINER = ROOT / "examples" / "train_tiny.py"
-USED = {"decoupled_r50_3x": "decoupled_r50", "decoupled_light_r50_3x": "decoupled_light_r50"}
+USED = {
+    "decoupled_r50_3x": "decoupled_r50",
+    "decoupled_light_r50_3x": "decoupled_light_r50",
+    "yolact_r50": "yolact_r50",
+}
 
 
 @pytest.fixture(scope="module")

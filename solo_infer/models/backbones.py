@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+from solo_infer.models.deformable import DeformableConv
 
 RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
@@ -27,6 +31,13 @@ class ResNet(TorchvisionResNet):
     def __init__(self, name: str) -> None:
         super().__init__(Bottleneck, list(RESNET_BLOCKS[name]), num_classes=1)
         del self.avgpool, self.fc
+
+    def make_deformable(self, stages: Sequence[int]) -> None:
+        """Make the 3x3 convolutions of some of the stages 1 to 4 deformable, with weights of their own."""
+        for stage in stages:
+            for block in getattr(self, f"layer{stage}"):
+                conv = block.conv2
+                block.conv2 = DeformableConv(conv.in_channels, conv.out_channels, conv.stride[0])
 
     def train(self, mode: bool = True) -> ResNet:
         """Switch the mode of everything but BatchNorm, which keeps its statistics."""

@@ -62,7 +62,7 @@ def _fused_operators_work(dtype: torch.dtype) -> bool:
 
 
 def _convolution_relu(conv: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(conv, nn.Conv2d) and conv.groups == 1:
+    if type(conv) is nn.Conv2d and conv.groups == 1:
         return _fused_relu(conv, x)
     return F.relu(conv(x), inplace=True)
 

@@ -93,7 +93,7 @@ def inference_twin(network: _Module) -> _Module:
             parent.add_module("gn", GroupNormReLU(parent.gn))
             parent.add_module("activate", nn.Identity())
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and _is_wide(child):
+            if type(child) is nn.Conv2d and _is_wide(child):
                 setattr(parent, name, WideConv(child))
     first = next(twin.parameters())
     if can_fuse(first.device, first.dtype):

@@ -46,12 +46,12 @@ def solo_losses(network: SOLONetwork, images: Tensor, targets: list[Target] | No
         ConfigError: The targets do not fit the images or the classes.
     """
     config, head = network.config, network.mask_head
-    _check(targets, images, config.num_classes)
+    check_targets(targets, images, config.num_classes)
     assert targets is not None
     size = (images.shape[-2], images.shape[-1])
     assigned = [
         assign_targets(
-            _instances(target, size),
+            learned_instances(target, size),
             config.num_grids,
             config.strides,
             config.scale_ranges,
@@ -60,7 +60,7 @@ def solo_losses(network: SOLONetwork, images: Tensor, targets: list[Target] | No
         for target in targets
     ]
     levels = network.features(images)
-    count, share = _whole_batch(
+    count, share = whole_batch(
         sum(len(level.positive) for image in assigned for level in image), images.device
     )
     logits = torch.cat([part.flatten(2) for part in head.class_logits(levels)], dim=2)
@@ -80,8 +80,8 @@ def solo_losses(network: SOLONetwork, images: Tensor, targets: list[Target] | No
     }
 
 
-def _whole_batch(count: int, device: torch.device) -> tuple[float, float]:
-    """Return the positive cells of all processes' images and the share of a process in the batch."""
+def whole_batch(count: int, device: torch.device) -> tuple[float, float]:
+    """Return a number summed over all processes, and the share of a process in the batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return float(count), 1.0
     total = torch.tensor(float(count), device=device)
@@ -117,19 +117,26 @@ def _level_dice(
     losses = []
     for index, image in enumerate(having):
         for part in head.split_cells(cells[image]):
-            losses.append(dice_losses(maps.level_scores(index, part), parts[image].masks))
+            scores = maps.level_scores(index, part)
+            losses.append(dice_losses(scores, _cut_or_padded(parts[image].masks, scores.shape[1:])))
     return losses
 
 
-def _instances(target: Target, size: tuple[int, int]) -> Instances:
+def _cut_or_padded(masks: Tensor, size: torch.Size) -> Tensor:
+    """Return masks (k, h, w) of a size that differs by a few pixels if the input is no multiple of 32."""
+    return pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
+
+
+def learned_instances(target: Target, size: tuple[int, int]) -> Instances:
     """Return the instances that are learned, their masks padded to the network input."""
     masks = target["masks"].bool()
     masks = pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
-    single = ~_crowd(target)
+    single = ~crowds(target)
     return Instances(target["boxes"].float()[single], target["labels"][single], masks[single])
 
 
-def _crowd(target: Target) -> Tensor:
+def crowds(target: Target) -> Tensor:
+    """Return which of the instances (n,) of a target are crowd regions."""
     crowd = target.get("iscrowd")
     return torch.zeros_like(target["labels"], dtype=torch.bool) if crowd is None else crowd.bool()
 
@@ -142,7 +149,7 @@ def _ignored(target: Target, num_grids: tuple[int, ...], classes: int, size: tup
         unlabelled[:] = True
         unlabelled[target["labelled"]] = False
     ignored = [unlabelled.repeat(grid * grid, 1) for grid in num_grids]
-    for index in torch.nonzero(_crowd(target)).flatten():
+    for index in torch.nonzero(crowds(target)).flatten():
         mask, label = target["masks"][index].bool(), target["labels"][index]
         for grid, cells in zip(num_grids, ignored, strict=True):
             cells[:, label] |= _cells_inside(mask, grid, size)
@@ -157,7 +164,8 @@ def _cells_inside(mask: Tensor, grid: int, size: tuple[int, int]) -> Tensor:
     return padded[rows][:, columns].flatten()
 
 
-def _check(targets: list[Target] | None, images: Tensor, classes: int) -> None:
+def check_targets(targets: list[Target] | None, images: Tensor, classes: int) -> None:
+    """Raise ConfigError if targets do not fit images (N, 3, H, W) or the number of classes."""
     if targets is None or len(targets) != len(images):
         given = "none" if targets is None else len(targets)
         raise ConfigError(f"Train mode needs a target for each of the {len(images)} images, got {given}.")

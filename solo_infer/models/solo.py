@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from solo_infer.config import LITE0, Architecture
 from solo_infer.models.backbones import ResNet
+from solo_infer.models.deformable import DeformableConv
 from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
@@ -49,11 +50,14 @@ class MaskMaps(Protocol):
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution without bias, GroupNorm, ReLU; sub-modules are named as in mmdet's ConvModule."""
+    """3x3 convolution, GroupNorm, ReLU; sub-modules are named as in mmdet's ConvModule."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bias: bool, deformable: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        if deformable:
+            self.conv: nn.Conv2d = DeformableConv(in_channels, out_channels, bias=bias)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.gn = nn.GroupNorm(GROUPS, out_channels)
         self.activate = nn.ReLU(inplace=True)
 
@@ -64,10 +68,16 @@ class ConvBlock(nn.Sequential):
         return [self.activate(self.gn(x)) for x in found]
 
 
-def branch(in_channels: int, channels: int, depth: int) -> nn.Sequential:
-    """Return ``depth`` blocks in a row, of which the first reads ``in_channels``."""
-    widths = [in_channels] + [channels] * (depth - 1)
-    return nn.Sequential(*(ConvBlock(width, channels) for width in widths))
+def branch(config: Architecture, coordinate_channels: int = 0) -> nn.Sequential:
+    """Return a branch of the head: ``stacked_convs`` blocks in a row."""
+    width, depth = config.head_channels, config.stacked_convs
+    widths = [config.pyramid_channels + coordinate_channels] + [width] * (depth - 1)
+    deformable = [False] * (depth - 1) + [config.deformable_head]
+    blocks = (
+        ConvBlock(channels, width, config.head_bias, moves)
+        for channels, moves in zip(widths, deformable, strict=True)
+    )
+    return nn.Sequential(*blocks)
 
 
 def through(blocks: nn.Sequential, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -124,7 +134,7 @@ class SOLOHead(nn.Module, ABC):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.num_grids = config.num_grids
-        self.cls_convs = branch(config.pyramid_channels, config.head_channels, config.stacked_convs)
+        self.cls_convs = branch(config)
         self.conv_cls = nn.Conv2d(config.head_channels, config.num_classes, 3, padding=1)
 
     def class_logits(self, levels: list[Tensor]) -> list[Tensor]:
@@ -153,7 +163,7 @@ class PlainHead(SOLOHead):
     def __init__(self, config: Architecture) -> None:
         super().__init__(config)
         width = config.head_channels
-        self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
+        self.mask_convs = branch(config, coordinate_channels=2)
         self.conv_mask_list = nn.ModuleList(nn.Conv2d(width, grid**2, 1) for grid in self.num_grids)
 
     def mask_towers(self, features: list[Tensor]) -> list[Tensor]:
@@ -205,8 +215,8 @@ class DecoupledHead(SOLOHead):
     def __init__(self, config: Architecture) -> None:
         super().__init__(config)
         width = config.head_channels
-        self.mask_convs_x = branch(config.pyramid_channels + 1, width, config.stacked_convs)
-        self.mask_convs_y = branch(config.pyramid_channels + 1, width, config.stacked_convs)
+        self.mask_convs_x = branch(config, coordinate_channels=1)
+        self.mask_convs_y = branch(config, coordinate_channels=1)
         self.conv_mask_list_x = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
         self.conv_mask_list_y = nn.ModuleList(axis_conv(width, grid) for grid in self.num_grids)
 
@@ -235,8 +245,7 @@ class DecoupledLightHead(DecoupledHead):
     def __init__(self, config: Architecture) -> None:
         super().__init__(config)
         del self.mask_convs_x, self.mask_convs_y
-        width = config.head_channels
-        self.mask_convs = branch(config.pyramid_channels + 2, width, config.stacked_convs)
+        self.mask_convs = branch(config, coordinate_channels=2)
 
     def mask_towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the mask branch on some levels: each (N, C, h, w) to the same (N, C', h, w) twice."""
@@ -319,11 +328,17 @@ _HEADS: dict[str, Callable[[Architecture], SOLOHead]] = {
 class SOLONetwork(nn.Module):
     """Backbone, feature pyramid and one of the three heads."""
 
+    losses = ("loss_cls", "loss_mask")  # of train mode
+
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
         self.backbone = EfficientNetLite0() if config.backbone == LITE0 else ResNet(config.backbone)
-        self.neck = FeaturePyramid(self.backbone.out_channels, config.pyramid_channels)
+        if isinstance(self.backbone, ResNet):
+            self.backbone.make_deformable(config.deformable_stages)
+        self.neck = FeaturePyramid(
+            self.backbone.out_channels, config.pyramid_channels, config.extra_level == "conv"
+        )
         self.mask_head = _HEADS[config.head](config)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -341,6 +356,10 @@ class SOLONetwork(nn.Module):
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
         """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""
         return self.mask_head.mask_maps(levels, cells)
+
+    def class_rows(self, labels: Sequence[int]) -> dict[str, list[int]]:
+        """Return the output channels of each layer that a network of only these classes has, in its order."""
+        return {"mask_head.conv_cls": list(labels)}
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Run the network on normalised images (N, 3, H, W).
@@ -360,9 +379,3 @@ class SOLONetwork(nn.Module):
             return solo_losses(self, images, targets)
         levels = self.features(images)
         return levels, self.class_scores(levels)
-
-
-def build_network(config: Architecture, device: str = "cpu") -> SOLONetwork:
-    """Build a network in eval mode; ``device="meta"`` allocates nothing, for weights to be assigned."""
-    with torch.device(device):
-        return SOLONetwork(config).eval()

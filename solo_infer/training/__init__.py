@@ -16,13 +16,21 @@ from solo_infer.training.bodies import load_body
 from solo_infer.training.dataset import CocoDataset, union
 from solo_infer.training.fine_tuning import CocoFiles, Validation, fine_tune
 from solo_infer.training.loop import Batches, TrainingError, fit
-from solo_infer.training.recipe import FINE_TUNE, PUBLISHED_1X, PUBLISHED_3X, RECIPES, Recipe
+from solo_infer.training.recipe import (
+    FINE_TUNE,
+    PUBLISHED_1X,
+    PUBLISHED_3X,
+    PUBLISHED_YOLACT,
+    RECIPES,
+    Recipe,
+)
 from solo_infer.training.start import fresh_model, with_classes
 
 __all__ = [
     "FINE_TUNE",
     "PUBLISHED_1X",
     "PUBLISHED_3X",
+    "PUBLISHED_YOLACT",
     "RECIPES",
     "Batches",
     "CocoDataset",

@@ -79,6 +79,24 @@ class ResizeRange:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Scale to a square, whatever the ratio, as YOLACT sees its images.
+
+    Attributes:
+        side: In pixels.
+    """
+
+    side: int = 550
+
+    def __post_init__(self) -> None:
+        Preprocessing(short_side=self.side, long_side=self.side)
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        """Return the scaled sample."""
+        return resize(sample, self.side, self.side)
+
+
+@dataclass(frozen=True)
 class Flip:
     """Mirror left and right.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solo_infer.config import LITE0
 from solo_infer.errors import CheckpointError
-from solo_infer.models import SOLONetwork
+from solo_infer.models import Network
 from solo_infer.models.efficientnet_lite import _STAGES
 from solo_infer.weights.pickles import read_pickled
 
@@ -23,7 +23,7 @@ _PARTS = {
 }
 
 
-def load_body(network: SOLONetwork, path: Path) -> None:
+def load_body(network: Network, path: Path) -> None:
     """Load the body of a network from an ImageNet classifier's checkpoint.
 
     Args:
@@ -37,7 +37,9 @@ def load_body(network: SOLONetwork, path: Path) -> None:
     tensors: dict[str, Tensor] = read_pickled(path)
     if network.config.backbone == LITE0:
         tensors = {_lite0_name(name): tensor for name, tensor in tensors.items()}
-    expected = network.backbone.state_dict()
+    own = network.backbone.state_dict()
+    # A classifier knows no offsets of deformable convolutions: they stay what they are.
+    expected = {name: slot for name, slot in own.items() if ".conv_offset." not in name}
     wrong = [
         name for name, slot in expected.items() if name not in tensors or tensors[name].shape != slot.shape
     ]
@@ -46,7 +48,7 @@ def load_body(network: SOLONetwork, path: Path) -> None:
             f"{path} is no {network.config.backbone} classifier: {len(wrong)} tensors are missing or of "
             f"another shape, first {wrong[:3]}."
         )
-    network.backbone.load_state_dict({name: tensors[name] for name in expected})
+    network.backbone.load_state_dict({**own, **{name: tensors[name] for name in expected}})
 
 
 def _lite0_name(name: str) -> str:

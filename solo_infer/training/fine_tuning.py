@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from solo_infer.base import Segmenter
 from solo_infer.coco_metrics import DEFAULT_MAX_DETECTIONS
 from solo_infer.config import ModelConfig
 from solo_infer.errors import ConfigError
 from solo_infer.evaluation import evaluate, evaluate_shard, score_shards
-from solo_infer.segmenter import SOLO
+from solo_infer.segmenter import make_model
 from solo_infer.training.batches import DatasetBatches
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.loop import fit
@@ -54,7 +55,7 @@ class Validation:
     classes: Sequence[str] | None = None
     max_detections: Sequence[int] = DEFAULT_MAX_DETECTIONS
 
-    def __call__(self, model: SOLO) -> dict[str, float]:
+    def __call__(self, model: Segmenter) -> dict[str, float]:
         """Return the COCO metrics, AP first; {} in all processes but the first."""
         images, annotations = self.data.images, self.data.annotations
         chosen = {"classes": self.classes, "max_detections": self.max_detections}
@@ -70,7 +71,7 @@ class Validation:
 
 
 def fine_tune(
-    model: SOLO,
+    model: Segmenter,
     data: CocoFiles,
     output: Path,
     recipe: Recipe = FINE_TUNE,
@@ -126,7 +127,7 @@ def fine_tune(
         by_orientation=recipe.augment != "jitter",
     )
     start = with_classes(model, dataset.categories, recipe.seed)
-    start = SOLO(_finding(start.config, max(max_detections)), start.network)
+    start = make_model(_finding(start.config, max(max_detections)), start.network)
     check = None
     if validation is not None:
         check = Validation(validation, output / SHARDS_NAME, dataset.classes, max_detections)

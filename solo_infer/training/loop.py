@@ -21,10 +21,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from solo_infer._files import write_text
+from solo_infer.base import Segmenter
 from solo_infer.device import resolve_device
 from solo_infer.errors import ConfigError, SoloInferError
 from solo_infer.models.objective import Target
-from solo_infer.segmenter import SOLO
 from solo_infer.training import state
 from solo_infer.training.recipe import Recipe
 from solo_infer.training.records import Record, Scores, plot_run
@@ -56,13 +56,13 @@ class Batches(Protocol):
 
 
 def fit(
-    model: SOLO,
+    model: Segmenter,
     batches: Batches,
     output: Path,
     recipe: Recipe,
     *,
     device: str | torch.device | None = None,
-    evaluate: Callable[[SOLO], dict[str, float]] | None = None,
+    evaluate: Callable[[Segmenter], dict[str, float]] | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -132,7 +132,7 @@ class _Run:
     """A training run: its network, optimiser, average and place."""
 
     def __init__(
-        self, model: SOLO, batches: Batches, output: Path, recipe: Recipe, device: torch.device
+        self, model: Segmenter, batches: Batches, output: Path, recipe: Recipe, device: torch.device
     ) -> None:
         self.model, self.batches, self.output, self.recipe, self.device = (
             model,
@@ -162,7 +162,7 @@ class _Run:
         """Iterations of the whole run."""
         return min(self.recipe.epochs, self.recipe.last_epoch or self.recipe.epochs) * len(self.batches)
 
-    def train(self, evaluate: Callable[[SOLO], dict[str, float]] | None, progress: bool) -> None:
+    def train(self, evaluate: Callable[[Segmenter], dict[str, float]] | None, progress: bool) -> None:
         """Run what is left of all epochs."""
         from tqdm import tqdm
 
@@ -170,7 +170,7 @@ class _Run:
         if is_first_process():
             self.output.mkdir(parents=True, exist_ok=True)
             write_text(self.output / "recipe.json", self.recipe.to_json())
-            record = Record(self.output, self.iteration, self.total)
+            record = Record(self.output, self.iteration, self.total, self.network.losses)
             self.scores = Scores(self.output, self.iteration)
         shown = None if progress and is_first_process() else True
         with tqdm(total=self.total, initial=self.iteration, unit="it", disable=shown) as bar:
@@ -217,7 +217,7 @@ class _Run:
         dtype = torch.bfloat16 if self.recipe.autocast == "bfloat16" else torch.float16
         with torch.autocast(self.device.type, dtype=dtype, enabled=autocast):
             losses = self.trained(images, targets)
-        loss = losses["loss_cls"] + losses["loss_mask"]
+        loss = torch.stack(list(losses.values())).sum()
         values = {name: _mean_over_processes(value) for name, value in [*losses.items(), ("loss", loss)]}
         if not math.isfinite(values["loss"]):
             raise TrainingError(
@@ -234,7 +234,7 @@ class _Run:
             self.average.update(self.network.state_dict(), self.iteration + 1)
         return {**values, "grad_norm": float(norm)}
 
-    def _evaluate(self, evaluate: Callable[[SOLO], dict[str, float]]) -> None:
+    def _evaluate(self, evaluate: Callable[[Segmenter], dict[str, float]]) -> None:
         """Evaluate the weights that are saved; all processes take part."""
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         if self.average:

@@ -7,10 +7,12 @@ from solo_infer.training.augment import (
     Augmentation,
     ColourJitter,
     CopyPaste,
+    Crop,
     Flip,
     LargeScaleJitter,
     ResizeChoice,
     Step,
+    Stretch,
 )
 from solo_infer.training.recipe import Recipe
 
@@ -18,14 +20,23 @@ _SHORT_SIDES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # 800, 768, ... 640 of 800 (m
 
 
 def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
-    """Return what changes the training images of a model, as ``Recipe.augment`` names it."""
+    """Return what changes the training images of a model, as ``Recipe.augment`` names it.
+
+    A model that does not keep the ratio of sides learns from stretched images; "multiscale" cuts windows out
+    of them (as the crops of mmdet's YOLACT do), for its input has one size.
+    """
     short, long = preprocessing.short_side, preprocessing.long_side
     if recipe.augment == "jitter":
         side = window(recipe, preprocessing)
         least, greatest = (scale * long / side for scale in recipe.scales)
         colours = ColourJitter(brightness=20.0, contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=8.0)
         pasting = CopyPaste(recipe.copy_paste) if recipe.copy_paste else None
-        return Augmentation((colours, Flip(), LargeScaleJitter(side, (least, greatest))), pasting)
+        shape: tuple[Step, ...] = () if preprocessing.keep_ratio else (Stretch(short),)
+        return Augmentation((colours, Flip(), *shape, LargeScaleJitter(side, (least, greatest))), pasting)
+    if not preprocessing.keep_ratio:
+        cut: tuple[Step, ...] = (Crop(),) if recipe.augment == "multiscale" else ()
+        mirrored: tuple[Step, ...] = () if recipe.augment == "none" else (Flip(),)
+        return Augmentation((*cut, Stretch(short), *mirrored))
     factors = _SHORT_SIDES if recipe.augment == "multiscale" else (1.0,)
     steps: list[Step] = [ResizeChoice(tuple(max(round(short * factor), 1) for factor in factors), long)]
     if recipe.augment != "none":

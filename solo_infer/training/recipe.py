@@ -143,4 +143,15 @@ FINE_TUNE = Recipe(
     augment="jitter",
     scales=(0.6, 1.6),
 )
-RECIPES = {"finetune": FINE_TUNE, "1x": PUBLISHED_1X, "3x": PUBLISHED_3X}
+# mmdet's schedule of YOLACT (configs/yolact); its expanding and cutting of images is nearest to "jitter".
+PUBLISHED_YOLACT = Recipe(
+    epochs=55,
+    batch_size=8,
+    lr=1e-3,
+    weight_decay=5e-4,
+    milestones=(20, 42, 49, 52),
+    freeze_stem=False,
+    augment="jitter",
+    scales=(0.4, 1.6),
+)
+RECIPES = {"finetune": FINE_TUNE, "1x": PUBLISHED_1X, "3x": PUBLISHED_3X, "yolact": PUBLISHED_YOLACT}

@@ -19,19 +19,12 @@ logger = logging.getLogger(__name__)
 
 CSV_NAME, SCORES_NAME, PLOT_NAME = "training.csv", "evaluation.csv", "training.png"
 BOARD_NAME = "tensorboard"
-COLUMNS = (
-    "epoch",
-    "iteration",
-    "lr",
-    "eta",
-    "time",
-    "data_time",
-    "memory",
-    "loss_cls",
-    "loss_mask",
-    "loss",
-    "grad_norm",
-)
+_COLUMNS = ("epoch", "iteration", "lr", "eta", "time", "data_time", "memory")  # before the losses
+
+
+def columns(losses: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of a run's csv whose network has these losses."""
+    return (*_COLUMNS, *losses, "loss", "grad_norm")
 
 
 class Record:
@@ -46,11 +39,12 @@ class Record:
         folder: Of the run; rows after ``iteration`` are dropped, for a resumed run writes them again.
         iteration: Iterations that are done.
         total: Iterations of the whole run.
+        losses: Names of the network's losses.
     """
 
-    def __init__(self, folder: Path, iteration: int, total: int) -> None:
-        self.path, self.total = folder / CSV_NAME, total
-        _drop_rows_after(self.path, iteration, COLUMNS)
+    def __init__(self, folder: Path, iteration: int, total: int, losses: Sequence[str]) -> None:
+        self.path, self.total, self._columns = folder / CSV_NAME, total, columns(losses)
+        _drop_rows_after(self.path, iteration, self._columns)
         self._board = _open_board(folder / BOARD_NAME, iteration)
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -80,10 +74,10 @@ class Record:
             **{name: f"{value:.6g}" for name, value in means.items()},
         }
         with self.path.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, COLUMNS).writerow(row)
-        logger.info("%s", "  ".join(f"{name} {row[name]}" for name in COLUMNS if name in row))
+            csv.DictWriter(stream, self._columns).writerow(row)
+        logger.info("%s", "  ".join(f"{name} {row[name]}" for name in self._columns if name in row))
         if self._board:
-            for name in COLUMNS[2:]:
+            for name in self._columns[2:]:
                 self._board.add_scalar(name, float(row[name]), iteration)
         self._sums, self._count = {}, 0
 
@@ -167,11 +161,12 @@ def plot_run(folder: Path) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     rows = read_rows(folder / CSV_NAME)
-    for name in ("loss", "loss_mask", "loss_cls"):
+    losses = [name for name in reversed(rows[0]) if name.startswith("loss")] if rows else []
+    for name in losses:
         axes.plot([int(row["iteration"]) for row in rows], [float(row[name]) for row in rows], label=name)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=len(losses) or 1, frameon=False)
     if scores := read_rows(folder / SCORES_NAME):
         right = axes.twinx()
         for name, style in zip(list(scores[0])[2:4], ("k-o", "k--o"), strict=False):

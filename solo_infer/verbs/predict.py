@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from solo_infer import _environment
 from solo_infer._arguments import DRAWN_FROM
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
+from solo_infer.verbs.suppression import with_chosen_nms
 from solo_infer.verbs.terminal import WRONG_USAGE, print_text, say
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
+    from solo_infer.base import Segmenter
     from solo_infer.recording import CocoFile, PictureFolder
     from solo_infer.result import Result
-    from solo_infer.segmenter import SOLO
 
 Report = Callable[[str, SoloInferError], None]
 
@@ -91,29 +92,29 @@ def _segment(files: list[str], options: argparse.Namespace, report: Report) -> i
         pictures = PictureFolder(options.output, min_score=drawn_from, boxes=options.boxes, keep=files)
         pictures.make()
     with _coco_file(options, files) as coco:
-        model = _load(options)
+        model = with_chosen_nms(_load(options), options)
         classes = None if options.classes is None else model.config.categories.labels(options.classes)
         results = model.stream(files, batch_size=options.batch_size, on_error=report)
         chosen = (result.filter(classes=classes) for result in _with_progress(results, len(files)))
         return _record(chosen, pictures, coco, drawn_from, report)
 
 
-def _load(options: argparse.Namespace) -> SOLO:
+def _load(options: argparse.Namespace) -> Segmenter:
     """Return the model that was asked for; if none was, the default, or else the one in the package."""
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
     where = {"device": options.device, "dtype": options.dtype}
     if options.model is not None:
-        return SOLO.from_pretrained(options.model, **where)
+        return load_model(options.model, **where)
     try:
-        return SOLO.from_pretrained(DEFAULT_MODEL, **where)
+        return load_model(DEFAULT_MODEL, **where)
     except (DownloadError, OfflineError, CacheError) as error:
         say(
             f"{error}\nsolo-infer: {DEFAULT_MODEL} cannot be had (see above): using the small model "
             f"{EMBEDDED_MODEL!r} that comes with the package. It knows fewer classes and finds less; "
             f"--model {EMBEDDED_MODEL} asks for it without this message."
         )
-        return SOLO.from_pretrained(EMBEDDED_MODEL, **where)
+        return load_model(EMBEDDED_MODEL, **where)
 
 
 def _coco_file(options: argparse.Namespace, files: list[str]) -> CocoFile | nullcontext[None]:

@@ -13,7 +13,7 @@ from solo_infer.errors import ConfigError
 from solo_infer.verbs.terminal import WRONG_USAGE, print_text, say
 
 if TYPE_CHECKING:
-    from solo_infer.segmenter import SOLO
+    from solo_infer.base import Segmenter
     from solo_infer.training.recipe import Recipe
 
 _SETTINGS = ("batch_size", "lr", "autocast", "seed", "workers", "size", "evaluate_every")
@@ -83,22 +83,22 @@ def _read(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: expected finetune, 1x, 3x, or a JSON file of settings such as the recipe.json of a run "
-            f"({error})."
+            f"{path}: expected finetune, 1x, 3x, yolact, or a JSON file of settings such as the recipe.json "
+            f"of a run ({error})."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, expected an object of settings.")
     return content
 
 
-def _start(options: argparse.Namespace) -> SOLO:
+def _start(options: argparse.Namespace) -> Segmenter:
     """Return the model to start from."""
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model, make_model
     from solo_infer.training import fresh_model, load_body
     from solo_infer.weights.checkpoint import read_config
 
     if options.model:
-        model = SOLO.from_pretrained(options.model, device="cpu")
+        model = load_model(options.model, device="cpu")
     else:
         model = fresh_model(read_config(options.config), options.seed or 0)
         if options.body:
@@ -107,4 +107,4 @@ def _start(options: argparse.Namespace) -> SOLO:
         return model
     short, long = options.image_size
     preprocessing = replace(model.config.preprocessing, short_side=short, long_side=long)
-    return SOLO(replace(model.config, preprocessing=preprocessing), model.network)
+    return make_model(replace(model.config, preprocessing=preprocessing), model.network)

@@ -14,7 +14,7 @@ from torch import Tensor
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.weights.fitting import SHOWN, fit, infer_config, quoted, with_names
-from solo_infer.weights.keymaps import our_names
+from solo_infer.weights.keymaps import background_last, is_authors_yolact, our_names
 from solo_infer.weights.pickles import Inert, read_pickled
 
 __all__ = ["Checkpoint", "fit", "infer_config", "read_checkpoint", "read_config"]
@@ -176,4 +176,9 @@ def _in_our_names(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Ten
             both = f"{quoted(file_names[ours])} and {quoted(name)}"
             raise CheckpointError(f"{path} holds a tensor twice: as {both}.")
         file_names[ours] = name
-    return {ours: tensors[name] for ours, name in file_names.items()}, file_names
+    renamed = {ours: tensors[name] for ours, name in file_names.items()}
+    if is_authors_yolact(tensors):
+        for name, tensor in renamed.items():
+            if name.startswith("bbox_head.conv_cls."):
+                renamed[name] = background_last(tensor)
+    return renamed, file_names

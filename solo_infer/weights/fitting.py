@@ -7,23 +7,36 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from solo_infer import categories
 from solo_infer.categories import COCO, Categories
-from solo_infer.config import BACKBONES, LITE0, Architecture, ModelConfig, preset
+from solo_infer.config import (
+    BACKBONES,
+    LITE0,
+    AnyArchitecture,
+    Architecture,
+    ModelConfig,
+    preset,
+    yolact_preset,
+)
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models import build_network
+from solo_infer.models.yolact import SHAPES
 from solo_infer.weights.keymaps import mmdet_name
+from solo_infer.yolact_config import AUTHORS_YOLACT, YOLACT, YolactArchitecture
 
 SHOWN = 5  # keys of each kind named in a refusal
 
 # Far beyond any real model: what keeps a hostile file from making us build one for hours.
 _LIMITS = {"num_classes": 1 << 16, "num_grids": 1 << 10, "stacked_convs": 100}
 
+_BLOCK = r"mask_head\.(?:cls|mask)_convs\w*\.\d+\.conv\."
 _SOLO_HEAD = re.compile(r"mask_head\.(?:cls_convs|conv_cls|mask_convs|conv_mask_list)")
+_YOLACT_HEAD = re.compile(r"bbox_head\.conv_(?:cls|coeff)\.|mask_head\.protonet\.")
 _SAFE_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 _COUNTER = ".num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,7 +49,7 @@ def infer_config(
     path: Path | str = "the file",
     file_names: Mapping[str, str] | None = None,
 ) -> ModelConfig:
-    """Tell head, depth, widths, grids and number of classes from the tensors; the rest is the preset's.
+    """Tell head, depth, widths, grids, classes and variant from the tensors; the rest is the preset's.
 
     Each number is what most of the tensors that show it say, so that ``fit`` can name the odd ones.
 
@@ -47,24 +60,33 @@ def infer_config(
         file_names: For messages, {our name: name in the file}.
 
     Raises:
-        CheckpointError: They are of no SOLO network.
+        CheckpointError: They are of no SOLO or YOLACT network.
     """
-    head = _infer_head(state_dict)
-    base = preset(head, _infer_backbone(state_dict))
-    is_solo = any(_SOLO_HEAD.match(name) for name in state_dict)
-    if not is_solo or not any(name.startswith("backbone.") for name in state_dict):
-        _, problems = _compare(state_dict, base.architecture, file_names or {})
-        raise CheckpointError(
-            f"{path} fits no known model: expected the tensors of SOLO, Decoupled SOLO or Decoupled Light "
-            f"SOLO on {', '.join(BACKBONES)}. Beside {_describe(base.architecture)}: {problems}."
-        )
-    try:
-        architecture = _infer_sizes(state_dict, base.architecture)
-    except ConfigError as error:
-        raise CheckpointError(f"{path} fits no known model: {error}") from error
+    infer = _infer_yolact if any(_YOLACT_HEAD.match(name) for name in state_dict) else _infer_solo
+    base, architecture = infer(state_dict, path, file_names or {})
     _check_limits(architecture, path)
     labels = categories.unnamed(architecture.num_classes)
     return with_names(replace(base, architecture=architecture, categories=labels), names)
+
+
+def _infer_solo(
+    state_dict: Mapping[str, Tensor], path: Path | str, file_names: Mapping[str, str]
+) -> tuple[ModelConfig, Architecture]:
+    """Return the preset that comes nearest, and the architecture that the tensors show."""
+    base = preset(_infer_head(state_dict), _infer_backbone(state_dict))
+    assert isinstance(base.architecture, Architecture)
+    is_solo = any(_SOLO_HEAD.match(name) for name in state_dict)
+    if not is_solo or not any(name.startswith("backbone.") for name in state_dict):
+        _, problems = _compare(state_dict, base.architecture, file_names)
+        raise CheckpointError(
+            f"{path} fits no known model: expected the tensors of SOLO, Decoupled SOLO or Decoupled Light "
+            f"SOLO on {', '.join(BACKBONES)}, or of YOLACT. Beside {_describe(base.architecture)}: "
+            f"{problems}."
+        )
+    try:
+        return base, _infer_sizes(state_dict, base.architecture)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} fits no known model: {error}") from error
 
 
 def with_names(config: ModelConfig, names: tuple[str, ...] | None) -> ModelConfig:
@@ -98,11 +120,34 @@ def _infer_backbone(state_dict: Mapping[str, Tensor]) -> str:
     return "resnet101" if len(blocks) > 14 else "resnet50"  # which have 23 and 6
 
 
+def _infer_yolact(
+    state_dict: Mapping[str, Tensor], path: Path | str, file_names: Mapping[str, str]
+) -> tuple[ModelConfig, YolactArchitecture]:
+    """As ``_infer_solo``; the size of the input shows in no tensor: 550 pixels."""
+    width = max(_length(state_dict, r"neck\..+", 256), 1)
+    extra = state_dict.get("neck.layer_blocks.3.0.weight")
+    from_p5 = extra is not None and extra.ndim == 4 and extra.shape[1] == width
+    base = yolact_preset(AUTHORS_YOLACT if from_p5 else YOLACT, _infer_backbone(state_dict))
+    assert isinstance(base.architecture, YolactArchitecture)
+    rows = _length(state_dict, r"bbox_head\.conv_cls\.\w+", 81 * SHAPES)
+    coefficients = _length(state_dict, r"bbox_head\.conv_coeff\.\w+", 32 * SHAPES)
+    return base, replace(
+        base.architecture,
+        num_classes=max(rows // SHAPES - 1, 1),
+        num_protos=max(coefficients // SHAPES, 1),
+        pyramid_channels=width,
+    )
+
+
+def _length(state_dict: Mapping[str, Tensor], pattern: str, default: int) -> int:
+    """Return the length of most tensors whose whole name matches a pattern."""
+    shown_by = [tensor for name, tensor in state_dict.items() if re.fullmatch(pattern, name)]
+    return _commonest([len(tensor) for tensor in shown_by if tensor.ndim], default)
+
+
 def _infer_sizes(state_dict: Mapping[str, Tensor], base: Architecture) -> Architecture:
     def size(pattern: str, default: int) -> int:
-        shown_by = [tensor for name, tensor in state_dict.items() if re.fullmatch(pattern, name)]
-        sizes = [len(tensor) for tensor in shown_by if tensor.ndim]
-        return _commonest(sizes, default)
+        return _length(state_dict, pattern, default)
 
     grids = []
     for level, usual in enumerate(base.num_grids):
@@ -116,14 +161,39 @@ def _infer_sizes(state_dict: Mapping[str, Tensor], base: Architecture) -> Archit
         stacked_convs=_infer_depth(state_dict, base.stacked_convs),
         pyramid_channels=size(r"neck\..+", base.pyramid_channels),
         head_channels=size(r"mask_head\.\w+\.\d+\.gn\.\w+", base.head_channels),
+        **_infer_variant(state_dict),
     )
+
+
+def _infer_variant(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Tell what a network has beyond the published ones; of its blocks, what most of them have."""
+
+    def count(pattern: str) -> int:
+        return sum(re.fullmatch(pattern, name) is not None for name in state_dict)
+
+    def most_blocks_have(name: str) -> bool:
+        return 2 * count(_BLOCK + name) > count(_BLOCK + "weight")
+
+    stages = [
+        stage
+        for stage in (1, 2, 3, 4)
+        if 2 * count(rf"backbone\.layer{stage}\.\d+\.conv2\.conv_offset\.weight")
+        > count(rf"backbone\.layer{stage}\.\d+\.conv2\.weight")
+    ]
+    extra = count(r"neck\.layer_blocks\.4\.0\.\w+") > 0
+    return {
+        "head_bias": most_blocks_have("bias"),
+        "extra_level": "conv" if extra else "max_pool",
+        "deformable_head": count(_BLOCK + r"conv_offset\.\w+") > 0,
+        "deformable_stages": tuple(stages),
+    }
 
 
 def _infer_depth(state_dict: Mapping[str, Tensor], usual: int) -> int:
     """Return how many convolutions most branches of the head have."""
     blocks = defaultdict(set)
     for name in state_dict:
-        if found := re.fullmatch(r"mask_head\.(\w+_convs\w*)\.(\d+)(\..+)", name):
+        if found := re.fullmatch(r"mask_head\.(\w+_convs\w*)\.(\d+)(\.(?:conv|gn)\.\w+)", name):
             blocks[found[1], found[3]].add(found[2])
     return _commonest([len(indices) for indices in blocks.values()], usual)
 
@@ -135,7 +205,7 @@ def _commonest(numbers: Iterable[int], default: int) -> int:
 
 def fit(
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     path: Path | str,
     file_names: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
@@ -157,15 +227,15 @@ def fit(
     return independent(matching)
 
 
-def _check_limits(architecture: Architecture, path: Path | str) -> None:
+def _check_limits(architecture: AnyArchitecture, path: Path | str) -> None:
     for name, limit in _LIMITS.items():
-        value = getattr(architecture, name)
+        value = getattr(architecture, name, 0)  # YOLACT has no grids
         if (max(value) if isinstance(value, tuple) else value) > limit:
             raise CheckpointError(f"{path} is of a model with {name}={value}: at most {limit} is supported.")
 
 
 def _compare(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, file_names: Mapping[str, str]
+    state_dict: Mapping[str, Tensor], architecture: AnyArchitecture, file_names: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a network, in its dtypes, and what is wrong ("" for nothing)."""
     expected = _slots(architecture)
@@ -199,7 +269,7 @@ def _compare(
     return {name: found[name].to(slot.dtype) for name, slot in expected.items()}, ""
 
 
-def _slots(architecture: Architecture) -> dict[str, Tensor]:
+def _slots(architecture: AnyArchitecture) -> dict[str, Tensor]:
     """Return the tensors of a network without data."""
     try:
         return build_network(architecture, device="meta").state_dict()
@@ -220,7 +290,7 @@ def _first(problems: list[str]) -> str:
     return "; ".join(problems[:SHOWN] + more)
 
 
-def _describe(architecture: Architecture) -> str:
+def _describe(architecture: AnyArchitecture) -> str:
     return f"{architecture.head} on {architecture.backbone} with {architecture.num_classes} classes"
 
 

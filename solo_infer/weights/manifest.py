@@ -50,7 +50,7 @@ class ManifestEntry:
 
     Attributes:
         name: What ``from_pretrained`` takes.
-        family: "solo", "decoupled" or "decoupled_light".
+        family: "solo", "decoupled", "decoupled_light", "yolact" or "yolact_author".
         preset: Name of its configuration in ``solo_infer.config.PRESETS``; "" if it has its own beside it.
         filename: Its file's name, in the cache and at a mirror; unique in the manifest.
         sources: Where to have it, in order.
@@ -105,7 +105,7 @@ def _entry(values: dict[str, Any]) -> ManifestEntry:
 
 
 def available_models() -> list[str]:
-    """Return the names that ``SOLO.from_pretrained`` knows."""
+    """Return the names that ``load_model`` knows."""
     return list(load_manifest())
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -37,6 +37,7 @@ def load_checkpoint(
     config: ModelConfig | None = None,
     revision: str = "main",
     offline: bool | None = None,
+    check: Callable[[ModelConfig], None] | None = None,
 ) -> Checkpoint:
     """Find and read a checkpoint.
 
@@ -45,6 +46,8 @@ def load_checkpoint(
         config: What the weights must fit; else the directory's or the manifest's, else inferred.
         revision: Branch, tag or commit of a Hub repo id.
         offline: Never touch the network; if None the environment decides.
+        check: Called with the configuration of a published model, before anything is downloaded; raises if
+            the model will not do.
 
     Raises:
         UnknownModelError: It is none of these; the message suggests similar names.
@@ -57,7 +60,10 @@ def load_checkpoint(
     if path is not None:
         return read_checkpoint(path, config)
     if name in load_manifest():
-        return _load_published(find_entry(name), config, offline)
+        entry = find_entry(name)
+        if check is not None:
+            check(config or published_config(entry))
+        return _load_published(entry, config, offline)
     if "://" in name or _looks_like_file(name):
         raise CheckpointError(_no_such_file(name))
     if _REPO_ID.fullmatch(name):
@@ -107,7 +113,8 @@ def _load_from_hub(repo: str, config: ModelConfig | None, revision: str, offline
     published = [entry.name for entry in entries if any(source.repo == repo for source in entry.sources)]
     if published:
         names = ", ".join(published)
-        raise UnknownModelError(f"{repo} holds several models: ask for one by its own name, {names}.")
+        held = "several models" if len(published) > 1 else "a published model"
+        raise UnknownModelError(f"{repo} holds {held}: ask for one by its own name, {names}.")
     config_path = _hub_file(repo, CONFIG_NAME, revision, offline)
     # Both files of one commit, even if the branch moves on between the two requests.
     commit = config_path.parent.name
