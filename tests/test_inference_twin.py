@@ -146,3 +146,12 @@ def test_fused_blocks_still_learn():
     images = torch.randn(1, 3, 32, 32, requires_grad=True)
     body(images)[-1].sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+def test_predictions_go_through_the_twin_from_end_to_end(small_model, photo, monkeypatch):
+    model = SOLO(small_model.config, copy.deepcopy(small_model.network))
+    expected = model(photo)
+    for part in ("features", "class_scores", "mask_maps"):
+        monkeypatch.setattr(model.network, part, missing)  # the twin was made before
+    monkeypatch.setattr(model.network.backbone, "forward", missing)
+    assert len(expected) and torch.equal(model(photo).packed_masks, expected.packed_masks)

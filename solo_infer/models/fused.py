@@ -34,6 +34,7 @@ class FusedBottleneck(nn.Module):
         block = self.block
         if torch.is_grad_enabled():
             return block(x)
+        x = _as_layout(x)
         out = _convolution_relu(block.conv1, x)
         out = _convolution_relu(block.conv2, out)
         identity = x if block.downsample is None else block.downsample(x)
@@ -49,7 +50,7 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
 def _fused_operators_work(dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, stride=1, padding=1).to(dtype).to(memory_format=torch.channels_last)
-    x, other = (torch.randn(1, 16, 9, 9, generator=generator).to(dtype) for _ in range(2))
+    x, other = (_as_layout(torch.randn(1, 16, 9, 9, generator=generator).to(dtype)) for _ in range(2))
     try:
         with torch.no_grad():
             found = _fused_relu(conv, x), _add_convolution_relu(other.clone(), conv, x)
@@ -59,6 +60,11 @@ def _fused_operators_work(dtype: torch.dtype) -> bool:
         return False
     limit = 1e-5 if dtype == torch.float32 else 0.05
     return all(torch.allclose(a, b, rtol=limit, atol=limit) for a, b in zip(found, expected, strict=True))
+
+
+def _as_layout(x: Tensor) -> Tensor:
+    """Return x in the layout without which some of the operators refuse bfloat16."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _convolution_relu(conv: nn.Module, x: Tensor) -> Tensor:
