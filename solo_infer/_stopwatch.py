@@ -20,6 +20,11 @@ class Stopwatch:
         self._waits_for = device if device is not None and device.type == "cuda" else None
         self._last = self._now()
 
+    @property
+    def waits(self) -> bool:
+        """Whether each mark waits for a device."""
+        return self._waits_for is not None
+
     def mark(self, stage: str) -> None:
         """Count the time since the last mark, or the start, to a stage."""
         now = self._now()

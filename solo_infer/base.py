@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -17,14 +18,14 @@ from torch import Tensor
 from solo_infer import images
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.config import AnyArchitecture, AnyThresholds, ModelConfig
-from solo_infer.device import require_dtype, resolve_device, resolve_dtype
+from solo_infer.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.images import Color, ImageSource, LoadedImage
 from solo_infer.loading import Loaded, OnError, load_all
 from solo_infer.models import Network, build_network
-from solo_infer.models.inference import InferenceTwin
+from solo_infer.models.inference import InferenceTwin, compiled_twin
 from solo_infer.postprocessing import Detections
-from solo_infer.preprocessing import Geometry, plan, prepare
+from solo_infer.preprocessing import Geometry, plan, prepare_batch
 from solo_infer.result import Result
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.pretrained import load_checkpoint, save_checkpoint
@@ -38,8 +39,8 @@ Images = list[ImageSource] | tuple[ImageSource, ...]
 class Segmenter(ABC):
     """A network with its configuration: images in, results out.
 
-    Calls keep no state: any number of threads may share one model. ``to`` changes it, and is for the
-    one who set it up.
+    Calls keep no state, but for CUDA graphs, which they take turns with: any number of threads may share
+    one model. ``to`` changes it, and is for the one who set it up.
 
     Attributes:
         config: Architecture, preprocessing, thresholds and categories.
@@ -165,6 +166,23 @@ class Segmenter(ABC):
         wanted = torch.zeros(len(self.config.categories))
         wanted[self.config.categories.labels(classes)] = 1
         other._wanted = wanted
+        return other
+
+    def compile(self, **options: Any) -> Self:
+        """Return a model with the same weights, whose network's stages ``torch.compile`` compiles.
+
+        Backbone and branches are compiled when an image first comes, and again for new sizes, which takes up
+        to minutes; post-processing is not. Results differ by rounding.
+
+        Args:
+            options: Of ``torch.compile``, for instance ``mode="max-autotune-no-cudagraphs"``.
+
+        Raises:
+            DeviceError: The device cannot run what the compiler makes.
+        """
+        require_compile(self.device)
+        other = copy.copy(self)
+        other._twin = InferenceTwin(self.network, functools.partial(compiled_twin, options=options))
         return other
 
     @property
@@ -313,13 +331,8 @@ class Segmenter(ABC):
         synchronized: bool,
     ) -> list[Result]:
         watch = Stopwatch(self.device if synchronized else None)
-        inputs = torch.stack(
-            [
-                prepare(loaded.pixels, geometry, self.config.preprocessing, self.device)
-                for (loaded, _), geometry in zip(batch, geometries, strict=True)
-            ]
-        )
-        inputs = inputs.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        pixels = [loaded.pixels for loaded, _ in batch]
+        inputs = prepare_batch(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
         watch.mark("preprocess")
         detections = self._find(inputs, geometries, thresholds, watch)
         seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}

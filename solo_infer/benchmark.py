@@ -23,9 +23,11 @@ from solo_infer._files import write_whole
 from solo_infer._stopwatch import Stopwatch
 from solo_infer._version import __version__
 from solo_infer.base import Segmenter
+from solo_infer.device import fast_paths
 from solo_infer.errors import ConfigError
 from solo_infer.images import ImageSource
 from solo_infer.loading import Loaded
+from solo_infer.ops import dispatch
 from solo_infer.preprocessing import plan
 
 STAGES = ("preprocess", "backbone", "pyramid", "classes", "masks", "post")
@@ -61,7 +63,8 @@ class Measurement:
         input: Height and width of the network's input.
         candidates: (cell or anchor, class) pairs above the score threshold, per image; None if unknown.
         instances: Found per image.
-        stages: Milliseconds an image by stage, each synchronised.
+        stages: Milliseconds an image by stage, each synchronised. On CUDA they run without
+            graphs, so that they add up to more than the total.
         total: Milliseconds an image from the decoded array to the result, synchronised at its end only.
         images_per_second: Of the median.
         peak_memory: MiB: on CUDA of tensors during the runs, on the CPU of the process so far; None where the
@@ -107,7 +110,7 @@ def measure(
         name: What to call it.
         batch_size: Times the image is handed over at once.
         runs: Timed runs, each of a whole batch: so many for the total, and so many again for the stages.
-        warmup: Runs before them that are not timed.
+        warmup: Runs before them that are not timed; on CUDA the second one captures the graph.
 
     Raises:
         ConfigError: A number is out of range.
@@ -123,8 +126,7 @@ def measure(
         watch = Stopwatch(model.device)
         results = model._segment(batch, thresholds, synchronized)
         watch.mark("total")
-        stages = {stage: results[0].timings[stage] for stage in STAGES}
-        return {**stages, "total": watch.seconds["total"] / batch_size}
+        return {**results[0].timings, "total": watch.seconds["total"] / batch_size}
 
     for _ in range(warmup):
         run(synchronized=False)
@@ -196,6 +198,11 @@ def environment(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
+        allowed = fast_paths(device)
+        found["triton"] = ("all kernels" if allowed.triton else "none") + "".join(
+            f", not {name} ({reason})" for name, reason in dispatch.failures().items()
+        )
+        found["graphs"] = "on" if allowed.graphs else "off"
     return found
 
 

@@ -143,6 +143,21 @@ def compile_allowed(device: torch.device) -> bool:
     return fast_paths(device).compile
 
 
+def require_compile(device: torch.device) -> None:
+    """Refuse to compile for a device that cannot run what ``torch.compile`` makes.
+
+    Raises:
+        DeviceError: ``compile_allowed`` says so.
+    """
+    if compile_allowed(device):
+        return
+    if device.type == "cuda" and not is_corex_card(device.index):
+        why = "it needs Triton (pip install triton) and a card of compute capability 7.0 or newer"
+    else:
+        why = "it is known to work on CPUs and on NVIDIA cards only"
+    raise DeviceError(f"torch.compile on {device}: {why}. Use the model as it is, without compile().")
+
+
 def preferred_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype that a network computes in fastest on a device, of those known to work."""
     return fast_paths(device).dtype

@@ -136,9 +136,12 @@ def describe_torch() -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    from solo_infer.device import describe_devices
+    import torch
 
-    return describe_devices()
+    from solo_infer.device import describe_devices
+    from solo_infer.live_paths import describe_paths
+
+    return [{**found, "paths": describe_paths(torch.device(found["device"]))} for found in describe_devices()]
 
 
 def describe_cache() -> dict[str, Any]:
@@ -256,6 +259,14 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for dtype, state in device["works"].items():
             if state != "ok":
                 yield f"{dtype} on {device['device']}: {state}.", _dtype_cure(dtype, state)
+        for part, path in device["paths"].items():
+            if path.startswith("FAILS"):
+                yield f"{part} on {device['device']} {path}.", "Use another device, and update the driver."
+            if "WRONG" in path:
+                yield (
+                    f"{part} on {device['device']}: the Triton kernel does not give what torch gives.",
+                    "Uninstall Triton (pip uninstall triton), and report it with 'solo-infer doctor --json'.",
+                )
 
 
 def _cuda_cure(facts: dict[str, Any], environment: dict[str, str]) -> str:
@@ -326,6 +337,7 @@ def format_report(report: dict[str, Any]) -> str:
         works = ", ".join(f"{dtype} {state}" for dtype, state in device["works"].items())
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         lines.append(f"  {device['device']}: {device['name']} ({device['capability']}{memory}); {works}")
+        lines += [f"    {path}: {', '.join(parts)}" for path, parts in _by_path(device["paths"]).items()]
     cache = report["cache"]
     writable = "writable" if cache["writable"] else "NOT writable"
     lines += ["", f"Cache: {cache['path']} ({writable}, {cache['free_bytes'] / 2**30:.1f} GiB free)"]
@@ -338,6 +350,14 @@ def format_report(report: dict[str, Any]) -> str:
     for item in report["problems"]:
         lines += [f"  - {item['problem']}", f"    Cure: {item['cure']}"]
     return "\n".join(lines)
+
+
+def _by_path(paths: dict[str, str]) -> dict[str, list[str]]:
+    """Return the parts that take each path."""
+    found: dict[str, list[str]] = {}
+    for part, path in paths.items():
+        found.setdefault(path, []).append(part)
+    return found
 
 
 def _cuda_line(torch_facts: dict[str, Any] | None) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from solo_infer.config import Thresholds
 from solo_infer.models.solo import MaskMaps
 from solo_infer.ops import bits
+from solo_infer.ops.boxes import packed_boxes
 from solo_infer.ops.greedy_nms import greedy_nms_packed
 from solo_infer.ops.mask_resize import packed_at_file_size
 from solo_infer.ops.matrix_nms import Kept, matrix_nms_packed
@@ -165,17 +166,6 @@ def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
 def _enlarged(soft: Tensor) -> tuple[int, int]:
     """Return the size that soft masks (k, h, w) are up-sampled to (mmdet's ``upsampled_size``)."""
     return 4 * soft.shape[1], 4 * soft.shape[2]
-
-
-def packed_boxes(packed: Tensor, width: int) -> Tensor:
-    """Return the tight boxes (N, 4) float32 x1 y1 x2 y2 of packed masks (N, H, B), zeros for empty ones."""
-    sides = []
-    for used in (bits.unpack(bits.unite_rows(packed), width), packed.any(dim=2)):
-        first = used.int().argmax(dim=1)
-        end = used.shape[1] - used.flip(1).int().argmax(dim=1)
-        sides.append(torch.stack([first, end], dim=1))
-    boxes = torch.cat(sides, dim=1)[:, [0, 2, 1, 3]]
-    return boxes.float() * used.any(dim=1)[:, None]
 
 
 def _largest(maps: MaskMaps, geometry: Geometry, device: torch.device) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from solo_infer.config import Preprocessing
-from solo_infer.ops.resampling import resize_bilinear_uint8
+from solo_infer.ops import dispatch
+from solo_infer.ops.resampling import resize_bilinear_uint8, tables
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,89 @@ def _resize(planes: Tensor, size: tuple[int, int], whole_values: bool) -> Tensor
     if whole_values:
         return resize_bilinear_uint8(planes, *size)
     return interpolate(planes[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+
+
+def prepare_batch(
+    images: Sequence[np.ndarray],
+    geometries: Sequence[Geometry],
+    config: Preprocessing,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Resize, normalise and pad images of equal padded size.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        geometries: What ``plan`` returned for them.
+        config: Mean and standard deviation.
+        device: Where the work is done and the result lies.
+        dtype: Of the result.
+
+    Returns:
+        (N, 3, padded height, padded width), channels_last; each image equal to the last bit to what
+        ``prepare`` gives, cast to the dtype.
+    """
+    if not config.whole_values:  # a resize of float images, which the kernel cannot do
+        return _prepare_each(images, geometries, config, device, dtype)
+    return dispatch.run(
+        "preprocessing",
+        device,
+        lambda: _prepare_fused(images, geometries, config, device, dtype),
+        lambda: _prepare_each(images, geometries, config, device, dtype),
+    )
+
+
+def _prepare_each(
+    images: Sequence[np.ndarray],
+    geometries: Sequence[Geometry],
+    config: Preprocessing,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    pairs = zip(images, geometries, strict=True)
+    inputs = torch.stack([prepare(image, geometry, config, device) for image, geometry in pairs])
+    return inputs.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _prepare_fused(
+    images: Sequence[np.ndarray],
+    geometries: Sequence[Geometry],
+    config: Preprocessing,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Copy from pinned memory, which nothing waits for, and run one kernel an image."""
+    from solo_infer.ops import preparing_triton
+
+    shape = (len(images), 3, *geometries[0].padded)
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    values = _normalised_values(config.mean, config.std, dtype, device)
+    for image, geometry, target in zip(images, geometries, out, strict=True):
+        lines = upload(_joined_tables(geometry.original, geometry.resized), device)
+        rows, columns = (part.view(4, -1) for part in lines.split([4 * side for side in geometry.resized]))
+        pixels = upload(torch.from_numpy(np.ascontiguousarray(image)), device)
+        preparing_triton.prepare(pixels, columns, rows, values, target)
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _joined_tables(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Return the tables of a resize, rows before columns, in one piece: one copy to the device."""
+    columns, rows = tables(old, new)
+    return torch.cat([rows.flatten(), columns.flatten()])
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, copied from pinned memory without waiting on CUDA."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _normalised_values(
+    mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return (3, 256): what each value of each channel becomes."""
+    mean_column, std_column = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
+    return (torch.arange(256).float() - mean_column).div_(std_column).to(dtype).to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from solo_infer._stopwatch import Stopwatch
 from solo_infer.base import Segmenter
 from solo_infer.config import AnyThresholds, Architecture, ModelConfig, Thresholds
 from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.fast_path import FastPath
 from solo_infer.models import Network, SOLONetwork, YolactNetwork
 from solo_infer.models.yolact import Predictions
 from solo_infer.ops.anchors import level_sizes
 from solo_infer.postprocessing import Detections
-from solo_infer.preprocessing import Geometry
+from solo_infer.preprocessing import Geometry, upload
 from solo_infer.weights.pretrained import load_checkpoint
 from solo_infer.yolact_config import YolactArchitecture, YolactThresholds
 
@@ -36,6 +37,7 @@ class SOLO(Segmenter):
         grids, levels = network.config.num_grids, network.config.strides
         strides = [stride for grid, stride in zip(grids, levels, strict=True) for _ in range(grid * grid)]
         self._strides = torch.tensor(strides, dtype=torch.float32)  # (cells,)
+        self._fast_path = FastPath(network.config)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the model to a device, a dtype or both, in place, and return it.
@@ -47,6 +49,12 @@ class SOLO(Segmenter):
         self._strides = self._strides.to(self.device)
         return self
 
+    def compile(self, **options: Any) -> Self:
+        """See ``Segmenter.compile``."""
+        other = super().compile(**options)
+        other._fast_path = FastPath(self.network.config)  # graphs belong to one network
+        return other
+
     def class_scores(self, inputs: Tensor) -> Tensor:
         """Return the scores (N, cells, classes) of network inputs (N, 3, H, W), 0 beside a local maximum."""
         _, scores = self.inference_network(inputs)
@@ -57,6 +65,16 @@ class SOLO(Segmenter):
     ) -> list[Detections]:
         assert isinstance(thresholds, Thresholds)
         network: SOLONetwork = self.inference_network
+        if self._fast_path.fits(inputs.device, thresholds):
+            return self._fast_path.find(
+                network,
+                inputs,
+                self._class_weights(inputs.device),
+                geometries,
+                thresholds,
+                lambda levels, scores, geometry: self._detect(levels, scores, [geometry], thresholds)[0],
+                watch,
+            )
         maps = network.backbone(inputs)
         watch.mark("backbone")
         levels = network.neck.solo_levels(maps)
@@ -66,6 +84,12 @@ class SOLO(Segmenter):
             scores = scores * self._wanted.to(scores.device)
         watch.mark("classes")
         return self._detect(levels, scores, geometries, thresholds, watch)
+
+    def _class_weights(self, device: torch.device) -> Tensor:
+        """Return (classes,) float32: 1 for the classes to be found, 0 for others."""
+        if self._wanted is None:
+            return torch.ones(self.config.architecture.num_classes, device=device)
+        return upload(self._wanted, device)
 
     def _detect(
         self,

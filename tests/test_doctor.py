@@ -37,6 +37,7 @@ HEALTHY = {
             "capability": "9.0",
             "memory_gib": 80.0,
             "works": {"float32": "ok", "float16": "ok", "bfloat16": "ok"},
+            "paths": {"GroupNorm": "triton", "Matrix-NMS": "torch (no compiler)", "CUDA graphs": "on"},
         }
     ],
     "cache": {
@@ -111,6 +112,7 @@ def test_whole_report_of_this_machine(monkeypatch):
     assert set(report["torch"]) == set(HEALTHY["torch"])
     assert report["devices"][0]["device"] == "cpu"
     assert report["devices"][0]["works"]["float32"] == "ok"
+    assert report["devices"][0]["paths"]["GroupNorm"] == "torch (for CUDA only)"
     assert report["cache"]["writable"] and report["cache"]["free_bytes"] > 0
     assert report["offline"] and set(report["sources"].values()) == {"not asked (offline)"}
     assert {"https://download.openmmlab.com", "https://huggingface.co"} <= set(report["sources"])
@@ -128,6 +130,9 @@ def test_text_tells_everything():
         "Not installed: triton",
         "build 12.1, available",
         "cuda:0: Card (9.0, 80.0 GiB)",
+        "triton: GroupNorm\n",
+        "torch (no compiler): Matrix-NMS\n",
+        "on: CUDA graphs\n",
     ):
         assert part in text
     for part in ("bfloat16 ok", "/c (writable, 1024.0 GiB free)", "models: solo_r50_1x", "HF_HOME=/h"):
@@ -220,6 +225,20 @@ def test_dtypes_that_do_not_work(dtype, state, cure):
     found = only_problem(report)
     assert found["problem"] == f"{dtype} on cuda:0: {state}."
     assert cure in found["cure"]
+
+
+@pytest.mark.parametrize(
+    "path, problem, cure",
+    [
+        ("triton, but WRONG", "GroupNorm on cuda:0: the Triton kernel does not", "pip uninstall triton"),
+        ("FAILS (no memory)", "GroupNorm on cuda:0 FAILS (no memory).", "another device"),
+    ],
+)
+def test_kernels_that_do_not_work(path, problem, cure):
+    report = sick()
+    report["devices"][0]["paths"]["GroupNorm"] = path
+    found = only_problem(report)
+    assert found["problem"].startswith(problem) and cure in found["cure"]
 
 
 # --- The cache

@@ -1,13 +1,14 @@
 """The network as it predicts: the same function in real arithmetic, in fewer operations.
 
 BatchNorm is folded into the convolutions before it. On the CPU wide 3x3 convolutions go Winograd's way, and
-residual blocks add and cut off while they convolve.
+residual blocks add and cut off while they convolve. On CUDA GroupNorm and its ReLU are one kernel.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,7 +16,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
+from solo_infer.models.compiled import compile_stages
 from solo_infer.models.fused import FusedBottleneck, can_fuse
+from solo_infer.models.group_norm_relu import GroupNormReLU
+from solo_infer.models.solo import ConvBlock
 from solo_infer.models.wide_conv import WideConv
 
 # Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
@@ -31,10 +35,11 @@ class InferenceTwin(Generic[_Module]):
 
     Args:
         network: The network as it was trained.
+        make: What makes a twin; ``inference_twin`` if not given.
     """
 
-    def __init__(self, network: _Module) -> None:
-        self._network = network
+    def __init__(self, network: _Module, make: Callable[[_Module], _Module] | None = None) -> None:
+        self._network, self._make = network, make or inference_twin
         self._lock = threading.Lock()
         self._made: tuple[object, _Module] | None = None
 
@@ -46,14 +51,14 @@ class InferenceTwin(Generic[_Module]):
             return made[1]
         with self._lock:
             if self._made is None or self._made[0] != state:
-                self._made = (state, inference_twin(self._network))
+                self._made = (state, self._make(self._network))
             return self._made[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self._network}  # copies and pickles make their own twin
+        return {"network": self._network, "make": self._make}  # copies and pickles make their own twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["network"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def _state(self) -> object:
         """Return what differs once weights have been changed, moved or cast, or a part replaced."""
@@ -65,11 +70,28 @@ class InferenceTwin(Generic[_Module]):
         return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, parts
 
 
+def compiled_twin(network: _Module, options: Mapping[str, Any]) -> _Module:
+    """Return an inference twin whose backbone and branches are compiled when first used.
+
+    Args:
+        network: The network as it was trained.
+        options: Of ``torch.compile``.
+    """
+    plain = _sharing_copy(network).eval()
+    _fold_batch_norms(plain)  # all else that a twin does for speed the compiler does itself
+    twin = inference_twin(network)
+    compile_stages(twin, plain, options)
+    return twin
+
+
 def inference_twin(network: _Module) -> _Module:
     """Return a network in eval mode that computes the same and shares what weights it can."""
     twin = _sharing_copy(network).eval()
     _fold_batch_norms(twin)
     for parent in list(twin.modules()):
+        if isinstance(parent, ConvBlock):
+            parent.add_module("gn", GroupNormReLU(parent.gn))
+            parent.add_module("activate", nn.Identity())
         for name, child in parent.named_children():
             if type(child) is nn.Conv2d and _is_wide(child):
                 setattr(parent, name, WideConv(child))

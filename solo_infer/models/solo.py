@@ -179,10 +179,14 @@ class PlainHead(SOLOHead):
         self.mask_convs = branch(config, coordinate_channels=2)
         self.conv_mask_list = nn.ModuleList(nn.Conv2d(width, grid**2, 1) for grid in self.num_grids)
 
+    def mask_towers(self, features: list[Tensor]) -> list[Tensor]:
+        """Run the mask branch on some levels: each (N, C, h, w) to (N, C', h, w)."""
+        return through(self.mask_convs, features, "xy")
+
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> PlainMaskMaps:
         """Run the mask branch of the levels that hold any of the cells."""
         used = [part.level for part in self.split_cells(cells)]
-        towers = through(self.mask_convs, [levels[level] for level in used], "xy")
+        towers = self.mask_towers([levels[level] for level in used])
         return PlainMaskMaps(self, dict(zip(used, towers, strict=True)), quarter_size(levels))
 
 

@@ -30,7 +30,7 @@ def pack(masks: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, width: int) -> Tensor:
     """Return the bool masks (..., width) of packed bits (..., ceil(width / 8))."""
-    shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=packed.device)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     eights = (packed[..., None] >> shifts) & 1
     return eights.bool().flatten(-2)[..., :width]
 

@@ -42,6 +42,26 @@ def resize_bilinear_uint8(image: Tensor, height: int, width: int) -> Tensor:
     return upper.add_(lower).add_(2).bitwise_right_shift_(2).to(torch.uint8)
 
 
+def tables(old: tuple[int, int], new: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return what a fused kernel needs for the same resize, on the CPU.
+
+    With two equal sizes, and with a reduction to exactly half, the general arithmetic gives what the special
+    cases of ``resize_bilinear_uint8`` give.
+
+    Args:
+        old: (height, width) of the image.
+        new: (height, width) of the result.
+
+    Returns:
+        Columns (4, width) int32: left neighbours, right neighbours, their weights of 11 bits; rows (4,
+        height) int32: the same from above and below.
+    """
+    cpu = torch.device("cpu")
+    columns = [part.int().flatten() for part in _columns(old[1], new[1], cpu)]
+    rows = [part.int().flatten() for part in _rows(old[0], new[0], cpu)]
+    return torch.stack(columns), torch.stack(rows)
+
+
 def _halve(image: Tensor) -> Tensor:
     """Return the mean of each 2 x 2 pixels of (C, H, W) uint8, halves rounded up."""
     channels, height, width = image.shape
