@@ -67,8 +67,7 @@ class InferenceTwin(Generic[_Module]):
 
 def inference_twin(network: _Module) -> _Module:
     """Return a network in eval mode that computes the same and shares what weights it can."""
-    twin = _sharing_copy(network).eval()
-    _fold_batch_norms(twin)
+    twin = folded(network)
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Conv2d and _is_wide(child):
@@ -79,6 +78,13 @@ def inference_twin(network: _Module) -> _Module:
             for name, child in parent.named_children():
                 if isinstance(child, Bottleneck):
                     setattr(parent, name, FusedBottleneck(child))
+    return twin
+
+
+def folded(network: _Module) -> _Module:
+    """Return a network in eval mode without BatchNorm, which shares all other weights."""
+    twin = _sharing_copy(network).eval()
+    _fold_batch_norms(twin)
     return twin
 
 
