@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solo_infer.models.solo import with_coordinates
+
 
 def compile_stages(network: nn.Module, plain: nn.Module, options: Mapping[str, Any]) -> None:
     """Replace the backbone and each branch of the heads by compiled ones.
@@ -42,9 +44,9 @@ class CompiledBranch(nn.Module):
         """Map what the branch maps."""
         return self.run(x)
 
-    def each(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Run on maps of any sizes."""
-        return [self.run(x) for x in maps]
+    def each(self, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
+        """Run on maps of any sizes, to whose channels the coordinates along some axes are appended."""
+        return [self.run(with_coordinates(x, axes) if axes else x) for x in maps]
 
     def __iter__(self) -> Iterator[CompiledBranch]:
         yield self  # the one block that it has
