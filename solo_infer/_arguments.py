@@ -52,6 +52,7 @@ def make_parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     verb.add_argument("output", type=_path, metavar="DIR", help="where to write")
     _add_dtype(verb)
     verb.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes of the model")
+    _add_export(_add_verb(verbs, run["export"], "write a model for engines: ONNX with fixed shapes"))
     summary = "examine this machine: versions, devices, cache, sources, problems"
     _add_json(_add_verb(verbs, run["doctor"], summary))
     verb = _add_verb(verbs, run["verify"], "compare this device with mmdet's own results")
@@ -241,6 +242,22 @@ def _add_benchmark(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--chart", type=_path, metavar="FILE", help="draw the stages as a picture")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     _add_json(verb)
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", help=MODEL_HELP)
+    verb.add_argument("--onnx", type=_path, required=True, metavar="FILE", help="where to write")
+    verb.add_argument(
+        "--size",
+        type=_count,
+        nargs=2,
+        required=True,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the network input in pixels, multiples of 32",
+    )
+    verb.add_argument(
+        "--opset", type=int, choices=(11, 13), default=13, help="of ONNX (default: %(default)s)"
+    )
 
 
 def _score(text: str) -> float:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from solo_infer import _environment
 from solo_infer._arguments import make_parser
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
+from solo_infer.verbs.export import export
 from solo_infer.verbs.info import info
 from solo_infer.verbs.predict import predict
 from solo_infer.verbs.suppression import with_chosen_nms
@@ -82,7 +83,9 @@ def _log_to_stderr(verbose: bool) -> Iterator[None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs; ``run`` of what it parses is the verb's function."""
-    return make_parser([predict, train, evaluate, benchmark, models, info, download, convert, doctor, verify])
+    return make_parser(
+        [predict, train, evaluate, benchmark, models, info, download, convert, export, doctor, verify]
+    )
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -30,6 +30,10 @@ class DeviceError(SoloInferError, RuntimeError):
     """A device or dtype is not available on this machine."""
 
 
+class ExportError(SoloInferError, RuntimeError):
+    """A network cannot be exported, or what was exported cannot be used."""
+
+
 class OfflineError(SoloInferError):
     """The network would be needed, but offline mode forbids it."""
 

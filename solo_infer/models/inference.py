@@ -86,8 +86,7 @@ def compiled_twin(network: _Module, options: Mapping[str, Any]) -> _Module:
 
 def inference_twin(network: _Module) -> _Module:
     """Return a network in eval mode that computes the same and shares what weights it can."""
-    twin = _sharing_copy(network).eval()
-    _fold_batch_norms(twin)
+    twin = folded(network)
     for parent in list(twin.modules()):
         if isinstance(parent, ConvBlock):
             parent.add_module("gn", GroupNormReLU(parent.gn))
@@ -101,6 +100,13 @@ def inference_twin(network: _Module) -> _Module:
             for name, child in parent.named_children():
                 if isinstance(child, Bottleneck):
                     setattr(parent, name, FusedBottleneck(child))
+    return twin
+
+
+def folded(network: _Module) -> _Module:
+    """Return a network in eval mode without BatchNorm, which shares all other weights."""
+    twin = _sharing_copy(network).eval()
+    _fold_batch_norms(twin)
     return twin
 
 

@@ -141,6 +141,26 @@ class LevelCells(NamedTuple):
     columns: Tensor  # (k,) grid columns
 
 
+def split_cells(num_grids: Sequence[int], cells: Tensor) -> Iterator[LevelCells]:
+    """Yield the cells (K,) of each level that has any; they come level by level."""
+    starts = [0, *accumulate(grid * grid for grid in num_grids)]
+    places = torch.searchsorted(cells, torch.tensor(starts, device=cells.device)).tolist()
+    for level, grid in enumerate(num_grids):
+        where = slice(places[level], places[level + 1])
+        if where.start < where.stop:
+            local = cells[where] - starts[level]
+            yield LevelCells(level, where, local // grid, local % grid)
+
+
+def scores_of(class_logits: Sequence[Tensor]) -> Tensor:
+    """Return scores (N, cells, classes), float32 in 0..1, of class logits (N, classes, g, g) of each level.
+
+    They are zero where not a local maximum.
+    """
+    scores = [keep_local_maxima(logits.float().sigmoid()).flatten(2) for logits in class_logits]
+    return torch.cat(scores, dim=2).transpose(1, 2)
+
+
 class SOLOHead(nn.Module, ABC):
     """What the three heads share: the class branch and the numbering of cells."""
 
@@ -157,13 +177,7 @@ class SOLOHead(nn.Module, ABC):
 
     def split_cells(self, cells: Tensor) -> Iterator[LevelCells]:
         """Yield the cells (K,) of each level that has any; they come level by level."""
-        starts = [0, *accumulate(grid * grid for grid in self.num_grids)]
-        places = torch.searchsorted(cells, torch.tensor(starts, device=cells.device)).tolist()
-        for level, grid in enumerate(self.num_grids):
-            where = slice(places[level], places[level + 1])
-            if where.start < where.stop:
-                local = cells[where] - starts[level]
-                yield LevelCells(level, where, local // grid, local % grid)
+        return split_cells(self.num_grids, cells)
 
     @abstractmethod
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
@@ -360,11 +374,7 @@ class SOLONetwork(nn.Module):
 
     def class_scores(self, levels: list[Tensor]) -> Tensor:
         """Return scores (N, cells, classes), float32 in 0..1, zero where not a local maximum."""
-        scores = [
-            keep_local_maxima(logits.float().sigmoid()).flatten(2)  # (N, classes, g * g)
-            for logits in self.mask_head.class_logits(levels)
-        ]
-        return torch.cat(scores, dim=2).transpose(1, 2)
+        return scores_of(self.mask_head.class_logits(levels))
 
     def mask_maps(self, levels: list[Tensor], cells: Tensor) -> MaskMaps:
         """Prepare the masks of the cells (K,) int64, all that any image of the batch will ask for."""

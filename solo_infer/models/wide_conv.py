@@ -69,7 +69,16 @@ def append(x: Tensor, more: Tensor) -> Tensor:
 
 def goes_winograds_way(x: Tensor) -> bool:
     """Return whether a wide convolution of x is faster by ``ops.winograd``."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    usable = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    # What is traced has no numbers, so that transformed weights would be kept without them.
+    return usable and not _is_traced()
+
+
+def _is_traced() -> bool:
+    """Return whether ``torch.export`` or ``torch.compile`` runs this."""
+    if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
 
 
 def halving_weight(weight: Tensor) -> Tensor:

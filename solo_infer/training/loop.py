@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from solo_infer._files import write_text
 from solo_infer.base import Segmenter
-from solo_infer.device import resolve_device
+from solo_infer.device import resolve_device, resolve_dtype
 from solo_infer.errors import ConfigError, SoloInferError
 from solo_infer.models.objective import Target
 from solo_infer.training import state
@@ -213,9 +213,7 @@ class _Run:
             group["lr"] = lr * group["share"]
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         targets = [_to(target, self.device) for target in targets]
-        autocast = self.recipe.autocast != "float32"
-        dtype = torch.bfloat16 if self.recipe.autocast == "bfloat16" else torch.float16
-        with torch.autocast(self.device.type, dtype=dtype, enabled=autocast):
+        with self._autocast():
             losses = self.trained(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         values = {name: _mean_over_processes(value) for name, value in [*losses.items(), ("loss", loss)]}
@@ -233,6 +231,12 @@ class _Run:
         if self.average:
             self.average.update(self.network.state_dict(), self.iteration + 1)
         return {**values, "grad_norm": float(norm)}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which the network computes in the recipe's dtype."""
+        if self.recipe.autocast == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast))
 
     def _evaluate(self, evaluate: Callable[[Segmenter], dict[str, float]]) -> None:
         """Evaluate the weights that are saved; all processes take part."""
