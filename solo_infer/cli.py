@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from solo_infer import _environment
 from solo_infer._arguments import make_parser
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
+from solo_infer.verbs.evaluate import evaluate
 from solo_infer.verbs.export import export
 from solo_infer.verbs.info import info
 from solo_infer.verbs.predict import predict
-from solo_infer.verbs.suppression import with_chosen_nms
-from solo_infer.verbs.terminal import WRONG_USAGE, fail, print_json, print_text, say
+from solo_infer.verbs.terminal import fail, print_json, print_text, say
 from solo_infer.verbs.train import train
-from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
+from solo_infer.weights.manifest import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.verify import Check
@@ -86,34 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
     return make_parser(
         [predict, train, evaluate, benchmark, models, info, download, convert, export, doctor, verify]
     )
-
-
-def evaluate(options: argparse.Namespace) -> int:
-    """Score a model, or a file of detections, on a COCO data set."""
-    from solo_infer import evaluation
-    from solo_infer.segmenter import load_model
-
-    chosen = {name: getattr(options, name) for name in ("max_detections", "limit", "classes")}
-    if options.detections:
-        if options.model or options.output or options.nms or options.nms_iou is not None:
-            say("--detections are scored as they are: leave out --model, --output and --nms")
-            return WRONG_USAGE
-        found = evaluation.score(options.annotations, options.detections, **chosen)
-    else:
-        model = load_model(options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype)
-        found = evaluation.evaluate(
-            with_chosen_nms(model, options),
-            options.images,
-            options.annotations,
-            output=options.output,
-            batch_size=options.batch_size,
-            **chosen,
-        )
-    if options.json:
-        print_json(found.to_dict())
-    else:
-        print_text(found.format_table())
-    return 0
 
 
 def benchmark(options: argparse.Namespace) -> int:

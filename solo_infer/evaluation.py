@@ -6,18 +6,22 @@
 Detections are written to a file image by image, so that predicting takes no more memory for more images.
 Several processes share the images by files:
 
-    evaluate_shard(model, images, annotations, shards, rank=rank, world_size=4)     in each process
+    evaluate_jointly(model, images, annotations)                                    in those of torchrun
+    evaluate_shard(model, images, annotations, shards, rank=rank, world_size=4)     in each of any others
     score_shards(annotations, shards, world_size=4)                                 in one, after all
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from torch import distributed
 
 from solo_infer.base import Segmenter
 from solo_infer.coco_data import CocoData, read_annotations, read_detections, read_truths
@@ -41,6 +45,7 @@ __all__ = [
     "Evaluation",
     "Timings",
     "evaluate",
+    "evaluate_jointly",
     "evaluate_shard",
     "merge_detections",
     "score",
@@ -170,7 +175,7 @@ def evaluate(
     truths = read_truths(data)
     if output is not None and output.exists() and not output.is_file():
         raise ResultError(f"{output} is no regular file: expected the name of a JSON file to write.")
-    with TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detections.json" if output is None else output
         timings = predict_images(
             model,
@@ -266,6 +271,42 @@ def evaluate_shard(
     )
     write_timings(timings, timings_path(path))
     return path
+
+
+def evaluate_jointly(
+    model: Segmenter, images: Path, annotations: Path, *, output: Path | None = None, **chosen: Any
+) -> Evaluation | None:
+    """Evaluate in all processes of ``torch.distributed``, each of which takes its part of the images.
+
+    Arguments and errors are those of ``evaluate``, and the same in all processes. On several machines
+    ``output`` must be given, and lie on a disk that they share.
+
+    Returns:
+        What ``evaluate`` returns, in the first process; None in the others.
+    """
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    folder = [tempfile.mkdtemp(prefix=".shards-", dir=output and output.parent)] if rank == 0 else [""]
+    distributed.broadcast_object_list(folder)
+    shards = Path(folder[0])
+    try:
+        evaluate_shard(
+            model,
+            images,
+            annotations,
+            shards,
+            rank=rank,
+            world_size=world_size,
+            progress=rank == 0,
+            **chosen,
+        )
+        distributed.barrier()
+        if rank:
+            return None
+        chosen.pop("batch_size", None)
+        return score_shards(annotations, shards, world_size=world_size, output=output, **chosen)
+    finally:
+        if rank == 0:
+            shutil.rmtree(shards)
 
 
 def score_shards(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from coco_sets import CAT, DOG
 
 from solo_infer.evaluation import score
@@ -48,7 +49,7 @@ def test_eval_passes_its_options_on(run, saved, data_set, tmp_path):
     )
     assert code == 0
     assert json.loads(out)["images"] == json.loads(out)["timings"]["images"] == 2
-    assert run.loadings == [(saved, {"device": "cpu", "dtype": "bfloat16"})]
+    assert run.loadings == [(saved, {"device": torch.device("cpu"), "dtype": "bfloat16"})]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from solo_infer._files import write_text
 from solo_infer.base import Segmenter
-from solo_infer.device import resolve_device, resolve_dtype
+from solo_infer.device import resolve_dtype
 from solo_infer.errors import ConfigError, SoloInferError
 from solo_infer.models.objective import Target
+from solo_infer.processes import is_first_process, is_joined, joined
 from solo_infer.training import state
+from solo_infer.training.loss_scale import LossScaler
 from solo_infer.training.recipe import Recipe
 from solo_infer.training.records import Record, Scores, plot_run
 from solo_infer.training.start import prepare_for_training
@@ -88,7 +89,7 @@ def fit(
         TrainingError: A loss is not finite, or the state in ``output`` is of another recipe.
         CacheError: The directory cannot be written.
     """
-    with _processes(device) as where:
+    with joined(device) as where:
         run = _Run(model, batches, output, recipe, where)
         if resume and (output / state.STATE_NAME).is_file():
             run.restore()
@@ -99,33 +100,6 @@ def fit(
             logger.warning("Interrupted after iteration %d: resume goes on from there.", run.iteration)
             raise
     return output
-
-
-@contextlib.contextmanager
-def _processes(device: str | torch.device | None) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and yield this one's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield resolve_device(device)
-        return
-    where = resolve_device(device)
-    if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(where)
-    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
-        yield where
-    finally:
-        distributed.destroy_process_group()
-
-
-def is_first_process() -> bool:
-    """Return whether this process is the one that writes, of those that have joined."""
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def is_chief() -> bool:
-    """Return whether this process will be the one that writes, also before any has joined."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class _Run:
@@ -146,11 +120,11 @@ class _Run:
         network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
         self.network = network.to(memory_format=torch.channels_last)  # a quarter faster on CPUs too
         self.trained: nn.Module = self.network
-        if distributed.is_available() and distributed.is_initialized():
+        if is_joined():
             self.trained = DistributedDataParallel(self.network)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.network, recipe)
-        self.scaler = _loss_scaler(recipe.autocast == "float16" and device.type == "cuda")
+        self.scaler = LossScaler(recipe.autocast == "float16")
         weights = self.network.state_dict()
         self.average = state.WeightAverage(weights, recipe.ema) if recipe.ema else None
         self.iteration = 0
@@ -224,13 +198,12 @@ class _Run:
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.unscale(self.parameters)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf))
+        self.scaler.step(self.optimizer, norm)
         if self.average:
             self.average.update(self.network.state_dict(), self.iteration + 1)
-        return {**values, "grad_norm": float(norm)}
+        return {**values, "grad_norm": norm}
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which the network computes in the recipe's dtype."""
@@ -289,13 +262,6 @@ class _Run:
         self.iteration = facts["iteration"]
 
 
-def _loss_scaler(enabled: bool) -> Any:
-    """Return the loss scaler of this version of torch."""
-    if hasattr(torch.amp, "GradScaler"):  # since torch 2.3
-        return torch.amp.GradScaler("cuda", enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)
-
-
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimiser; each group's "share" is its part of the learning rate."""
     body: list[nn.Parameter] = []
@@ -317,7 +283,7 @@ def _to(target: Target, device: torch.device) -> Target:
 
 def _mean_over_processes(value: Tensor) -> float:
     value = value.detach()
-    if distributed.is_available() and distributed.is_initialized():
+    if is_joined():
         value = value.clone()
         distributed.all_reduce(value)
         value /= distributed.get_world_size()

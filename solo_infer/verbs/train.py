@@ -27,9 +27,9 @@ def train(options: argparse.Namespace) -> int:
     if options.body and not options.config:
         say("--body is for --config: a --model has its body")
         return WRONG_USAGE
+    from solo_infer.processes import is_chief
     from solo_infer.training import CocoFiles, fine_tune
     from solo_infer.training.fine_tuning import require_free
-    from solo_infer.training.loop import is_chief
 
     logging.getLogger("solo_infer").setLevel(logging.INFO if is_chief() else logging.WARNING)
     require_free(options.output, options.resume)
