@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,7 @@ def _describe_cpu() -> dict[str, Any]:
         "capability": capability,
         "threads": torch.get_num_threads(),
         "works": {name: probe_cpu(dtype) for name, dtype in DTYPES.items()},
+        **_describe_abilities(torch.device("cpu")),
     }
 
 
@@ -223,7 +224,20 @@ def _describe_cuda(index: int) -> dict[str, Any]:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
         "corex": is_corex_card(index),
+        "warp_size": getattr(properties, "warp_size", None),
         "works": {name: probe(device, dtype) for name, dtype in DTYPES.items()},
+        **_describe_abilities(device),
+    }
+
+
+def _describe_abilities(device: torch.device) -> dict[str, Any]:
+    """Return what a device computes rightly, and which fast paths it may take."""
+    from solo_infer.device_probe import probe_operations  # which uses the operations that ask this module
+
+    paths = asdict(fast_paths(device))
+    return {
+        "operations": probe_operations(device),
+        "fast_paths": {**paths, "dtype": str(paths["dtype"]).removeprefix("torch.")},
     }
 
 

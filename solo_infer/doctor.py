@@ -53,7 +53,7 @@ MODULES = {
 }
 _SHOWN_VARIABLES = re.compile(
     r"SOLO_INFER_\w+|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT|TRANSFORMERS_OFFLINE|XDG_CACHE_HOME"
-    r"|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
+    r"|CUDA_VISIBLE_DEVICES|PYTORCH_(CUDA_)?ALLOC_CONF|OMP_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
 )
 _NEEDED_BYTES = 1 << 30  # room for a few checkpoints of 150 to 250 MB
 _PROBE_SECONDS = 3.0
@@ -267,6 +267,22 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
                     f"{part} on {device['device']}: the Triton kernel does not give what torch gives.",
                     "Uninstall Triton (pip uninstall triton), and report it with 'solo-infer doctor --json'.",
                 )
+        yield from _operation_problems(device)
+    allocator = " ".join(v for name, v in report["environment"].items() if name.endswith("_ALLOC_CONF"))
+    if facts and facts["corex"] and "cudaMallocAsync" in allocator:
+        yield "cudaMallocAsync is asked for, which CoreX does not have.", "Unset PYTORCH_CUDA_ALLOC_CONF."
+
+
+def _operation_problems(device: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from solo_infer.device_probe import is_needed
+
+    for name, state in device["operations"].items():
+        if state != "ok" and is_needed(name):
+            yield (
+                f"{name} on {device['device']}: {state}.",
+                "Results there would be wrong: use device cpu, and show 'solo-infer doctor --json' to those "
+                "who made this torch.",
+            )
 
 
 def _cuda_cure(facts: dict[str, Any], environment: dict[str, str]) -> str:
@@ -338,6 +354,7 @@ def format_report(report: dict[str, Any]) -> str:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         lines.append(f"  {device['device']}: {device['name']} ({device['capability']}{memory}); {works}")
         lines += [f"    {path}: {', '.join(parts)}" for path, parts in _by_path(device["paths"]).items()]
+        lines += _ability_lines(device)
     cache = report["cache"]
     writable = "writable" if cache["writable"] else "NOT writable"
     lines += ["", f"Cache: {cache['path']} ({writable}, {cache['free_bytes'] / 2**30:.1f} GiB free)"]
@@ -358,6 +375,16 @@ def _by_path(paths: dict[str, str]) -> dict[str, list[str]]:
     for part, path in paths.items():
         found.setdefault(path, []).append(part)
     return found
+
+
+def _ability_lines(device: dict[str, Any]) -> list[str]:
+    """Return how much a device computes as the CPU does, and its fast paths."""
+    states, paths = device["operations"], device["fast_paths"]
+    off = [name for name, state in states.items() if state != "ok"]
+    lines = [f"    operations: {len(states) - len(off)} of {len(states)} as on the CPU"]
+    lines[0] += f"; not {', '.join(off)}" if off else ""
+    allowed = [name for name in ("triton", "graphs", "compile") if paths[name]]
+    return [*lines, f"    fast paths: {', '.join(allowed) or 'none'}; fastest in {paths['dtype']}"]
 
 
 def _cuda_line(torch_facts: dict[str, Any] | None) -> str:

@@ -38,6 +38,8 @@ HEALTHY = {
             "memory_gib": 80.0,
             "works": {"float32": "ok", "float16": "ok", "bfloat16": "ok"},
             "paths": {"GroupNorm": "triton", "Matrix-NMS": "torch (no compiler)", "CUDA graphs": "on"},
+            "operations": {"bits": "ok", "group norm float16": "ok", "float64 copy": "ok"},
+            "fast_paths": {"triton": True, "graphs": True, "compile": False, "dtype": "float16"},
         }
     ],
     "cache": {
@@ -239,6 +241,42 @@ def test_kernels_that_do_not_work(path, problem, cure):
     report["devices"][0]["paths"]["GroupNorm"] = path
     found = only_problem(report)
     assert found["problem"].startswith(problem) and cure in found["cure"]
+
+
+def test_operations_that_a_device_gets_wrong():
+    report = sick()
+    report["devices"][0]["operations"]["bits"] = "wrong by 1"
+    found = only_problem(report)
+    assert found["problem"] == "bits on cuda:0: wrong by 1." and "device cpu" in found["cure"]
+    assert "operations: 2 of 3 as on the CPU; not bits" in format_report({**report, "problems": [found]})
+
+
+def test_operations_that_nobody_needs_are_no_problem():
+    report = sick()
+    report["devices"][0]["operations"].update(
+        {"float64 copy": "becomes zeros", "group norm float16": "fails: x"}
+    )
+    assert find_problems(report) == []
+
+
+def test_fast_paths_are_told():
+    text = format_report({**sick(), "problems": []})
+    assert "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; fastest in float16" in text
+    report = sick()
+    report["devices"][0]["fast_paths"] = {
+        "triton": False,
+        "graphs": False,
+        "compile": False,
+        "dtype": "float32",
+    }
+    assert "fast paths: none; fastest in float32" in format_report({**report, "problems": []})
+
+
+def test_allocator_that_corex_lacks():
+    setting = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
+    assert find_problems(sick(environment=setting)) == []
+    found = only_problem(sick(environment=setting, torch={"corex": True}))
+    assert "cudaMallocAsync" in found["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in found["cure"]
 
 
 # --- The cache

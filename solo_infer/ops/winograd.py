@@ -30,7 +30,7 @@ def _weight_matrix(taps: int) -> Tensor:
     at = np.array(_POINTS[taps], dtype=np.float64)
     scales = [np.prod(point - np.delete(at, index)) for index, point in enumerate(at)]
     values = at[:, None] ** np.arange(taps) / np.array(scales)[:, None]
-    return torch.from_numpy(np.vstack([values, np.eye(taps)[-1:]])).float()
+    return torch.from_numpy(np.vstack([values, np.eye(taps)[-1:]]).astype(np.float32))
 
 
 def _both_sides(taps: int) -> Tensor:
