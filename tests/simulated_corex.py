@@ -37,6 +37,8 @@ class SimulatedCard(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.device, torch._C._nn._parse_to):
             return func(*args, **(kwargs or {}))
+        if func is torch.Tensor.__deepcopy__:  # whose other argument holds all that has been copied so far
+            return self._moved(func(*args), args[0] in self._on_card, False, False)
         given = tree_flatten((args, kwargs or {}))[0]
         tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
         from_card = any(tensor in self._on_card for tensor in tensors)
