@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from solo_infer.models.wide_conv import is_traced
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ class FusedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H / stride, W / stride); an x that is just added is overwritten."""
         block = self.block
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_traced():
             return block(x)
         x = _as_layout(x)
         out = _convolution_relu(block.conv1, x)

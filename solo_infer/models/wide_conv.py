@@ -52,12 +52,13 @@ class WideConv(nn.Module):
 
     def halved(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
         """Convolve (N, C, H, W) and halve it bilinearly, with so many rows of padding above and below."""
-        if self._halving is None:
-            self._halving = halving_weight(self.weight)
+        halving = halving_weight(self.weight) if self._halving is None else self._halving
+        if not is_traced():
+            self._halving = halving
         if not goes_winograds_way(x):
-            return F.conv2d(F.pad(x, (1, 1, above, below)), self._halving, self.bias, stride=2)
+            return F.conv2d(F.pad(x, (1, 1, above, below)), halving, self.bias, stride=2)
         if self._transformed_halving is None:
-            self._transformed_halving = winograd.transform_halving_weight(self._halving)
+            self._transformed_halving = winograd.transform_halving_weight(halving)
         return winograd.convolve_halving(x, self._transformed_halving, self.bias, above, below)
 
 
@@ -70,12 +71,12 @@ def append(x: Tensor, more: Tensor) -> Tensor:
 def goes_winograds_way(x: Tensor) -> bool:
     """Return whether a wide convolution of x is faster by ``ops.winograd``."""
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    # What is traced has no numbers, so that transformed weights would be kept without them.
-    return usable and not _is_traced()
+    # Weights that were transformed while traced would be kept without their numbers.
+    return usable and not is_traced()
 
 
-def _is_traced() -> bool:
-    """Return whether ``torch.export`` or ``torch.compile`` runs this."""
+def is_traced() -> bool:
+    """Return whether ``torch.export`` or ``torch.compile`` runs this, on tensors without numbers."""
     if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
