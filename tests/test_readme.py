@@ -95,6 +95,8 @@ def run_command(line, monkeypatch):
 
 @pytest.mark.parametrize("block", blocks("run", "sh"))
 def test_commands(block, street, monkeypatch, capsys):
+    if "export" in block:
+        pytest.importorskip("onnx")
     for line in block.splitlines():
         assert run_command(line, monkeypatch) == 0, (line, capsys.readouterr().err)
     if "drawn" in block:
@@ -109,6 +111,8 @@ def test_commands(block, street, monkeypatch, capsys):
     elif "benchmark" in block:
         (found,) = json.loads(capsys.readouterr().out)
         assert found["name"] == "tiny" and found["runs"] == 3
+    elif "export" in block:
+        assert (street / "tiny.onnx").stat().st_size > 1 << 20
     else:
         assert (street / "street_segmented.jpg").is_file()
 
