@@ -43,6 +43,8 @@ class SimulatedCard(TorchFunctionMode):
         tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
         from_card = any(tensor in self._on_card for tensor in tensors)
         name = getattr(func, "__name__", "")
+        if name == "pin_memory":
+            return args[0]
         if func == torch.Tensor.device.__get__:
             return torch.device("cuda", 0) if from_card else func(*args, **(kwargs or {}))
         if func == torch.Tensor.is_cuda.__get__:
@@ -55,6 +57,8 @@ class SimulatedCard(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func == torch.Tensor.data.__set__ and args[1] in self._on_card:
             self._on_card[args[0]] = True
+        if isinstance(result, torch.Size):
+            return result
         return tree_map(lambda leaf: self._moved(leaf, from_card, to_card, to_host), result)
 
     def _moved(self, leaf, from_card, to_card, to_host):

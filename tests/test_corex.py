@@ -9,6 +9,8 @@ import torch
 from conftest import HEADS
 from no_float64 import Float64Error, NoFloat64
 from simulated_corex import CARD, SimulatedCard, report_as_corex
+from test_fine_tuning import QUICK as QUICK_RECIPE
+from test_fine_tuning import data, start  # noqa: F401
 from test_loop import QUICK, Rectangles, losses, small_start
 
 from solo_infer import SOLO, doctor
@@ -17,6 +19,7 @@ from solo_infer.device import cuda_problem, describe_devices, fast_paths, is_cor
 from solo_infer.device_probe import OPERATIONS, is_needed, probe_operations
 from solo_infer.errors import DeviceError
 from solo_infer.evaluation import evaluate
+from solo_infer.training import fine_tune
 from solo_infer.training.loop import fit
 
 pytest_plugins = ["evaluation_fixtures"]
@@ -149,13 +152,21 @@ def test_weights_in_float64_arrive_in_float32(small_model, card, tmp_path):
 
 
 def test_training_on_the_card(card, tmp_path):
-    fit(small_start(), Rectangles(2), tmp_path / "card", QUICK_EPOCH, device="cuda")
+    fit(small_start(), Rectangles(1), tmp_path / "card", QUICK_EPOCH, device="cuda")
     assert card.arrived > 300
-    fit(small_start(), Rectangles(2), tmp_path / "cpu", QUICK_EPOCH, device="cpu")
+    fit(small_start(), Rectangles(1), tmp_path / "cpu", QUICK_EPOCH, device="cpu")
     for row, expected in zip(losses(tmp_path / "card"), losses(tmp_path / "cpu"), strict=True):
         assert [float(value) for value in row] == pytest.approx(
             [float(value) for value in expected], rel=1e-3
         )
+
+
+def test_fine_tuning_on_the_card_from_files(card, data, tmp_path):  # noqa: F811
+    """Pictures, their changes and their targets on the way to the card, and the validation on it."""
+    recipe = replace(QUICK_RECIPE, epochs=1, workers=0)
+    run = fine_tune(start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
+    assert card.arrived > 300
+    assert (run / "evaluation.csv").is_file() and (run / "model.safetensors").is_file()
 
 
 def test_evaluation_on_the_card(card, real, data_set):
