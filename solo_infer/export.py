@@ -29,7 +29,7 @@ from solo_infer import onnx_graph, postprocessing
 from solo_infer._files import write_whole
 from solo_infer._version import __version__
 from solo_infer.base import Segmenter
-from solo_infer.config import ModelConfig, Preprocessing, Thresholds
+from solo_infer.config import Architecture, ModelConfig, Preprocessing, Thresholds
 from solo_infer.errors import ExportError
 from solo_infer.models import SOLONetwork
 from solo_infer.models.inference import folded
@@ -216,30 +216,35 @@ def detections_from_heads(
         thresholds: Settings of the post-processing; the model's own if not given.
 
     Raises:
-        ExportError: Outputs are missing, or of other shapes than this model and geometry have.
+        ExportError: Outputs are missing, of other shapes than this model and geometry have, or the model is
+            not of the SOLO family.
     """
-    tensors = _checked(outputs, geometry, config)
-    grids, strides = config.architecture.num_grids, config.architecture.strides
+    architecture, settings = config.architecture, thresholds or config.thresholds
+    if not isinstance(architecture, Architecture) or not isinstance(settings, Thresholds):
+        raise ExportError(f"A {architecture.head} model has other outputs: expected one of the SOLO family.")
+    tensors = _checked(outputs, geometry, architecture)
+    grids = architecture.num_grids
     levels = len(grids)
-    settings = thresholds or config.thresholds
     scores = scores_of(tensors[:levels])[0]
     candidates = postprocessing.find_candidates(scores, settings.score_thr)
     masks = tensors[levels:]
     maps: RawCellMaps | RawAxisMaps
-    if config.architecture.head == "solo":
+    if architecture.head == "solo":
         maps = RawCellMaps(grids, masks)
     else:
         maps = RawAxisMaps(grids, masks[:levels], masks[levels:])
     counts = torch.tensor([grid * grid for grid in grids])
-    of_cells = torch.tensor(strides, dtype=torch.float32).repeat_interleave(counts).to(scores.device)
+    of_cells = (
+        torch.tensor(architecture.strides, dtype=torch.float32).repeat_interleave(counts).to(scores.device)
+    )
     return postprocessing.detect(candidates, maps, 0, of_cells, geometry, settings)
 
 
 def _checked(
-    outputs: Sequence[Any] | Mapping[str, Any], geometry: Geometry, config: ModelConfig
+    outputs: Sequence[Any] | Mapping[str, Any], geometry: Geometry, architecture: Architecture
 ) -> list[Tensor]:
     """Return the outputs as tensors in order, of the shapes that they must have."""
-    names = output_names(config.architecture)
+    names = output_names(architecture)
     if isinstance(outputs, Mapping):
         missing = [name for name in names if name not in outputs]
         if missing:
@@ -248,7 +253,7 @@ def _checked(
     if len(outputs) != len(names):
         raise ExportError(f"{len(outputs)} outputs: expected {len(names)}: {', '.join(names)}.")
     tensors = [torch.as_tensor(output) for output in outputs]
-    for name, tensor, expected in zip(names, tensors, _shapes(geometry.padded, config), strict=True):
+    for name, tensor, expected in zip(names, tensors, _shapes(geometry.padded, architecture), strict=True):
         if tuple(tensor.shape) != expected:
             raise ExportError(
                 f"Output {name} is {tuple(tensor.shape)}: expected {expected} for an input of "
@@ -257,10 +262,10 @@ def _checked(
     return tensors
 
 
-def _shapes(size: tuple[int, int], config: ModelConfig) -> list[tuple[int, ...]]:
+def _shapes(size: tuple[int, int], architecture: Architecture) -> list[tuple[int, ...]]:
     """Return the shapes of all outputs for an input size."""
-    grids, plain = config.architecture.num_grids, config.architecture.head == "solo"
-    shapes: list[tuple[int, ...]] = [(1, config.architecture.num_classes, grid, grid) for grid in grids]
+    grids, plain = architecture.num_grids, architecture.head == "solo"
+    shapes: list[tuple[int, ...]] = [(1, architecture.num_classes, grid, grid) for grid in grids]
     per_axis = 1 if plain else 2  # decoupled maps are made at twice the size of the level
     maps = [
         (1, grid * grid if plain else grid, size[0] * per_axis // step, size[1] * per_axis // step)

@@ -12,11 +12,13 @@ from command_line import assert_clear
 from conftest import HEADS, small_config
 from torch import nn
 
-from solo_infer import SOLO, Thresholds, cli, onnx_graph
+from solo_infer import SOLO, YOLACT, Thresholds, cli, onnx_graph
+from solo_infer.config import find_preset
 from solo_infer.errors import ExportError
 from solo_infer.export import StaticHeads, detections_from_heads, export_onnx, fit
+from solo_infer.models import build_network
 from solo_infer.models.raw_heads import RawHeads, output_names
-from solo_infer.preprocessing import plan
+from solo_infer.preprocessing import Geometry, plan
 from solo_infer.training.start import fresh_model
 
 onnx = pytest.importorskip("onnx")
@@ -167,6 +169,21 @@ def test_networks_that_cannot_be(small_model, tmp_path):
     with pytest.raises(ExportError, match="'_softmax' has no counterpart in ONNX opset 13"):
         export_onnx(model, tmp_path / "model.onnx", size=SIZE)
     assert not list(tmp_path.iterdir())
+
+
+def test_models_of_another_family(tmp_path):
+    config = find_preset("yolact_r50")
+    with pytest.raises(ExportError, match="A yolact model has other outputs"):
+        detections_from_heads([], Geometry((9, 9), (9, 9), (64, 64)), config)
+    with pytest.raises(ExportError, match="expected a model of the SOLO family"):
+        export_onnx(YOLACT(config, build_network(config.architecture, "meta")), tmp_path / "x", size=SIZE)
+
+
+def test_deformable_convolutions(tmp_path):
+    config = small_config("decoupled_light")
+    model = fresh_model(replace(config, architecture=replace(config.architecture, deformable_head=True)))
+    with pytest.raises(ExportError, match="deform_conv2d' has no counterpart in ONNX opset 11"):
+        export_onnx(model, tmp_path / "model.onnx", size=SIZE, opset=11)
 
 
 @pytest.mark.parametrize(

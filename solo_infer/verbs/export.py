@@ -10,9 +10,9 @@ from solo_infer.verbs.terminal import print_text
 def export(options: argparse.Namespace) -> int:
     """Write a model as ONNX."""
     from solo_infer.export import export_onnx
-    from solo_infer.segmenter import SOLO
+    from solo_infer.segmenter import load_model
 
-    model = SOLO.from_pretrained(options.model, device="cpu")
+    model = load_model(options.model, device="cpu")
     height, width = options.size
     print_text(str(export_onnx(model, options.onnx, size=(height, width), opset=options.opset)))
     return 0
