@@ -32,6 +32,7 @@ from solo_infer.base import Segmenter
 from solo_infer.config import Architecture, ModelConfig, Preprocessing, Thresholds
 from solo_infer.errors import ExportError
 from solo_infer.models import SOLONetwork
+from solo_infer.models.deformable import DeformableConv
 from solo_infer.models.inference import folded
 from solo_infer.models.raw_heads import RawAxisMaps, RawCellMaps, RawHeads, output_names
 from solo_infer.models.solo import scores_of
@@ -75,6 +76,8 @@ def export_onnx(
         )
     if not isinstance(model.network, SOLONetwork):
         raise ExportError(f"{model!r} cannot be exported: expected a model of the SOLO family.")
+    if any(isinstance(module, DeformableConv) for module in model.network.modules()):
+        raise ExportError("Deformable convolutions have no counterpart in ONNX: expected a model without.")
     import onnx
 
     # A copy of its own, as moving and casting change a module's weights in place.
