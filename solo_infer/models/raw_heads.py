@@ -26,7 +26,6 @@ from solo_infer.models.solo import (
     resize,
     split_cells,
     through,
-    with_coordinates,
 )
 from solo_infer.models.upsampled_conv import upsample
 
@@ -53,7 +52,7 @@ class RawHeads(nn.Module):
         levels, head = self.network.features(images), self.network.mask_head
         class_logits = head.class_logits(levels)
         if isinstance(head, PlainHead):
-            towers = through(head.mask_convs, [with_coordinates(feature, "xy") for feature in levels])
+            towers = through(head.mask_convs, levels, "xy")
             return (*class_logits, *_each(head.conv_mask_list, towers))
         if not isinstance(head, DecoupledHead):
             raise ExportError(f"A {type(head).__name__} has no raw outputs that are known here.")
