@@ -53,7 +53,7 @@ def test_what_is_written_is_what_is_scored(real, data_set, tmp_path):
     again = score(annotations, output, limit=2)
     assert (again.metrics, again.per_class) == (found.metrics, found.per_class)
     assert (found.detections, found.images) == (output, 2)
-    assert set(found.timings.stages) == {"load", *STAGES, "record"}
+    assert set(found.timings.stages) == {"load", "wait", *STAGES, "record"}
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["detections"] == str(output) and told["timings"]["images_per_second"] > 0
     assert "2 images in " in found.format_table() and "backbone" in found.format_table()
