@@ -7,7 +7,8 @@ Matrix-NMS on dense float masks.
 import torch
 import torch.nn.functional as F
 
-from solo_infer.models.solo import coordinates, keep_local_maxima
+from solo_infer.models.branches import coordinates
+from solo_infer.models.solo import keep_local_maxima
 
 
 def bilinear(maps, **size):

@@ -22,9 +22,9 @@ from solo_infer.errors import DeviceError
 from solo_infer.fast_path import FastPath
 from solo_infer.graphs import CudaGraph, GraphCache
 from solo_infer.models.backbones import ResNet
+from solo_infer.models.branches import branch, through
 from solo_infer.models.compiled import CompiledBranch
 from solo_infer.models.group_norm_relu import GroupNormReLU
-from solo_infer.models.solo import branch, through
 
 
 def tensors_in(value):

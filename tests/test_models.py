@@ -5,7 +5,8 @@ from plain import all_masks, class_scores
 
 from solo_infer.config import PRESETS
 from solo_infer.models import build_network
-from solo_infer.models.solo import coordinates, keep_local_maxima
+from solo_infer.models.branches import coordinates
+from solo_infer.models.solo import keep_local_maxima
 
 PARAMETERS = {
     "solo_r50": 36_301_232,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo_infer.models.solo import with_coordinates
+from solo_infer.models.branches import with_coordinates
 
 
 def compile_stages(network: nn.Module, plain: nn.Module, options: Mapping[str, Any]) -> None:

@@ -11,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.errors import ConfigError
-from solo_infer.models.solo import (
-    DecoupledHead,
-    DecoupledLightHead,
-    PlainHead,
-    SOLOHead,
-    SOLONetwork,
-    resize,
-    with_coordinates,
-)
+from solo_infer.models.branches import with_coordinates
+from solo_infer.models.solo import DecoupledHead, DecoupledLightHead, PlainHead, SOLOHead, SOLONetwork, resize
 from solo_infer.models.upsampled_conv import upsample
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
+from solo_infer.models.branches import ConvBlock
 from solo_infer.models.compiled import compile_stages
 from solo_infer.models.fused import FusedBottleneck, can_fuse
 from solo_infer.models.group_norm_relu import GroupNormReLU
-from solo_infer.models.solo import ConvBlock
 from solo_infer.models.wide_conv import WideConv
 
 # Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).

@@ -18,15 +18,8 @@ from torch import Tensor, nn
 
 from solo_infer.config import LEVELS, Architecture
 from solo_infer.errors import ExportError
-from solo_infer.models.solo import (
-    DecoupledHead,
-    LevelCells,
-    PlainHead,
-    SOLONetwork,
-    resize,
-    split_cells,
-    through,
-)
+from solo_infer.models.branches import through
+from solo_infer.models.solo import DecoupledHead, LevelCells, PlainHead, SOLONetwork, resize, split_cells
 from solo_infer.models.upsampled_conv import upsample
 
 

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import Architecture
-from solo_infer.models.solo import (
-    DecoupledHead,
-    PlainHead,
-    SOLOHead,
-    SOLONetwork,
-    quarter_size,
-    resize,
-)
+from solo_infer.models.solo import DecoupledHead, PlainHead, SOLOHead, SOLONetwork, quarter_size, resize
 from solo_infer.models.upsampled_conv import upsample
 
 # Maps of some levels -> for each branch, what it makes of each of them.

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,11 @@ from torch import Tensor, nn
 
 from solo_infer.config import LITE0, Architecture
 from solo_infer.models.backbones import ResNet
-from solo_infer.models.deformable import DeformableConv
+from solo_infer.models.branches import branch, through
 from solo_infer.models.efficientnet_lite import EfficientNetLite0
 from solo_infer.models.fpn import FeaturePyramid
 from solo_infer.models.objective import Target, solo_losses
 from solo_infer.models.upsampled_conv import upsample, upsampled_convolution
-from solo_infer.models.wide_conv import WideConv, append
-
-GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
 
 
 class MaskMaps(Protocol):
@@ -47,73 +44,6 @@ class MaskMaps(Protocol):
 
     def level_scores(self, image: int, part: LevelCells) -> Tensor:
         """Return the mask scores (k, 2h, 2w) of cells of one level, at twice the size of its map."""
-
-
-class ConvBlock(nn.Sequential):
-    """3x3 convolution, GroupNorm, ReLU; sub-modules are named as in mmdet's ConvModule."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool, deformable: bool) -> None:
-        super().__init__()
-        if deformable:
-            self.conv: nn.Conv2d = DeformableConv(in_channels, out_channels, bias=bias)
-        else:
-            self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
-        self.gn = nn.GroupNorm(GROUPS, out_channels)
-        self.activate = nn.ReLU(inplace=True)
-
-    def each(self, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
-        """Run on maps of any sizes, to whose channels the coordinates along some axes are appended."""
-        conv = self.conv
-        if isinstance(conv, WideConv):
-            found = conv.each(maps, [axis_maps(x, axes) for x in maps] if axes else ())
-        else:
-            found = [conv(with_coordinates(x, axes) if axes else x) for x in maps]
-        return [self.activate(self.gn(x)) for x in found]
-
-
-def branch(config: Architecture, coordinate_channels: int = 0) -> nn.Sequential:
-    """Return a branch of the head: ``stacked_convs`` blocks in a row."""
-    width, depth = config.head_channels, config.stacked_convs
-    widths = [config.pyramid_channels + coordinate_channels] + [width] * (depth - 1)
-    deformable = [False] * (depth - 1) + [config.deformable_head]
-    blocks = (
-        ConvBlock(channels, width, config.head_bias, moves)
-        for channels, moves in zip(widths, deformable, strict=True)
-    )
-    return nn.Sequential(*blocks)
-
-
-def through(blocks: nn.Sequential, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
-    """Run a branch on maps of any sizes, block by block, which shares work among small ones.
-
-    Args:
-        blocks: The branch.
-        maps: Each (N, C, h, w).
-        axes: Whose coordinates the first block also reads: "x", "y", "xy" or none.
-    """
-    for block in blocks:
-        maps, axes = cast(ConvBlock, block).each(maps, axes), ""
-    return list(maps)
-
-
-def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y maps (N, 1, H, W), each from -1 to 1 inclusive over the padded map."""
-    n, _, height, width = feature.shape
-    options = {"dtype": torch.float32, "device": feature.device}
-    x = torch.linspace(-1, 1, width, **options).to(feature.dtype)  # type: ignore[call-overload]
-    y = torch.linspace(-1, 1, height, **options).to(feature.dtype)  # type: ignore[call-overload]
-    return x.expand(n, 1, height, width), y[:, None].expand(n, 1, height, width)
-
-
-def axis_maps(feature: Tensor, axes: str) -> Tensor:
-    """Return the coordinates along some axes, "x", "y" or "xy", of a feature map: (1, 1 or 2, H, W)."""
-    maps = dict(zip("xy", coordinates(feature[:1]), strict=True))
-    return torch.cat([maps[axis] for axis in axes], dim=1)
-
-
-def with_coordinates(feature: Tensor, axes: str) -> Tensor:
-    """Append the coordinates along some axes, "x", "y" or "xy", to the channels of a map (N, C, H, W)."""
-    return append(feature, axis_maps(feature, axes))
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

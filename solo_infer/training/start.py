@@ -13,8 +13,8 @@ from solo_infer.base import Segmenter
 from solo_infer.categories import Categories
 from solo_infer.config import ModelConfig
 from solo_infer.models import Network, SOLONetwork, YolactNetwork, build_network
+from solo_infer.models.branches import ConvBlock
 from solo_infer.models.deformable import DeformableConv
-from solo_infer.models.solo import ConvBlock
 from solo_infer.segmenter import SOLO, YOLACT, make_model
 
 PRIOR = 0.01  # probability that a fresh cell says "object" (RetinaNet; mmdet's bias_prob)
