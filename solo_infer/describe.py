@@ -17,6 +17,8 @@ from solo_infer.weights.checkpoint import read_config
 from solo_infer.weights.manifest import ManifestEntry, load_manifest
 from solo_infer.weights.pretrained import load_checkpoint, published_config
 
+_MOST_PIXELS = 1 << 32  # beyond, sizes of memory wrap around
+
 
 @dataclass(frozen=True)
 class Description:
@@ -64,6 +66,10 @@ def layers_of(config: ModelConfig, input_size: tuple[int, int] | None = None) ->
     settings = config.preprocessing
     if input_size is None:
         input_size = settings.padded_shape(*settings.resized_shape(settings.short_side, settings.long_side))
+    if input_size[0] * input_size[1] > _MOST_PIXELS:
+        raise ConfigError(
+            f"The network cannot take an input of {input_size} pixels: expected at most 2^32 in all."
+        )
     network = build_network(config.architecture, device="meta")
     run = partial(raw_maps, network) if isinstance(network, SOLONetwork) else None
     try:

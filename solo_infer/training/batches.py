@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -228,7 +229,7 @@ def _unpacked(buffer: Tensor, layout: _Layout) -> list[Target]:
     targets: dict[int, Any] = {}
     start = 0
     for index, key, dtype, shape in layout:
-        end = start + shape.numel() * dtype.itemsize
+        end = start + math.prod(shape) * dtype.itemsize  # pinning makes lists of shapes in torch 2.1
         targets.setdefault(index, {})[key] = buffer[start:end].view(dtype).view(shape)
         start = end
     return [targets[index] for index in sorted(targets)]
