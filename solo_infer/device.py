@@ -159,7 +159,7 @@ def require_compile(device: torch.device) -> None:
 
 
 def preferred_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype that a network computes in fastest on a device, of those known to work."""
+    """Return the dtype to start with on a device: the fastest that is known to work on all of its kind."""
     return fast_paths(device).dtype
 
 
@@ -169,10 +169,8 @@ def _fast_paths(kind: str, index: int | None) -> FastPaths:
         return FastPaths(triton=False, graphs=False, compile=not is_corex(), dtype=torch.float32)
     if kind != "cuda" or torch.version.cuda is None or is_corex_card(index):
         return PLAIN
-    modern = torch.cuda.get_device_capability(index) >= (
-        7,
-        0,
-    )  # tensor cores, and what Triton can make code for
+    # Tensor cores, and what Triton can make code for.
+    modern = torch.cuda.get_device_capability(index) >= (7, 0)
     triton = modern and importlib.util.find_spec("triton") is not None
     dtype = torch.float16 if modern else torch.float32
     return FastPaths(triton=triton, graphs=True, compile=triton, dtype=dtype)

@@ -384,7 +384,7 @@ def _ability_lines(device: dict[str, Any]) -> list[str]:
     lines = [f"    operations: {len(states) - len(off)} of {len(states)} as on the CPU"]
     lines[0] += f"; not {', '.join(off)}" if off else ""
     allowed = [name for name in ("triton", "graphs", "compile") if paths[name]]
-    return [*lines, f"    fast paths: {', '.join(allowed) or 'none'}; fastest in {paths['dtype']}"]
+    return [*lines, f"    fast paths: {', '.join(allowed) or 'none'}; advised dtype {paths['dtype']}"]
 
 
 def _cuda_line(torch_facts: dict[str, Any] | None) -> str:

@@ -261,7 +261,7 @@ def test_operations_that_nobody_needs_are_no_problem():
 
 def test_fast_paths_are_told():
     text = format_report({**sick(), "problems": []})
-    assert "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; fastest in float16" in text
+    assert "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; advised dtype float16" in text
     report = sick()
     report["devices"][0]["fast_paths"] = {
         "triton": False,
@@ -269,7 +269,7 @@ def test_fast_paths_are_told():
         "compile": False,
         "dtype": "float32",
     }
-    assert "fast paths: none; fastest in float32" in format_report({**report, "problems": []})
+    assert "fast paths: none; advised dtype float32" in format_report({**report, "problems": []})
 
 
 def test_allocator_that_corex_lacks():
