@@ -121,12 +121,15 @@ def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: Thresho
 
 def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return areas and maskness (N, S), float32, and packed masks (N, S, B), uint8, of cells (N, S)."""
-    areas, sums, packed = dispatch.run(
-        "mask measuring",
-        cells.device,
-        lambda: maps.measure_fused(cells, mask_thr),
-        lambda: measure_torch(maps, cells, mask_thr),
-    )
+    if maps.fuses:
+        areas, sums, packed = dispatch.run(
+            "mask measuring",
+            cells.device,
+            lambda: maps.measure_fused(cells, mask_thr),
+            lambda: measure_torch(maps, cells, mask_thr),
+        )
+    else:
+        areas, sums, packed = measure_torch(maps, cells, mask_thr)
     return areas, sums / areas.clamp(min=1), packed
 
 

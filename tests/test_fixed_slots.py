@@ -11,7 +11,8 @@ from test_segmenter import pictures
 from solo_infer import Thresholds, fast_path, fixed_slots, postprocessing
 from solo_infer._stopwatch import Stopwatch
 from solo_infer.fast_path import FastPath, cell_table
-from solo_infer.ops import bits
+from solo_infer.models.slots import CellTable, slot_maps
+from solo_infer.ops import bits, dispatch
 from solo_infer.ops.enlarging import enlarge
 from solo_infer.preprocessing import plan, prepare_batch
 
@@ -185,3 +186,16 @@ def test_greedy_suppression_is_not_for_fixed_slots(monkeypatch):
     monkeypatch.setattr(fast_path, "graphs_allowed", lambda device: True)
     assert FastPath.fits(CPU, Thresholds())
     assert not FastPath.fits(CPU, Thresholds(nms="greedy"))
+
+
+@torch.no_grad()
+def test_levels_of_unusual_sizes_never_reach_the_kernel(small_models, monkeypatch):
+    monkeypatch.setattr(dispatch, "run", lambda *_: pytest.fail("the kernel was asked"))
+    model = small_models["solo"]
+    config = model.config.architecture
+    levels = [torch.randn(1, config.pyramid_channels, 4, 6, generator=torch.Generator().manual_seed(0))] * 5
+    table = CellTable.of(config, torch.device("cpu"))
+    maps = slot_maps(model.network, levels, table)
+    assert not maps.fuses
+    areas, maskness, _ = fixed_slots.measure(maps, torch.tensor([[0, 5, 224]]), 0.5)
+    assert areas.shape == maskness.shape == (1, 3)

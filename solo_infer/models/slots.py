@@ -50,16 +50,13 @@ class SlotMaps(Protocol):
     """Masks of slots, of every image of a batch at once."""
 
     size: tuple[int, int]  # of each mask, (H/4, W/4)
+    fuses: bool  # whether the sizes of the levels are what the kernel of ``measure_fused`` takes
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K), K of each image."""
 
     def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), by Triton.
-
-        Raises:
-            NotImplementedError: The sizes of the levels are not what the kernel takes.
-        """
+        """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), by Triton."""
 
 
 def slot_maps(network: SOLONetwork, levels: list[Tensor], table: CellTable) -> SlotMaps:
@@ -92,6 +89,9 @@ class PlainSlotMaps:
         self._table = table
         (towers,) = run_towers(lambda maps: [head.mask_towers(maps)], levels)
         self._levels = list(zip(head.conv_mask_list, towers, strict=True))
+        firsts = [next(members)[0] for _, members in groupby(enumerate(towers), lambda item: item[1].shape)]
+        twice = tuple(2 * side for side in towers[0].shape[-2:])
+        self.fuses = firsts == [0, 2, 3] and twice == self.size
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
@@ -107,9 +107,6 @@ class PlainSlotMaps:
         from solo_infer.ops.measuring_triton import measure_plain
 
         parts = list(self._logits_by_size(cells))
-        twice = tuple(2 * side for side in parts[0][1])
-        if [first for first, _, _ in parts] != [0, 2, 3] or twice != self.size:
-            raise NotImplementedError("levels of unusual sizes")
         logits = torch.cat([maps for _, _, maps in parts], dim=2)
         sizes = [shape for _, shape, _ in parts]
         return measure_plain(logits, self._table.level[cells], sizes, self.size, mask_thr)
@@ -136,6 +133,8 @@ class PlainSlotMaps:
 
 class DecoupledSlotMaps:
     """Masks of a ``DecoupledHead``: the maps of all columns and rows, multiplied for each slot."""
+
+    fuses = True
 
     def __init__(self, head: DecoupledHead, levels: list[Tensor], table: CellTable) -> None:
         self.size = quarter_size(levels)
