@@ -47,6 +47,7 @@ class Tolerances:
         final_scores: Of paired detections, 0..1.
         boxes: Of paired detections of YOLACT, in pixels of the image.
         iou_loss: 1 - IoU of paired masks that differ by more than ``EDGE_PIXELS``.
+        cropped_iou_loss: The same of YOLACT, whose masks end at their boxes.
         unpaired: Share of detections without a partner, 0..1.
     """
 
@@ -57,6 +58,7 @@ class Tolerances:
     final_scores: float
     boxes: float
     iou_loss: float
+    cropped_iou_loss: float
     unpaired: float
 
 
@@ -64,9 +66,9 @@ class Tolerances:
 # A final score may move further than the scores it is made of when a pixel crosses the mask threshold.
 # Half precision: about twice what was measured on a CPU.
 TOLERANCES = {
-    torch.float32: Tolerances(1e-4, 2e-4, 1e-4, 1e-4, 2e-3, 0.05, 1e-3, 0.0),
-    torch.float16: Tolerances(0.03, 0.06, 0.03, 0.03, 0.02, 3.0, 0.4, 0.05),
-    torch.bfloat16: Tolerances(0.25, 0.6, 0.25, 0.25, 0.2, 30.0, 0.8, 0.1),
+    torch.float32: Tolerances(1e-4, 2e-4, 1e-4, 1e-4, 2e-3, 0.05, 1e-3, 1e-3, 0.0),
+    torch.float16: Tolerances(0.03, 0.06, 0.03, 0.03, 0.02, 3.0, 0.2, 0.4, 0.05),
+    torch.bfloat16: Tolerances(0.25, 0.6, 0.25, 0.25, 0.2, 30.0, 0.5, 0.8, 0.1),
 }
 
 
@@ -185,7 +187,7 @@ def _check_yolact(
     pairs = pair_detections(detections, golden, GEOMETRY.original, limits.final_scores)
     yield check("final scores", pairs.score_difference, limits.final_scores)
     yield check("boxes, px", pairs.box_difference, limits.boxes)
-    yield check("1 - mask IoU", pairs.iou_loss, limits.iou_loss)
+    yield check("1 - mask IoU", pairs.iou_loss, limits.cropped_iou_loss)
     yield check("unpaired", pairs.unpaired, limits.unpaired)
 
 

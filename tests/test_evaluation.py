@@ -93,7 +93,7 @@ def test_classes_that_the_data_lacks_take_no_place(small_model, data_set, other_
         dogs = everything(str(data_set[0] / image["file_name"])).filter(classes="dog")[:3]
         written = [entry for entry in entries_of(tmp_path / "out.json") if entry["image_id"] == image["id"]]
         scores = [entry["score"] for entry in written]
-        assert scores == pytest.approx(dogs.scores.tolist(), abs=1e-5)
+        assert scores == pytest.approx(dogs.scores.tolist(), abs=1e-6)
         assert {entry["category_id"] for entry in written} <= {DOG}
         assert len(written) == 3  # or the test shows nothing
     assert set(model(str(data_set[0] / "b/2.png")).names) != {"dog"}  # others would take places

@@ -191,7 +191,8 @@ def assert_close(found, model, image, **options):
     expected = ordinary(image, **options)
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    assert (found.masks != expected.masks).sum() <= 5  # of all masks, on a threshold
+    different = (found.masks != expected.masks).flatten(1).sum(dim=1)
+    assert (different <= 2).all() and different.sum() <= 5  # they lie on a threshold
 
 
 class NeverFits:
