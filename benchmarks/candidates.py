@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from solo_infer import SOLO
-from solo_infer.benchmark import environment
-from solo_infer.preprocessing import Geometry
-from solo_infer.verify import procedural_model
+from solo_infer.diagnostics.benchmark import environment
+from solo_infer.diagnostics.verify import procedural_model
+from solo_infer.inference.preprocess import Geometry
 
 SIZE = (800, 1216)
 HERE = Path(__file__).parent

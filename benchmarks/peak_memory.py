@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from solo_infer import Thresholds
-from solo_infer.verify import MODELS, procedural_model
+from solo_infer import PostprocessConfig
+from solo_infer.diagnostics.verify import MODELS, procedural_model
 
 
 def memory_kib(field):
@@ -24,7 +24,7 @@ def memory_kib(field):
 
 
 def picture(height, width):
-    """Return a picture of coloured blocks of several sizes."""
+    """Return a picture of colored blocks of several sizes."""
     rng, image = np.random.default_rng(0), np.zeros((height, width, 3))
     for block in (128, 32, 8):
         coarse = rng.integers(0, 256, (-(-height // block), -(-width // block), 3))
@@ -56,7 +56,7 @@ def main():
             {
                 "model": options.model,
                 "image": list(options.size),
-                "candidates": int((counted[0] > Thresholds().score_thr).sum()),
+                "candidates": int((counted[0] > PostprocessConfig().score_thr).sum()),
                 "detections": len(result),
                 "weights_loaded_mib": round(before / 1024),
                 "peak_above_weights_mib": round((peak - before) / 1024),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from solo_infer import SOLO
-from solo_infer.recording import CocoFile
+from solo_infer.results.writers import CocoFile
 
 
 def main(folder: str, results: str, model: str = "decoupled_r50_3x") -> None:

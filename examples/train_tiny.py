@@ -12,8 +12,16 @@ import logging
 import sys
 from pathlib import Path
 
-from solo_infer import SOLO, Architecture, ModelConfig, Preprocessing
-from solo_infer.training import CocoDataset, DatasetBatches, Recipe, fit, fresh_model, load_body, union
+from solo_infer import SOLO, ModelConfig, PreprocessConfig, SOLOConfig
+from solo_infer.training import (
+    CocoDataset,
+    DatasetBatches,
+    Recipe,
+    fit,
+    init_model,
+    load_backbone_weights,
+    union,
+)
 from solo_infer.training.policies import augmentation, batch_size_in_pixels
 
 SETS = ("all80", "road4", "person")
@@ -29,11 +37,11 @@ def main(images, annotations, body, output, settings=SETTINGS):
     validation = frozenset().union(*(dataset.file_names for dataset in sets["val"]))
     data = union(sets["train"], exclude=validation)
     classes = data.categories
-    architecture = Architecture(**settings["architecture"], num_classes=len(classes))
-    preprocessing = Preprocessing(**settings["preprocessing"])
+    architecture = SOLOConfig(**settings["architecture"], num_classes=len(classes))
+    preprocessing = PreprocessConfig(**settings["preprocessing"])
     first = Recipe.from_dict(settings["stages"][0])
-    model = fresh_model(ModelConfig(architecture, preprocessing, categories=classes), first.seed)
-    load_body(model.network, Path(body))
+    model = init_model(ModelConfig(architecture, preprocessing, categories=classes), first.seed)
+    load_backbone_weights(model.network, Path(body))
     for number, stage in enumerate(settings["stages"], start=1):
         recipe = Recipe.from_dict(stage)
         stage_data = union(

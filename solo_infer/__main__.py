@@ -1,8 +1,8 @@
-"""``python -m solo_infer``: the same as ``solo-infer``."""
+"""Run the command line: ``python -m solo_infer`` is ``solo-infer``."""
 
 import sys
 
-from solo_infer.cli import main
+from solo_infer.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,13 @@
-"""The errors of solo_infer: a small public hierarchy below ``SoloInferError``.
+"""Exceptions of solo_infer, all derived from ``SoloInferError``.
 
-Every message says what was given, what was expected and what to do about it.
+Each message states what was given, what was expected and how to fix it.
 """
 
 from __future__ import annotations
 
 
 class SoloInferError(Exception):
-    """Base of every error that solo_infer raises on purpose."""
+    """Base class of all errors that solo_infer raises deliberately."""
 
 
 class ConfigError(SoloInferError, ValueError):
@@ -19,11 +19,11 @@ class ImageError(SoloInferError, ValueError):
 
 
 class ResultError(SoloInferError, ValueError):
-    """A result is asked for something it cannot give."""
+    """An operation on a result is invalid, or a result cannot be written."""
 
 
 class DataError(SoloInferError, ValueError):
-    """A data set cannot be read, is inconsistent, or lacks what is asked of it."""
+    """A data set cannot be read or is inconsistent."""
 
 
 class DeviceError(SoloInferError, RuntimeError):
@@ -31,15 +31,19 @@ class DeviceError(SoloInferError, RuntimeError):
 
 
 class ExportError(SoloInferError, RuntimeError):
-    """A network cannot be exported, or what was exported cannot be used."""
+    """A network cannot be exported, or an exported network cannot be used."""
+
+
+class TrainingError(SoloInferError):
+    """Training cannot start or cannot go on."""
 
 
 class OfflineError(SoloInferError):
-    """The network would be needed, but offline mode forbids it."""
+    """Network access would be needed, but offline mode forbids it."""
 
 
 class WeightsError(SoloInferError):
-    """Weights cannot be found, fetched, read or fitted to a model."""
+    """Weights cannot be found, fetched, read or matched with a model."""
 
 
 class UnknownModelError(WeightsError):
@@ -47,11 +51,11 @@ class UnknownModelError(WeightsError):
 
 
 class CheckpointError(WeightsError):
-    """A checkpoint file is damaged, of an unknown layout or fits no known model."""
+    """A checkpoint file is damaged, has an unknown layout or matches no known model."""
 
 
 class DownloadError(WeightsError):
-    """No source could deliver a checkpoint, or what it delivered was wrong."""
+    """No source could deliver a checkpoint, or its content was wrong."""
 
 
 class CacheError(WeightsError):

@@ -1,32 +1,22 @@
-"""The networks: tensors in, tensors out."""
+"""Networks: tensors in, tensors out."""
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any
 
 import torch
 
-from solo_infer.config import AnyArchitecture, Architecture
-from solo_infer.models.solo import SOLONetwork
-from solo_infer.models.yolact import YolactNetwork
-from solo_infer.yolact_config import YolactArchitecture
-
-__all__ = ["Network", "SOLONetwork", "YolactNetwork", "build_network"]
-
-Network = SOLONetwork | YolactNetwork
+from solo_infer.config import ArchitectureConfig
+from solo_infer.config.families import family_of
 
 
-@overload
-def build_network(config: Architecture, device: str = "cpu") -> SOLONetwork: ...
+def build_network(config: ArchitectureConfig, device: str = "cpu") -> Any:
+    """Build the network of an architecture, in eval mode.
 
-
-@overload
-def build_network(config: YolactArchitecture, device: str = "cpu") -> YolactNetwork: ...
-
-
-def build_network(config: AnyArchitecture, device: str = "cpu") -> Network:
-    """Build a network in eval mode; ``device="meta"`` allocates nothing, for weights to be assigned."""
+    Args:
+        config: Architecture of any family.
+        device: Device of the parameters; "meta" allocates no memory, for weights that are assigned later.
+    """
+    network = family_of(config).load("network")
     with torch.device(device):
-        if isinstance(config, Architecture):
-            return SOLONetwork(config).eval()
-        return YolactNetwork(config).eval()
+        return network(config).eval()

@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.errors import ConfigError
-from solo_infer.models.branches import with_coordinates
-from solo_infer.models.solo import DecoupledHead, DecoupledLightHead, PlainHead, SOLOHead, SOLONetwork, resize
-from solo_infer.models.upsampled_conv import upsample
+from solo_infer.models.layers.conv_branch import with_coordinates
+from solo_infer.models.optimized.upsampled_conv import upsample
+from solo_infer.models.solo.network import (
+    DecoupledHead,
+    DecoupledLightHead,
+    PlainHead,
+    SOLOHead,
+    SOLONetwork,
+    resize,
+)
 
 
 class RawMaps(NamedTuple):
@@ -24,7 +31,7 @@ class RawMaps(NamedTuple):
 
 
 def raw_maps(network: SOLONetwork, images: Tensor) -> RawMaps:
-    """Return the logits of normalised images (N, 3, H, W), as mmdet's heads give them in train mode."""
+    """Return the logits of normalized images (N, 3, H, W), as mmdet's heads give them in train mode."""
     p2, p3, p4, p5, p6 = network.neck(network.backbone(images))
     p2 = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
     p6 = F.interpolate(p6, size=p5.shape[-2:], mode="bilinear", align_corners=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solo_infer.ops import bits, dispatch
+from solo_infer.ops import dispatch, packed_masks
 from solo_infer.ops.matrix_nms import decay
 
 # Bytes of packed masks of an image that are unpacked to float32 at a time, 32 bytes for each.
@@ -20,7 +20,7 @@ def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, si
     """Return the factor (N, P) float32 in 0..1 of each slot.
 
     Args:
-        packed: (N, P, B) uint8 flattened masks as ``bits.pack`` gives them, best score first.
+        packed: (N, P, B) uint8 flattened masks as ``packed_masks.pack`` gives them, best score first.
         areas: (N, P) float32, pixels of each mask.
         labels: (N, P) int64.
         kernel: "gaussian" or "linear".
@@ -28,9 +28,9 @@ def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, si
     """
 
     def fused() -> Tensor:
-        from solo_infer.ops import matrix_nms_triton
+        from solo_infer.ops.triton import matrix_nms
 
-        return matrix_nms_triton.decay_factors(packed, areas, labels, kernel, sigma)
+        return matrix_nms.decay_factors(packed, areas, labels, kernel, sigma)
 
     return dispatch.run(
         "Matrix-NMS", packed.device, fused, lambda: decay_factors_torch(packed, areas, labels, kernel, sigma)
@@ -40,17 +40,17 @@ def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, si
 def decay_factors_torch(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, sigma: float) -> Tensor:
     """Do what ``decay_factors`` does with torch's own operations."""
     same = labels[:, :, None] == labels[:, None]
-    intersections = count_common(packed) * same
+    intersections = pairwise_intersections(packed) * same
     unions = areas[:, :, None] + areas[:, None] - intersections
     ious = (intersections / unions.clamp(min=1)).triu(diagonal=1)
     return torch.stack([decay(image, kernel, sigma) for image in ious])
 
 
-def count_common(packed: Tensor) -> Tensor:
+def pairwise_intersections(packed: Tensor) -> Tensor:
     """Return the common pixels (N, P, P), float32, of masks (N, P, B); counts up to 2^24 are exact."""
     count, slots, width = packed.shape
     common = torch.zeros((count, slots, slots), device=packed.device)
     for part in packed.split(max(_UNPACKED // max(slots, 1), 1), dim=2):
-        masks = bits.unpack(part, part.shape[2] * 8).float()
+        masks = packed_masks.unpack(part, part.shape[2] * 8).float()
         common += masks @ masks.mT
     return common

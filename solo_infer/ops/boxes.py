@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solo_infer.ops import bits
+from solo_infer.ops import packed_masks
 
 
 def packed_boxes(packed: Tensor, width: int) -> Tensor:
     """Return the tight boxes (N, 4) float32 x1 y1 x2 y2 of packed masks (N, H, B), zeros for empty ones."""
     sides = []
-    for used in (bits.unpack(bits.unite_rows(packed), width), packed.any(dim=2)):
+    for used in (packed_masks.unpack(packed_masks.union_rows(packed), width), packed.any(dim=2)):
         first = used.int().argmax(dim=1)
         end = used.shape[1] - used.flip(1).int().argmax(dim=1)
         sides.append(torch.stack([first, end], dim=1))

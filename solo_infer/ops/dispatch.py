@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from solo_infer.device import triton_allowed
+from solo_infer.runtime.device import triton_allowed
 
 _LOGGER = logging.getLogger(__name__)
 _LOCK = threading.Lock()

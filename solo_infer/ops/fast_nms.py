@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solo_infer.ops.anchors import pairwise_iou
+from solo_infer.models.yolact.anchors import pairwise_iou
 
 _MOST_PAIRS = 1 << 20  # of boxes that are compared at a time, which needs some tens of MiB
 
 
-class KeptBoxes(NamedTuple):
+class FastNMSResult(NamedTuple):
     """What Fast NMS keeps, best first."""
 
     scores: Tensor  # (K,) float32
@@ -25,7 +25,7 @@ class KeptBoxes(NamedTuple):
 
 def fast_nms(
     boxes: Tensor, scores: Tensor, *, iou_thr: float, filter_thr: float, top_k: int, max_num: int
-) -> KeptBoxes:
+) -> FastNMSResult:
     """Run Fast NMS, each class by itself; mmdet's ``fast_nms``, and the author's with ``filter_thr`` 0.
 
     Args:
@@ -50,7 +50,7 @@ def fast_nms(
     kept = ranked[rows, places]
     best = kept.argsort(descending=True, stable=True)[:max_num]
     rows, places = rows[best], places[best]
-    return KeptBoxes(kept[best], classes[rows], order[rows, places])
+    return FastNMSResult(kept[best], classes[rows], order[rows, places])
 
 
 def _greatest_overlaps(boxes: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solo_infer.ops import bits
-from solo_infer.ops.matrix_nms import Kept, same_label_intersections
+from solo_infer.ops import packed_masks
+from solo_infer.ops.matrix_nms import NMSResult, same_label_intersections
 
 
 def greedy_nms(
@@ -22,7 +22,7 @@ def greedy_nms(
     nms_pre: int = -1,
     max_num: int = -1,
     filter_thr: float = -1.0,
-) -> Kept:
+) -> NMSResult:
     """Run greedy NMS on masks.
 
     Args:
@@ -36,7 +36,7 @@ def greedy_nms(
         filter_thr: Only scores of at least this are kept; all if not positive.
     """
     return greedy_nms_packed(
-        bits.pack(masks.flatten(1)),
+        packed_masks.pack(masks.flatten(1)),
         masks.flatten(1).sum(1).float(),
         labels,
         scores,
@@ -58,11 +58,11 @@ def greedy_nms_packed(
     max_num: int,
     filter_thr: float,
     owners: Tensor | None = None,
-) -> Kept:
+) -> NMSResult:
     """Run greedy NMS on bit-packed masks; see ``greedy_nms``.
 
     Args:
-        packed: (M, B) uint8, flattened masks as ``bits.pack`` gives them.
+        packed: (M, B) uint8, flattened masks as ``packed_masks.pack`` gives them.
         areas: (N,) float32, pixels of each detection's mask.
         labels: (N,) int64.
         scores: (N,) float32.
@@ -83,7 +83,7 @@ def greedy_nms_packed(
     kept = _drop_in_turn((common / unions.clamp(min=1) > iou_thr).cpu())
     best = order[kept.to(order.device)]
     best = best[:max_num] if max_num > 0 else best
-    return Kept(scores[best], labels[best], best)
+    return NMSResult(scores[best], labels[best], best)
 
 
 def _drop_in_turn(overlaps: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from solo_infer.errors import ConfigError
-from solo_infer.ops import bits
+from solo_infer.ops import packed_masks
 
 _UNPACKED_BYTES = 8 << 20  # of float32 masks at a time
 
 
-class Kept(NamedTuple):
+class NMSResult(NamedTuple):
     """What Matrix-NMS keeps, best first."""
 
     scores: Tensor  # (K,) float32, after the decay
@@ -38,7 +38,7 @@ def matrix_nms(
     nms_pre: int = -1,
     max_num: int = -1,
     filter_thr: float = -1.0,
-) -> Kept:
+) -> NMSResult:
     """Run Matrix-NMS on masks.
 
     Args:
@@ -54,7 +54,7 @@ def matrix_nms(
     Raises:
         ConfigError: The kernel is unknown.
     """
-    packed = bits.pack(masks.flatten(1))  # (N, ceil(H * W / 8))
+    packed = packed_masks.pack(masks.flatten(1))  # (N, ceil(H * W / 8))
     areas = masks.flatten(1).sum(1).float()
     return matrix_nms_packed(
         packed,
@@ -81,11 +81,11 @@ def matrix_nms_packed(
     max_num: int,
     filter_thr: float,
     owners: Tensor | None = None,
-) -> Kept:
+) -> NMSResult:
     """Run Matrix-NMS on bit-packed masks; see ``matrix_nms``.
 
     Args:
-        packed: (M, B) uint8, flattened masks as ``bits.pack`` gives them.
+        packed: (M, B) uint8, flattened masks as ``packed_masks.pack`` gives them.
         areas: (N,) float32, pixels of each detection's mask.
         labels: (N,) int64.
         scores: (N,) float32.
@@ -110,7 +110,7 @@ def matrix_nms_packed(
         scores, labels, order = scores[passed], labels[passed], order[passed]
     best = scores.argsort(descending=True, stable=True)
     best = best[:max_num] if max_num > 0 else best
-    return Kept(scores[best], labels[best], order[best])
+    return NMSResult(scores[best], labels[best], order[best])
 
 
 def same_label_intersections(packed: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def same_label_intersections(packed: Tensor, rows: Tensor, labels: Tensor) -> Te
             continue
         masks, common = packed[rows[members]], intersections.new_zeros((len(members), len(members)))
         for part in masks.split(max(_UNPACKED_BYTES // (32 * len(members)), 1), dim=1):
-            pixels = bits.unpack_float(part)
+            pixels = packed_masks.unpack_float(part)
             common.addmm_(pixels, pixels.T)
         intersections[members[:, None], members] = common
     return intersections

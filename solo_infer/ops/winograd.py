@@ -143,13 +143,13 @@ def _convolve_tiles(group: list[_Part], transformed: Tensor, bias: Tensor | None
     counts = [part.tiles for part in group]
     spectra = transformed.new_empty((side, side, sum(counts), channels))
     for part, place in zip(group, spectra.split(counts, dim=2), strict=True):
-        _analyse(part, place, stride)
+        _analyze(part, place, stride)
     products = torch.bmm(spectra.flatten(0, 1), transformed)  # (n * n, tiles, K)
     for part, place in zip(group, products.unflatten(0, (side, side)).split(counts, dim=2), strict=True):
-        _synthesise(place, part.outputs, bias)
+        _synthesize(place, part.outputs, bias)
 
 
-def _analyse(part: _Part, spectra: Tensor, stride: int) -> None:
+def _analyze(part: _Part, spectra: Tensor, stride: int) -> None:
     """Compute the spectra (n, n, tiles, phases * C) of the patches of a part."""
     rows, columns = part.outputs.shape[0], part.outputs.shape[2]
     pixels, side, step = part.pixels, len(spectra), _TILE * stride
@@ -164,7 +164,7 @@ def _analyse(part: _Part, spectra: Tensor, stride: int) -> None:
     )
     vertical = pixels.new_empty(lines.shape)
     at_points(lines, vertical)
-    # Then the columns of each patch, of which neighbours share two.
+    # Then the columns of each patch, of which neighbors share two.
     point, row, phase, right, _ = vertical.stride()
     patches = vertical.as_strided(
         (side, side, rows, columns, stride, stride, channels),
@@ -173,7 +173,7 @@ def _analyse(part: _Part, spectra: Tensor, stride: int) -> None:
     at_points(patches, spectra.view(side, side, rows, columns, stride, stride, channels).transpose(0, 1))
 
 
-def _synthesise(products: Tensor, outputs: Tensor, bias: Tensor | None) -> None:
+def _synthesize(products: Tensor, outputs: Tensor, bias: Tensor | None) -> None:
     """Compute the outputs (rows, 4, columns, 4, K) of the tiles of products (n, n, tiles, K)."""
     rows, _, columns, _, channels = outputs.shape
     side = len(products)

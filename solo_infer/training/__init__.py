@@ -11,11 +11,12 @@ any batches; for another loop call the network itself: in train mode ``network(i
 losses.
 """
 
-from solo_infer.training.batches import DatasetBatches, collate
-from solo_infer.training.bodies import load_body
+from solo_infer.errors import TrainingError
+from solo_infer.training.backbone_weights import load_backbone_weights
 from solo_infer.training.dataset import CocoDataset, union
-from solo_infer.training.fine_tuning import CocoFiles, Validation, fine_tune
-from solo_infer.training.loop import Batches, TrainingError, fit
+from solo_infer.training.fine_tune import CocoFiles, Validation, fine_tune
+from solo_infer.training.initialization import init_model, replace_classifier
+from solo_infer.training.loader import DatasetBatches, collate
 from solo_infer.training.recipe import (
     FINE_TUNE,
     PUBLISHED_1X,
@@ -24,7 +25,7 @@ from solo_infer.training.recipe import (
     RECIPES,
     Recipe,
 )
-from solo_infer.training.start import fresh_model, with_classes
+from solo_infer.training.trainer import Batches, fit
 
 __all__ = [
     "FINE_TUNE",
@@ -42,8 +43,8 @@ __all__ = [
     "collate",
     "fine_tune",
     "fit",
-    "fresh_model",
-    "load_body",
+    "init_model",
+    "load_backbone_weights",
     "union",
-    "with_classes",
+    "replace_classifier",
 ]

@@ -14,12 +14,12 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as kernels
 
-from solo_infer.categories import Categories
-from solo_infer.coco_data import run_lengths
+from solo_infer.config.categories import Categories
+from solo_infer.data.coco import run_lengths
+from solo_infer.data.images import load_image
 from solo_infer.errors import ConfigError, DataError, ImageError
-from solo_infer.images import load_image
-from solo_infer.training.index import Index, merge, read_index
-from solo_infer.training.samples import Sample, bounds, centres, make_sample
+from solo_infer.training.annotation_index import Index, merge, read_index
+from solo_infer.training.sample import Sample, bounds, centers, make_sample
 
 Augment = Callable[[Sample, Generator, Callable[[Generator], Sample]], Sample]
 
@@ -154,11 +154,11 @@ def _decode_into(mask: np.ndarray, rle: dict[str, Any], left: int, top: int, wid
 
 
 def _sample_into(mask: np.ndarray, rle: dict[str, Any], left: int, top: int, width: int, height: int) -> None:
-    """Write RLE with these bounds into a smaller mask: the pixels under the centres of the new ones.
+    """Write RLE with these bounds into a smaller mask: the pixels under the centers of the new ones.
 
     It is never decoded as a whole, which for large photos would take longer than all else.
     """
-    rows, columns = (centres(old, new) for old, new in zip(rle["size"], mask.shape, strict=True))
+    rows, columns = (centers(old, new) for old, new in zip(rle["size"], mask.shape, strict=True))
     first_row, end_row = np.searchsorted(rows, (top, top + height))
     first_column, end_column = np.searchsorted(columns, (left, left + width))
     places = columns[first_column:end_column] * rle["size"][0] + rows[first_row:end_row, None]

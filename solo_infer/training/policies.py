@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from solo_infer.config import Preprocessing
-from solo_infer.training.augment import (
+from solo_infer.config import PreprocessConfig
+from solo_infer.training.recipe import Recipe
+from solo_infer.training.transforms import (
     Augmentation,
-    ColourJitter,
+    ColorJitter,
     CopyPaste,
     Crop,
     Flip,
@@ -14,12 +15,11 @@ from solo_infer.training.augment import (
     Step,
     Stretch,
 )
-from solo_infer.training.recipe import Recipe
 
 _SHORT_SIDES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # 800, 768, ... 640 of 800 (mmdet's 3x schedule)
 
 
-def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
+def augmentation(recipe: Recipe, preprocessing: PreprocessConfig) -> Augmentation:
     """Return what changes the training images of a model, as ``Recipe.augment`` names it.
 
     A model that does not keep the ratio of sides learns from stretched images; "multiscale" cuts windows out
@@ -29,10 +29,10 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
     if recipe.augment == "jitter":
         side = window(recipe, preprocessing)
         least, greatest = (scale * long / side for scale in recipe.scales)
-        colours = ColourJitter(brightness=20.0, contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=8.0)
+        colors = ColorJitter(brightness=20.0, contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=8.0)
         pasting = CopyPaste(recipe.copy_paste) if recipe.copy_paste else None
         shape: tuple[Step, ...] = () if preprocessing.keep_ratio else (Stretch(short),)
-        return Augmentation((colours, Flip(), *shape, LargeScaleJitter(side, (least, greatest))), pasting)
+        return Augmentation((colors, Flip(), *shape, LargeScaleJitter(side, (least, greatest))), pasting)
     if not preprocessing.keep_ratio:
         cut: tuple[Step, ...] = (Crop(),) if recipe.augment == "multiscale" else ()
         mirrored: tuple[Step, ...] = () if recipe.augment == "none" else (Flip(),)
@@ -44,7 +44,7 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
     return Augmentation(tuple(steps))
 
 
-def batch_size_in_pixels(recipe: Recipe, preprocessing: Preprocessing) -> tuple[int, int] | None:
+def batch_size_in_pixels(recipe: Recipe, preprocessing: PreprocessConfig) -> tuple[int, int] | None:
     """Return height and width of all batches, None if each is as large as its images need."""
     if recipe.augment != "jitter":
         return None
@@ -52,7 +52,7 @@ def batch_size_in_pixels(recipe: Recipe, preprocessing: Preprocessing) -> tuple[
     return side, side
 
 
-def window(recipe: Recipe, preprocessing: Preprocessing) -> int:
+def window(recipe: Recipe, preprocessing: PreprocessConfig) -> int:
     """Return the side of the square window of "jitter" in pixels, a multiple of the size divisor."""
     side = recipe.size or preprocessing.short_side
     return preprocessing.padded_shape(side, side)[0]

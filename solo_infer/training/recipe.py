@@ -1,4 +1,4 @@
-"""How to train: optimiser, schedule and pace, as one frozen dataclass that is kept beside the results."""
+"""How to train: optimizer, schedule and pace, as one frozen dataclass that is kept beside the results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Recipe:
         freeze_stem: Keep the body up to C2 as it is (mmdet's ``frozen_stages=1``).
         augment: What becomes of an image, which is first scaled to the size that the model predicts at:
             "none"; "flip" (mmdet's 1x schedule); "multiscale" (its 3x schedule: five smaller sizes down to
-            0.8, and flip); "jitter" (colours, flip, ``scales``, a window of ``size``, ``copy_paste``).
+            0.8, and flip); "jitter" (colors, flip, ``scales``, a window of ``size``, ``copy_paste``).
         scales: Least and greatest factor of "jitter".
         size: Side in pixels of the square window of "jitter", padded where the image ends; the model's short
             side if 0.

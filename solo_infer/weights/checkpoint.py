@@ -13,9 +13,9 @@ from torch import Tensor
 
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
-from solo_infer.weights.fitting import SHOWN, fit, infer_config, quoted, with_names
-from solo_infer.weights.keymaps import background_last, is_authors_yolact, our_names
-from solo_infer.weights.pickles import Inert, read_pickled
+from solo_infer.weights.key_mapping import background_last, is_original_yolact, map_keys
+from solo_infer.weights.match_state_dict import SHOWN, fit, infer_config, quoted, with_names
+from solo_infer.weights.pickles.reader import OpaqueObject, read_pickled
 
 __all__ = ["Checkpoint", "fit", "infer_config", "read_checkpoint", "read_config"]
 
@@ -124,7 +124,7 @@ def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(contents, Mapping):
         shown = ", ".join(quoted(str(key)) for key in islice(contents, SHOWN))
         what = f"the entries {shown}" if contents else "an empty one"
-    elif isinstance(contents, Inert):
+    elif isinstance(contents, OpaqueObject):
         what = f"a whole object of class {quoted(contents.name)}: save its state_dict() instead"
     else:
         what = f"a {type(contents).__name__}"
@@ -171,13 +171,13 @@ def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _in_our_names(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by our names, and {our name: name in the file}."""
     file_names: dict[str, str] = {}
-    for name, ours in our_names(tensors).items():
+    for name, ours in map_keys(tensors).items():
         if ours in file_names:
             both = f"{quoted(file_names[ours])} and {quoted(name)}"
             raise CheckpointError(f"{path} holds a tensor twice: as {both}.")
         file_names[ours] = name
     renamed = {ours: tensors[name] for ours, name in file_names.items()}
-    if is_authors_yolact(tensors):
+    if is_original_yolact(tensors):
         for name, tensor in renamed.items():
             if name.startswith("bbox_head.conv_cls."):
                 renamed[name] = background_last(tensor)

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from solo_infer import _environment
 from solo_infer._version import __version__
 from solo_infer.errors import CacheError, DownloadError, OfflineError
+from solo_infer.runtime import environment
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ def download_file(
         # Before the lock: a right file in a read-only cache needs none.
         if matches(target, sha256, size):
             return target
-    if _environment.is_offline() if offline is None else offline:
+    if environment.is_offline() if offline is None else offline:
         raise OfflineError(
-            f"Offline mode forbids to download {url}. Unset {_environment.OFFLINE} (and HF_HUB_OFFLINE), "
+            f"Offline mode forbids to download {url}. Unset {environment.OFFLINE} (and HF_HUB_OFFLINE), "
             f"or put the file there by hand: {target}"
         )
     if urlsplit(url).scheme not in ("http", "https"):
@@ -153,7 +153,7 @@ def writing(target: Path) -> Iterator[None]:
     except OSError as error:
         raise CacheError(
             f"The directory {target.parent} cannot be used for {target.name}: {error}. Make it writable or "
-            f"free space there, or choose another one (the cache is set by {_environment.HOME})."
+            f"free space there, or choose another one (the cache is set by {environment.HOME})."
         ) from error
 
 
@@ -179,7 +179,7 @@ def locked(target: Path) -> Iterator[None]:
         except NotImplementedError as error:
             raise CacheError(
                 f"The file system of {target.parent} supports no file locks. "
-                f"Set {_environment.HOME} to a directory on another one."
+                f"Set {environment.HOME} to a directory on another one."
             ) from error
     try:
         yield
@@ -207,7 +207,7 @@ class _Transfer:
         self.url, self.target, self.sha256, self.size = url, target, sha256, size
         self.part = target.with_name(f"{target.name}.part")
         self.progress = progress
-        self.timeout = _environment.network_timeout()
+        self.timeout = environment.network_timeout()
         self.may_resume = self.keep_part = bool(sha256)
 
     def run(self) -> None:
@@ -355,7 +355,7 @@ class _Transfer:
     def _network_failure(self, error: Exception) -> DownloadError | _InterruptedTransferError:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
-            silence = f"silent for {self.timeout:g} s ({_environment.TIMEOUT})"
+            silence = f"silent for {self.timeout:g} s ({environment.TIMEOUT})"
             if isinstance(error, URLError):
                 # The connection itself: TCP has knocked for that long already, so once is enough.
                 return self._failure(f"the server was {silence} when connecting")

@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from solo_infer import _environment
 from solo_infer._version import __version__
 from solo_infer.errors import DownloadError
+from solo_infer.runtime import environment
 from solo_infer.weights.download import content_problem
 from solo_infer.weights.manifest import Source
 
@@ -48,7 +48,7 @@ def fetch_from_hub(
             one line.
     """
     name = f"Hub file {source.repo}/{source.filename} ({source.revision})"
-    timeout = min(_environment.network_timeout(), _KNOCK_SECONDS)
+    timeout = min(environment.network_timeout(), _KNOCK_SECONDS)
     try:
         cached = cached_hub_file(source)
         problem = _problem(cached, sha256, size) if cached else f"it is not in {hub_cache_directory()}"

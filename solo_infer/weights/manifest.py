@@ -50,14 +50,14 @@ class ManifestEntry:
 
     Attributes:
         name: What ``from_pretrained`` takes.
-        family: "solo", "decoupled", "decoupled_light", "yolact" or "yolact_author".
-        preset: Name of its configuration in ``solo_infer.config.PRESETS``; "" if it has its own beside it.
+        family: "solo", "decoupled", "decoupled_light", "yolact" or "yolact_original".
+        preset: Name of its configuration in ``solo_infer.config.model.PRESETS``; "" if it has its own beside it.
         filename: Its file's name, in the cache and at a mirror; unique in the manifest.
         sources: Where to have it, in order.
         sha256: The file's SHA-256 in hex, or its first digits, or "" where none was published.
         size: Bytes, None where not published.
-        licence: The licence of the weights.
-        commercial_use: Whether that licence allows commercial use.
+        license: The license of the weights.
+        commercial_use: Whether that license allows commercial use.
         mask_ap: Published COCO mask AP in percent, None where there is none.
         origin: Who trained it.
     """
@@ -69,7 +69,7 @@ class ManifestEntry:
     sources: tuple[Source, ...]
     sha256: str
     size: int | None
-    licence: str
+    license: str
     commercial_use: bool
     mask_ap: float | None
     origin: str

@@ -1,0 +1,55 @@
+"""Base classes of the configurations of every model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from solo_infer.config.preprocess import PreprocessConfig
+
+
+class ArchitectureConfig(ABC):
+    """Base class of the configuration of a network.
+
+    Attributes:
+        family: Key of the family in ``solo_infer.config.families.FAMILIES``.
+        backbone: Name of the backbone.
+        num_classes: Number of object classes, without a background class.
+    """
+
+    family: ClassVar[str]
+    backbone: str
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the architecture without its backbone, e.g. "decoupled_light"."""
+
+
+class BasePostprocessConfig:
+    """Base class of the post-processing settings of a family; the fields that every family has.
+
+    Attributes:
+        score_thr: Score that a candidate must exceed, 0..1.
+        mask_thr: Mask score that a pixel of a mask must exceed, 0..1.
+        filter_thr: Score that a detection must reach after NMS, 0..1.
+        nms_pre: Greatest number of candidates that enter NMS.
+        max_per_image: Greatest number of detections per image.
+    """
+
+    score_thr: float
+    mask_thr: float
+    filter_thr: float
+    nms_pre: int
+    max_per_image: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published settings of a model, without class names."""
+
+    architecture: ArchitectureConfig
+    preprocess: PreprocessConfig
+    postprocess: BasePostprocessConfig

@@ -1,0 +1,187 @@
+"""Configuration of SOLO, Decoupled SOLO and Decoupled Light SOLO.
+
+The defaults and presets are the published settings of mmdet 3.3.0 (``configs/solo``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
+from solo_infer.config.preprocess import PreprocessConfig
+from solo_infer.config.validation import (
+    coerce_tuple,
+    is_finite,
+    require,
+    require_bools,
+    require_choice,
+    require_positive,
+    require_positive_ints,
+    require_unit_interval,
+)
+
+HeadName = Literal["solo", "decoupled", "decoupled_light"]
+BackboneName = Literal["resnet50", "resnet101", "efficientnet_lite0"]
+ExtraLevel = Literal["max_pool", "conv"]
+
+HEADS: tuple[HeadName, ...] = ("solo", "decoupled", "decoupled_light")
+LITE0: BackboneName = "efficientnet_lite0"
+BACKBONES: tuple[BackboneName, ...] = ("resnet50", "resnet101", LITE0)
+EXTRA_LEVELS: tuple[ExtraLevel, ...] = ("max_pool", "conv")
+NMS_KERNELS = ("gaussian", "linear")
+NMS_METHODS = ("matrix", "greedy")
+LEVEL_STRIDES = (8, 8, 16, 32, 32)  # input pixels per pixel of each head input, finest level first
+NUM_LEVELS = len(LEVEL_STRIDES)
+LIGHT_SCALE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+
+
+@dataclass(frozen=True)
+class SOLOConfig(ArchitectureConfig):
+    """Architecture of a SOLO network.
+
+    Attributes:
+        head: "solo" (one mask per grid cell), "decoupled" (the product of an x mask and a y mask, from two
+            branches) or "decoupled_light" (the same from one short branch).
+        backbone: "resnet50", "resnet101" or "efficientnet_lite0".
+        num_classes: Number of object classes, without a background class.
+        num_grids: Grid cells along each side, one number per level, finest level first.
+        stacked_convs: Convolutions in each branch of the head.
+        pyramid_channels: Channels of the feature pyramid.
+        head_channels: Channels of the branches of the head; a multiple of 32 (GroupNorm has 32 groups).
+        scale_ranges: Per level, the least and greatest square root of the box area of the instances that it
+            learns, in pixels of the network input. Used in training only.
+        head_bias: Whether the convolutions of the branches have a bias before their GroupNorm.
+        extra_level: How P6 is made from P5: "max_pool" (every second pixel, as published) or "conv" (a 3x3
+            convolution of stride 2).
+        deformable_head: Whether the last convolution of each branch is deformable (``use_dcn_in_tower`` with
+            ``type_dcn="DCN"`` in the authors' code).
+        deformable_stages: ResNet stages, of 1 to 4, whose 3x3 convolutions are deformable
+            (``stage_with_dcn`` in the authors' code).
+    """
+
+    family: ClassVar[str] = "solo"
+
+    head: HeadName = "decoupled"
+    backbone: BackboneName = "resnet50"
+    num_classes: int = 80
+    num_grids: tuple[int, ...] = (40, 36, 24, 16, 12)
+    stacked_convs: int = 7
+    pyramid_channels: int = 256
+    head_channels: int = 256
+    scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    head_bias: bool = False
+    extra_level: ExtraLevel = "max_pool"
+    deformable_head: bool = False
+    deformable_stages: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_choice("head", self.head, HEADS)
+        require_choice("backbone", self.backbone, BACKBONES)
+        require_choice("extra_level", self.extra_level, EXTRA_LEVELS)
+        require_bools({name: getattr(self, name) for name in ("head_bias", "deformable_head")})
+        coerce_tuple(self, "num_grids", NUM_LEVELS)
+        require_positive_ints({f"num_grids[{level}]": grid for level, grid in enumerate(self.num_grids)})
+        names = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels")
+        require_positive_ints({name: getattr(self, name) for name in names})
+        channels = self.head_channels
+        require(channels % 32 == 0, f"head_channels={channels}: expected a multiple of 32.")
+        self._check_scale_ranges()
+        self._check_deformable_stages()
+
+    def _check_scale_ranges(self) -> None:
+        coerce_tuple(self, "scale_ranges", NUM_LEVELS)
+        for bounds in self.scale_ranges:
+            is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2
+            ordered = is_pair and all(map(is_finite, bounds)) and 0 <= bounds[0] <= bounds[1]
+            require(ordered, f"scale_ranges={self.scale_ranges}: expected (least, greatest) for each level.")
+        object.__setattr__(self, "scale_ranges", tuple(map(tuple, self.scale_ranges)))
+
+    def _check_deformable_stages(self) -> None:
+        stages = self.deformable_stages
+        known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)
+        require(known, f"deformable_stages={stages!r}: expected a subset of 1, 2, 3, 4.")
+        object.__setattr__(self, "deformable_stages", tuple(sorted(set(stages))))
+        allowed = not stages or self.backbone != LITE0
+        require(allowed, f"deformable_stages={stages}: expected none with {LITE0}.")
+
+    @property
+    def name(self) -> str:
+        """Name of the head."""
+        return self.head
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each level in input pixels; a mask must cover more pixels of its map than this."""
+        return LEVEL_STRIDES
+
+    @property
+    def num_cells(self) -> int:
+        """Number of grid cells over all levels (3,872 in the published models)."""
+        return sum(grid * grid for grid in self.num_grids)
+
+
+@dataclass(frozen=True)
+class PostprocessConfig(BasePostprocessConfig):
+    """Post-processing settings of the SOLO family (mmdet's ``test_cfg``).
+
+    Attributes:
+        score_thr: Class score that a (cell, class) pair must exceed to be a candidate, 0..1.
+        mask_thr: Mask score that a pixel of a mask must exceed, 0..1.
+        filter_thr: Score that a detection must reach after NMS, 0..1.
+        nms_pre: Greatest number of candidates that enter NMS, best first.
+        max_per_image: Greatest number of detections per image, best first.
+        kernel: Decay of Matrix-NMS, "gaussian" or "linear".
+        sigma: Parameter of the gaussian kernel, > 0.
+        nms: "matrix" (the score of duplicates decays) or "greedy" (duplicates are removed, as in the first
+            SOLO).
+        nms_iou: With "greedy", a mask is removed if its IoU with a better one of its class exceeds this, 0..1
+            (0.5 in ``mask_nms`` of the authors' AdelaiDet).
+    """
+
+    score_thr: float = 0.1
+    mask_thr: float = 0.5
+    filter_thr: float = 0.05
+    nms_pre: int = 500
+    max_per_image: int = 100
+    kernel: str = "gaussian"
+    sigma: float = 2.0
+    nms: str = "matrix"
+    nms_iou: float = 0.5
+
+    def __post_init__(self) -> None:
+        names = ("score_thr", "mask_thr", "filter_thr", "nms_iou")
+        require_unit_interval({name: getattr(self, name) for name in names})
+        require_positive_ints({name: getattr(self, name) for name in ("nms_pre", "max_per_image")})
+        require_choice("kernel", self.kernel, NMS_KERNELS)
+        require_choice("nms", self.nms, NMS_METHODS)
+        require_positive({"sigma": self.sigma})
+
+
+def solo_preset(head: HeadName, backbone: BackboneName = "resnet50") -> Preset:
+    """Return the published settings of a head: 800 px and 7 convolutions; the light one 512 px and 4."""
+    if head == "decoupled_light":
+        return Preset(
+            SOLOConfig(head, backbone, stacked_convs=4, scale_ranges=LIGHT_SCALE_RANGES),
+            PreprocessConfig(short_side=512, long_side=852),
+            PostprocessConfig(),
+        )
+    return Preset(SOLOConfig(head, backbone), PreprocessConfig(), PostprocessConfig())
+
+
+def _light_with_deformable_convolutions() -> Preset:
+    light = solo_preset("decoupled_light")
+    assert isinstance(light.architecture, SOLOConfig)
+    architecture = replace(light.architecture, deformable_head=True, deformable_stages=(2, 3, 4))
+    return replace(light, architecture=architecture)
+
+
+SOLO_PRESETS: dict[str, Preset] = {
+    "solo_r50": solo_preset("solo"),
+    "solo_r101": solo_preset("solo", "resnet101"),
+    "decoupled_r50": solo_preset("decoupled"),
+    "decoupled_r101": solo_preset("decoupled", "resnet101"),
+    "decoupled_light_r50": solo_preset("decoupled_light"),
+    "decoupled_light_r101": solo_preset("decoupled_light", "resnet101"),
+    "decoupled_light_dcn_r50": _light_with_deformable_convolutions(),
+}

@@ -1,0 +1,70 @@
+"""Checks shared by the frozen configuration dataclasses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from solo_infer.errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ConfigError`` with a message if a condition does not hold."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Require one of several values."""
+    choices = tuple(choices)
+    require(value in choices, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+
+
+def require_positive_ints(values: Mapping[str, Any]) -> None:
+    """Require integers of at least 1."""
+    for name, value in values.items():
+        require(is_int(value) and value >= 1, f"{name}={value!r}: expected an integer of at least 1.")
+
+
+def require_non_negative_ints(values: Mapping[str, Any]) -> None:
+    """Require integers of at least 0."""
+    for name, value in values.items():
+        require(is_int(value) and value >= 0, f"{name}={value!r}: expected an integer of at least 0.")
+
+
+def require_unit_interval(values: Mapping[str, Any]) -> None:
+    """Require numbers in 0..1."""
+    for name, value in values.items():
+        within = is_finite(value) and 0.0 <= value <= 1.0
+        require(within, f"{name}={value!r}: expected a number in 0..1.")
+
+
+def require_positive(values: Mapping[str, Any]) -> None:
+    """Require finite numbers greater than 0."""
+    for name, value in values.items():
+        require(is_finite(value) and value > 0, f"{name}={value!r}: expected a positive finite number.")
+
+
+def require_bools(values: Mapping[str, Any]) -> None:
+    """Require ``True`` or ``False``."""
+    for name, value in values.items():
+        require(isinstance(value, bool), f"{name}={value!r}: expected true or false.")
+
+
+def coerce_tuple(owner: object, name: str, length: int) -> None:
+    """Replace a list in a field of a frozen dataclass by a tuple, and require its length."""
+    value = getattr(owner, name)
+    fits = isinstance(value, list | tuple) and len(value) == length
+    require(fits, f"{name}={value!r}: expected {length} values.")
+    object.__setattr__(owner, name, tuple(value))
+
+
+def is_int(value: Any) -> bool:
+    """Return whether a value is an integer; ``bool`` does not count."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a finite number; ``bool`` does not count."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

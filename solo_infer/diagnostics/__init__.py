@@ -1,0 +1,1 @@
+"""Tools that examine a machine or a model: doctor, verify, benchmark, info."""

@@ -1,0 +1,126 @@
+"""Which ways are taken on a device, asked of the device itself: Triton or torch, graphs or single launches.
+
+Each kernel is run on a small input beside its torch twin, as a first ``solo-infer doctor`` on a new card must
+tell more than what ought to work there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_infer.config import PreprocessConfig, SOLOConfig
+from solo_infer.inference.preprocess import plan, prepare_batch
+from solo_infer.inference.solo_static import measure, measure_torch
+from solo_infer.models.optimized.static_masks import CellTable, DecoupledSlotMaps, PlainSlotMaps
+from solo_infer.models.solo.network import DecoupledHead, PlainHead
+from solo_infer.ops import dispatch, packed_masks
+from solo_infer.ops.batched_nms import decay_factors, decay_factors_torch
+from solo_infer.ops.group_norm_relu import group_norm_relu, group_norm_relu_torch
+from solo_infer.ops.paste_masks import enlarge, enlarge_torch
+from solo_infer.runtime.device import FastPaths, fast_paths, is_corex_card
+
+TRITON = "triton"
+WRONG = "triton, but WRONG"
+FAILS = "FAILS"
+
+
+def describe_paths(device: torch.device) -> dict[str, str]:
+    """Return the way of each part on a device: "triton", "on", or "torch" and "off" with the reason."""
+    allowed = fast_paths(device)
+    reason = _reason(device, allowed)
+    found = {name: _kernel_path(name, check, device, reason) for name, check in CHECKS.items()}
+    found["CUDA graphs"] = "on" if allowed.graphs else f"off ({reason})"
+    found["fixed slots"] = "on" if allowed.graphs else f"off ({reason})"
+    found["torch.compile"] = "available" if allowed.compile else f"not available ({reason})"
+    return found
+
+
+def _reason(device: torch.device, allowed: FastPaths) -> str:
+    if device.type != "cuda":
+        return "for CUDA only"
+    if is_corex_card(device.index):
+        return "not supported on Iluvatar cards"
+    if not allowed.graphs:
+        return "for NVIDIA cards only"
+    return "Triton is not installed, or the card is older than compute capability 7.0"
+
+
+@torch.no_grad()
+def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch.device, reason: str) -> str:
+    if not fast_paths(device).triton:
+        return f"torch ({reason})"
+    try:
+        agrees = check(device)
+    except RuntimeError as error:  # of a sick device, where torch's own way does not run either
+        return f"{FAILS} ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    if name in dispatch.failures():
+        return f"torch ({dispatch.failures()[name]})"
+    return TRITON if agrees else WRONG
+
+
+def _preprocessing_agrees(device: torch.device) -> bool:
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    config = PreprocessConfig(short_side=48, long_side=96)
+    geometries = [plan(image, config)]
+    on_device, on_cpu = (
+        prepare_batch([image], geometries, config, where, torch.float32)
+        for where in (device, torch.device("cpu"))
+    )
+    return torch.equal(on_device.cpu(), on_cpu)
+
+
+def _group_norm_agrees(device: torch.device) -> bool:
+    x = _random(1, 64, 19, 23).sub(0.3).to(device, memory_format=torch.channels_last)
+    weight, bias = _random(2, 64).to(device)
+    found = group_norm_relu(x, 32, weight, bias, 1e-5)
+    expected = group_norm_relu_torch(x.contiguous(), 32, weight, bias, 1e-5)
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def _matrix_nms_agrees(device: torch.device) -> bool:
+    masks = (_random(1, 40, 30, 34) > 0.4).flatten(2)
+    packed, areas = packed_masks.pack(masks).to(device), masks.sum(2).float().to(device)
+    labels = (torch.arange(40) % 3)[None].to(device)
+    arguments = packed, areas, labels, "gaussian", 2.0
+    return torch.allclose(decay_factors(*arguments), decay_factors_torch(*arguments), rtol=0, atol=1e-5)
+
+
+def _enlarging_agrees(device: torch.device) -> bool:
+    soft = _random(3, 16, 24).to(device)
+    found, _ = enlarge(soft, (64, 96), (61, 90), (101, 77), 0.5)
+    surely, maybe = (enlarge_torch(soft, (64, 96), (61, 90), (101, 77), 0.5 + by)[0] for by in (1e-5, -1e-5))
+    return not bool((surely & ~found).any() or (found & ~maybe).any())
+
+
+def _measuring_agrees(device: torch.device) -> bool:
+    config = SOLOConfig(num_classes=1, stacked_convs=1, pyramid_channels=32, head_channels=32)
+    table = CellTable.of(config, device)
+    cells = torch.arange(0, config.num_cells, 97, device=device)[None]
+    sizes = ((8, 12), (8, 12), (4, 6), (2, 3), (2, 3))
+    levels = [_random(1, 32, *size).to(device) for size in sizes]
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        plain, decoupled = PlainHead(config).to(device), DecoupledHead(config).to(device)
+    for maps in (PlainSlotMaps(plain, levels, table), DecoupledSlotMaps(decoupled, levels, table)):
+        _, _, found = measure(maps, cells, 0.25)
+        surely, maybe = (measure_torch(maps, cells, 0.25 + by)[2] for by in (1e-4, -1e-4))
+        if (surely & ~found).any() or (found & ~maybe).any():
+            return False
+    return True
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+CHECKS = {
+    "preprocessing": _preprocessing_agrees,
+    "GroupNorm": _group_norm_agrees,
+    "mask measuring": _measuring_agrees,
+    "Matrix-NMS": _matrix_nms_agrees,
+    "mask enlargement": _enlarging_agrees,
+}

@@ -1,0 +1,184 @@
+"""Weights and inputs made from names: the same numbers on every machine, without a download.
+
+Every value comes from the CRC-32 of a text key, the raw stream of NumPy's Philox generator (guaranteed
+never to change) and arithmetic that IEEE 754 fixes to the last bit. The weights are not trained; they
+are scaled so that the networks are numerically well behaved and find a realistic number of candidates.
+mmdet 3.3.0 was run with exactly these weights to make the goldens of ``solo-infer verify``.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_infer.config import find_preset
+from solo_infer.models import build_network
+from solo_infer.weights.key_mapping import mmdet_name
+
+# Scale and mean of class and mask logits, found by running mmdet on photos: 80 to 600 (cell, class) pairs
+# pass the score threshold, and masks are blobs. ``mask_spread`` makes areas differ from cell to cell.
+# YOLACT: ``background`` is the bias of its background, ``proto_gain`` the scale of its prototypes.
+CALIBRATION = {
+    "solo_r50": {"cls_gain": 3.0, "cls_bias": -8.2, "mask_gain": 5.5, "mask_bias": -5.5, "mask_spread": 3.0},
+    "decoupled_r50": {
+        "cls_gain": 3.0,
+        "cls_bias": -8.6,
+        "mask_gain": 6.5,
+        "mask_bias": -2.0,
+        "mask_spread": 2.0,
+    },
+    "decoupled_light_r50": {
+        "cls_gain": 3.0,
+        "cls_bias": -8.8,
+        "mask_gain": 6.5,
+        "mask_bias": -2.0,
+        "mask_spread": 2.0,
+    },
+    "yolact_r50": {"cls_gain": 1.6, "cls_bias": 0.0, "background": 12.5, "proto_gain": 9.0},
+    "yolact_r101": {"cls_gain": 1.2, "cls_bias": 0.0, "background": 12.5, "proto_gain": 7.0},
+}
+_PYRAMID_GAINS = (0.7, 1.2, 1.65, 2.9, 1.0)  # of YOLACT's levels, so that each owns some detections
+
+_BLOCK = 3  # cells along a side that share most of their mask weights, as neighbors in a trained head do
+_OWN_CELL = 0.35  # part of a cell's mask weights that is its own
+_OWN_TAP = 0.2  # part of a mask convolution's weight that differs between its 9 taps
+_COORDINATE_GAIN = 60.0  # one or two coordinate channels stand against 256 features
+
+
+def state_dict(model: str, salt: str = "") -> dict[str, Tensor]:
+    """Return the procedural weights of a model by our names.
+
+    Args:
+        model: A key of ``CALIBRATION``.
+        salt: Changes every value.
+    """
+    slots = build_network(find_preset(model).architecture, device="meta").state_dict()
+    return {
+        name: torch.from_numpy(tensor(mmdet_name(name), tuple(slot.shape), model, salt))
+        for name, slot in slots.items()
+    }
+
+
+def tensor(name: str, shape: tuple[int, ...], model: str, salt: str = "") -> np.ndarray:
+    """Return the value of one tensor by mmdet's name: float32, int64 for ``num_batches_tracked``."""
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    value = _value(name, shape, CALIBRATION[model], name + salt)
+    return np.ascontiguousarray(value, np.float32)
+
+
+def input_tensor(
+    key: str, shape: tuple[int, int, int, int], images: list[tuple[int, int]], salt: str = ""
+) -> np.ndarray:
+    """Return a network input (N, 3, H, W) float32 with a spectrum that falls as in a photograph.
+
+    Blocks of 64, 16, 4 and 1 pixels of one random value each; mean 0, standard deviation near 1.
+
+    Args:
+        key: Text key.
+        shape: (N, 3, H, W).
+        images: (height, width) in pixels that each image fills from the top left; the rest is 0.
+        salt: Changes every value.
+    """
+    count, channels, height, width = shape
+    total = np.zeros(shape)
+    for size, weight in ((64, 0.8), (16, 0.5), (4, 0.3), (1, 0.1)):
+        coarse = (count, channels, -(-height // size), -(-width // size))
+        blocks = uniform(f"{key}/{size}{salt}", coarse) * 2.0 - 1.0
+        blocks = np.repeat(np.repeat(blocks, size, axis=2), size, axis=3)
+        total += blocks[:, :, :height, :width] * (weight * np.sqrt(3.0))
+    for image, (filled_height, filled_width) in enumerate(images):
+        total[image, :, filled_height:] = 0.0
+        total[image, :, :, filled_width:] = 0.0
+    return total.astype(np.float32)
+
+
+def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float64 numbers in (0, 1), fixed by a text key."""
+    return ((_raw_bits(key, int(np.prod(shape))) + 0.5) / 65536.0).reshape(shape)
+
+
+def _raw_bits(key: str, count: int) -> np.ndarray:
+    """Return reproducible uint16 numbers for a text key."""
+    philox = np.random.Philox(key=zlib.crc32(key.encode("utf-8")))
+    words = np.asarray(philox.random_raw((count + 3) // 4))
+    return words.astype("<u8").view("<u2")[:count]
+
+
+def _centerd(key: str, shape: tuple[int, ...], axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return uniform numbers of unit variance and zero mean, exactly so over ``axis`` if given."""
+    count = int(np.prod(shape, dtype=np.int64))
+    odd = 2 * _raw_bits(key, count).astype(np.int64).reshape(shape) - 65535
+    scale = np.sqrt(3.0) / 65536.0
+    if axis is None:
+        return odd * scale
+    size = int(np.prod([shape[i] for i in axis], dtype=np.int64))
+    return (odd * size - odd.sum(axis=axis, keepdims=True)) * (scale / size)
+
+
+def _conv(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
+    """Return convolution weights of standard deviation gain / sqrt(fan in).
+
+    Each output channel's weights sum to 0: features after a ReLU have a positive mean, which would else
+    grow from layer to layer until all places give the same answer.
+    """
+    fan_in = shape[1] * shape[2] * shape[3]
+    return _centerd(key, shape, axis=(1, 2, 3)) * (gain / np.sqrt(fan_in))
+
+
+def _smooth_conv(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
+    """Return convolution weights that mostly average over their window, so that masks become blobs."""
+    shared = _conv(key + "/shared", shape[:2] + (1, 1), gain) / 9.0
+    return shared * np.sqrt(1.0 - _OWN_TAP * _OWN_TAP) + _conv(key + "/own", shape, gain) * _OWN_TAP
+
+
+def _per_cell(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return unit-variance numbers whose first axis runs over grid cells (g * g), columns or rows (g)."""
+    cells = shape[0]
+    if cells > 40:
+        grid = int(round(np.sqrt(cells)))
+        row, column = np.divmod(np.arange(cells), grid)
+        index = row // _BLOCK * -(-grid // _BLOCK) + column // _BLOCK
+    else:
+        index = np.arange(cells) // _BLOCK
+    axis = (1, 2, 3) if len(shape) == 4 else None
+    shared = _centerd(key + "/shared", (int(index[-1]) + 1, *shape[1:]), axis)
+    own = _centerd(key + "/own", shape, axis)
+    return shared[index] * np.sqrt(1.0 - _OWN_CELL * _OWN_CELL) + own * _OWN_CELL
+
+
+def _value(name: str, shape: tuple[int, ...], constants: dict[str, float], key: str) -> np.ndarray:
+    """Return the float64 value of a tensor."""
+    owner, kind = name.rsplit(".", 1)
+    if kind == "running_mean":
+        return 0.2 * _centerd(key, shape)
+    if kind == "running_var":
+        return 1.0 + 0.2 * _centerd(key, shape)
+    if len(shape) == 1 and kind == "weight":  # of a norm layer; small where a residual branch ends
+        return (0.3 if owner.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centerd(key, shape))
+    if "conv_mask_list" in owner:
+        if kind == "bias":
+            return constants["mask_bias"] + constants["mask_spread"] * _per_cell(key, shape)
+        return constants["mask_gain"] / np.sqrt(shape[1] * shape[2] * shape[3]) * _per_cell(key, shape)
+    if owner.endswith("conv_cls"):
+        if kind == "bias":
+            bias = constants["cls_bias"] + 0.3 * _centerd(key, shape)
+            if "background" in constants:
+                bias.reshape(3, 81)[:, 80] += constants["background"]
+            return bias
+        return _conv(key, shape, constants["cls_gain"])
+    if kind == "bias":
+        return 0.1 * _centerd(key, shape)
+    if owner.startswith("mask_head.mask_convs"):
+        value = _smooth_conv(key, shape, np.sqrt(2.0))
+        value[:, 256:] *= _COORDINATE_GAIN
+        return value
+    if owner.startswith("mask_head.protonet"):
+        gain = constants["proto_gain"] if owner == "mask_head.protonet.10" else 1.0
+        return gain * _smooth_conv(key, shape, np.sqrt(2.0))
+    if owner.startswith("neck.fpn_convs") and "background" in constants:
+        return _PYRAMID_GAINS[int(owner.split(".")[2])] * _conv(key, shape, np.sqrt(2.0))
+    return _conv(key, shape, np.sqrt(2.0))

@@ -1,0 +1,1 @@
+"""COCO mask AP of a model or of detections."""

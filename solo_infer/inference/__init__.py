@@ -1,0 +1,1 @@
+"""From pixels to a network input, and from network outputs to detections."""

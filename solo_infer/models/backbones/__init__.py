@@ -1,0 +1,1 @@
+"""Backbones: the feature maps that a pyramid is built on."""

@@ -1,0 +1,1 @@
+"""Faster replacements of modules, swapped in for inference."""

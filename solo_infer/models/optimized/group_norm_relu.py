@@ -1,0 +1,26 @@
+"""GroupNorm and ReLU as one layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from solo_infer.ops.group_norm_relu import group_norm_relu, group_norm_relu_torch
+
+
+class GroupNormReLU(nn.Module):
+    """A GroupNorm followed by a ReLU, in a fused kernel on CUDA.
+
+    Args:
+        norm: The GroupNorm, whose weights it shares.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.groups, self.eps = norm.num_groups, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        # Asked here, not in ``ops.dispatch`` only, so that exporters trace nothing but torch's operations.
+        operation = group_norm_relu if x.is_cuda else group_norm_relu_torch
+        return operation(x, self.groups, self.weight, self.bias, self.eps)

@@ -1,0 +1,1 @@
+"""SOLO, Decoupled SOLO and Decoupled Light SOLO."""

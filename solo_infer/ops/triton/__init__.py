@@ -1,0 +1,1 @@
+"""Triton kernels of the operations in ``solo_infer.ops``."""

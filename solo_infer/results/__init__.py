@@ -1,0 +1,1 @@
+"""Prediction results: access, drawing, formats, files."""

@@ -1,0 +1,1 @@
+"""Models that take images and return results."""

@@ -1,1 +1,0 @@
-"""The longer verbs of the command line, a module each."""

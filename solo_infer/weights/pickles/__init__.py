@@ -1,0 +1,1 @@
+"""Reading of PyTorch pickles without executing them."""

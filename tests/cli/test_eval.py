@@ -1,0 +1,84 @@
+"""The verb ``eval`` of the command line."""
+
+import json
+
+import pytest
+import torch
+from helpers.coco_sets import CAT, DOG
+
+from solo_infer.evaluation.evaluate import score
+
+pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"]
+
+
+def test_eval(run, saved, data_set, tmp_path):
+    images, annotations = data_set
+    common = (
+        "--annotations",
+        annotations,
+        "--max-detections",
+        "5",
+        "20",
+        "--classes",
+        "cat",
+        "dog",
+        "--limit",
+        "1",
+    )
+    output = tmp_path / "out.json"
+    code, out, err = run("eval", "--model", saved, "--images", images, *common, "--output", output)
+    assert code == 0 and "Error" not in err
+    assert "AR5" in out and "AR20" in out and "images in" in out and "bird" not in out
+    assert {entry["category_id"] for entry in json.loads(output.read_bytes())} <= {CAT, DOG}
+    code, out, err = run("eval", "--detections", output, *common, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (
+        found["metrics"]
+        == score(annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog")).to_dict()[
+            "metrics"
+        ]
+    )
+    assert found["timings"] is None
+
+
+def test_eval_passes_its_options_on(run, saved, data_set, tmp_path):
+    code, out, err = run(
+        *("eval", "--model", saved, "--images", data_set[0], "--annotations", data_set[1], "--limit", "2"),
+        *("--device", "cpu", "--dtype", "bfloat16", "--batch-size", "2", "--json"),
+    )
+    assert code == 0
+    assert json.loads(out)["images"] == json.loads(out)["timings"]["images"] == 2
+    assert run.loadings == [(saved, {"device": torch.device("cpu"), "dtype": "bfloat16"})]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--annotations", "a.json"], "one of the arguments --images --detections is required"),
+        (["--images", "here"], "--annotations"),
+        (["--images", "a", "--detections", "b", "--annotations", "c"], "not allowed with"),
+        (
+            ["--detections", "b", "--annotations", "c", "--model", "m"],
+            "leave out --model, --output and --nms",
+        ),
+        (
+            ["--detections", "b", "--annotations", "c", "--output", "o"],
+            "leave out --model, --output and --nms",
+        ),
+        (
+            ["--detections", "b", "--annotations", "c", "--nms", "greedy"],
+            "leave out --model, --output and --nms",
+        ),
+        (["--detections", "b", "--annotations", "c", "--max-detections", "0"], "at least 1, got '0'"),
+        (["--detections", "b", "--annotations", "c", "--limit", "none"], "at least 1, got 'none'"),
+    ],
+)
+def test_wrong_usage_of_eval(run, arguments, message):
+    code, out, err = run("eval", *arguments)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_errors_of_eval(run, data_set, tmp_path):
+    code, out, err = run("eval", "--detections", tmp_path / "none.json", "--annotations", data_set[1])
+    assert (code, out) == (1, "") and "DataError" in err and "none.json cannot be read" in err

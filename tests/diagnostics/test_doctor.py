@@ -1,0 +1,438 @@
+"""The doctor finds what is wrong with a machine, says how to cure it, and never fails itself."""
+
+import copy
+import errno
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.faulty_server import forbid_sockets, redirect, running_server, status
+
+from solo_infer.diagnostics import doctor
+from solo_infer.diagnostics.doctor import MODULES, PACKAGES, collect_report, find_problems, format_report
+from solo_infer.errors import CacheError
+from solo_infer.runtime import environment
+from solo_infer.weights.manifest import ManifestEntry, Source
+
+HEALTHY = {
+    "solo_infer": "0.1.0",
+    "python": "3.10.0",
+    "platform": "Linux",
+    "packages": {**dict.fromkeys(PACKAGES, "1.0"), "triton": None},
+    "imports": dict.fromkeys(MODULES, "ok"),
+    "torch": {
+        "cuda_build": "12.1",
+        "cuda_available": True,
+        "cuda_problem": "",
+        "cuda_devices_seen": 1,
+        "nvidia_driver": True,
+        "corex": False,
+        "threads": 2,
+        "mkldnn": True,
+    },
+    "devices": [
+        {
+            "device": "cuda:0",
+            "name": "Card",
+            "capability": "9.0",
+            "memory_gib": 80.0,
+            "works": {"float32": "ok", "float16": "ok", "bfloat16": "ok"},
+            "paths": {"GroupNorm": "triton", "Matrix-NMS": "torch (no compiler)", "CUDA graphs": "on"},
+            "operations": {"bits": "ok", "group norm float16": "ok", "float64 copy": "ok"},
+            "fast_paths": {"triton": True, "graphs": True, "compile": False, "dtype": "float16"},
+        }
+    ],
+    "cache": {
+        "path": "/c",
+        "writable": True,
+        "obstacle": "",
+        "free_bytes": 1 << 40,
+        "models": ["solo_r50_1x"],
+    },
+    "offline": False,
+    "mirror": None,
+    "sources": {"https://host": "reachable"},
+    "environment": {},
+}
+
+
+def sick(**changes):
+    """Return a report of a healthy machine but for some values of its sections."""
+    report = copy.deepcopy(HEALTHY)
+    for section, values in changes.items():
+        if isinstance(values, dict):
+            report[section].update(values)
+        else:
+            report[section] = values
+    return report
+
+
+def only_problem(report):
+    (found,) = find_problems(report)
+    assert found["problem"].endswith(".") and found["cure"].endswith(".")
+    return found
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Spare the probing of devices and the importing of packages, which have tests of their own."""
+    monkeypatch.setattr(doctor, "_devices", lambda: copy.deepcopy(HEALTHY["devices"]))
+    monkeypatch.setattr(doctor, "describe_torch", lambda: HEALTHY["torch"])
+    monkeypatch.setattr(doctor, "_try_import", lambda module: "ok")
+
+
+@pytest.fixture
+def server():
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Return a function that puts addresses into the manifest."""
+
+    def publish(*sources):
+        entry = ManifestEntry("m", "solo", "solo_r50", "m.pth", sources, "", None, "MIT", True, 1.0, "us")
+        monkeypatch.setattr(doctor, "load_manifest", lambda: {"m": entry})
+
+    return publish
+
+
+# --- The report
+
+
+def test_whole_report_of_this_machine(monkeypatch):
+    monkeypatch.setenv(environment.OFFLINE, "1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
+    forbid_sockets(monkeypatch)
+    report = collect_report()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert set(report) == {*HEALTHY, "problems"}
+    assert set(report["packages"]) == set(PACKAGES)
+    assert report["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert report["imports"] == dict.fromkeys(MODULES, "ok")
+    assert set(report["torch"]) == set(HEALTHY["torch"])
+    assert report["devices"][0]["device"] == "cpu"
+    assert report["devices"][0]["works"]["float32"] == "ok"
+    assert report["devices"][0]["paths"]["GroupNorm"] == "torch (for CUDA only)"
+    assert report["cache"]["writable"] and report["cache"]["free_bytes"] > 0
+    assert report["offline"] and set(report["sources"].values()) == {"not asked (offline)"}
+    assert {"https://download.openmmlab.com", "https://huggingface.co"} <= set(report["sources"])
+    assert "Offline mode is on, and no published model" in format_report(report)
+
+
+def test_text_tells_everything():
+    report = sick(
+        sources={"https://host": "unreachable: no route"}, environment={"HF_HOME": "/h"}, offline=True
+    )
+    report["problems"] = find_problems(report)
+    text = format_report(report)
+    for part in (
+        "torch 1.0",
+        "Not installed: triton",
+        "build 12.1, available",
+        "cuda:0: Card (9.0, 80.0 GiB)",
+        "triton: GroupNorm\n",
+        "torch (no compiler): Matrix-NMS\n",
+        "on: CUDA graphs\n",
+    ):
+        assert part in text
+    for part in ("bfloat16 ok", "/c (writable, 1024.0 GiB free)", "models: solo_r50_1x", "HF_HOME=/h"):
+        assert part in text
+    assert "https://host: unreachable: no route" in text
+    assert f"- {report['problems'][0]['problem']}\n    Cure: {report['problems'][0]['cure']}" in text
+    healthy = {**sick(cache={"writable": False}), "problems": []}
+    assert "NOT writable" in format_report(healthy)
+    assert format_report(healthy).endswith("Problems: none")
+
+
+def test_healthy_machine_has_no_problem():
+    assert find_problems(sick()) == []
+
+
+# --- Packages
+
+
+def test_a_package_that_is_missing_or_broken():
+    found = only_problem(
+        sick(imports={"filelock": "ModuleNotFoundError: No module"}, packages={"filelock": None})
+    )
+    assert found["problem"].startswith("filelock (not installed) cannot be imported: ModuleNotFoundError")
+    found = only_problem(sick(imports={"pycocotools": "ValueError: numpy.dtype size changed"}))
+    assert found["problem"].startswith("pycocotools (1.0) cannot be imported")
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("no\nthing"), OSError("libcublas.so.11: no such file"), ValueError]
+)
+def test_broken_imports_are_told(error, monkeypatch):
+    def fail(module):
+        raise error
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    told = doctor._try_import("torch")
+    assert told in {"ImportError: no", "OSError: libcublas.so.11: no such file", "ValueError: "}
+
+
+def test_report_comes_without_a_torch(monkeypatch):
+    monkeypatch.setenv(environment.OFFLINE, "1")
+    monkeypatch.setattr(doctor, "_try_import", lambda module: "OSError: gone" if module == "torch" else "ok")
+    report = collect_report()
+    assert (report["torch"], report["devices"]) == (None, [])
+    assert "torch" in report["problems"][0]["problem"] and "OSError: gone" in report["problems"][0]["problem"]
+    assert "CUDA: unknown" in format_report(report)
+
+
+# --- Devices
+
+
+@pytest.mark.parametrize(
+    "facts, environment, cure",
+    [
+        ({"nvidia_driver": False}, {}, "install its driver; else nothing"),
+        ({}, {}, "Update the driver"),
+        ({"nvidia_driver": False, "cuda_devices_seen": 2}, {}, "to versions that fit each other"),
+        ({"cuda_build": None}, {}, "install a CUDA build of torch"),
+        ({"cuda_build": None, "corex": True, "nvidia_driver": False}, {}, "install its driver"),
+        ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' may hide the card"),
+    ],
+)
+def test_cuda_that_cannot_be_used(facts, environment, cure):
+    facts = {"cuda_problem": "torch says so.", "cuda_available": False, "cuda_devices_seen": 0, **facts}
+    found = only_problem(sick(torch=facts, environment=environment))
+    assert found["problem"] == "CUDA cannot be used: torch says so."
+    assert cure in found["cure"]
+
+
+def test_cpu_build_on_a_machine_without_a_card_is_no_problem():
+    facts = {"cuda_problem": "CPU-only", "cuda_build": None, "nvidia_driver": False, "cuda_devices_seen": 0}
+    assert find_problems(sick(torch=facts)) == []
+
+
+@pytest.mark.parametrize(
+    "dtype, state, cure",
+    [
+        ("float16", "slow: 12 times the time of float32", "Use dtype float32 there."),
+        (
+            "bfloat16",
+            "fails: no kernel",
+            "dtype float32 there, and see what 'solo-infer verify --dtype bfloat16'",
+        ),
+        ("float32", "wrong by 3", "another device"),
+    ],
+)
+def test_dtypes_that_do_not_work(dtype, state, cure):
+    report = sick()
+    report["devices"][0]["works"][dtype] = state
+    found = only_problem(report)
+    assert found["problem"] == f"{dtype} on cuda:0: {state}."
+    assert cure in found["cure"]
+
+
+@pytest.mark.parametrize(
+    "path, problem, cure",
+    [
+        ("triton, but WRONG", "GroupNorm on cuda:0: the Triton kernel does not", "pip uninstall triton"),
+        ("FAILS (no memory)", "GroupNorm on cuda:0 FAILS (no memory).", "another device"),
+    ],
+)
+def test_kernels_that_do_not_work(path, problem, cure):
+    report = sick()
+    report["devices"][0]["paths"]["GroupNorm"] = path
+    found = only_problem(report)
+    assert found["problem"].startswith(problem) and cure in found["cure"]
+
+
+def test_operations_that_a_device_gets_wrong():
+    report = sick()
+    report["devices"][0]["operations"]["bits"] = "wrong by 1"
+    found = only_problem(report)
+    assert found["problem"] == "bits on cuda:0: wrong by 1." and "device cpu" in found["cure"]
+    assert "operations: 2 of 3 as on the CPU; not bits" in format_report({**report, "problems": [found]})
+
+
+def test_operations_that_nobody_needs_are_no_problem():
+    report = sick()
+    report["devices"][0]["operations"].update(
+        {"float64 copy": "becomes zeros", "group norm float16": "fails: x"}
+    )
+    assert find_problems(report) == []
+
+
+def test_fast_paths_are_told():
+    text = format_report({**sick(), "problems": []})
+    assert "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; advised dtype float16" in text
+    report = sick()
+    report["devices"][0]["fast_paths"] = {
+        "triton": False,
+        "graphs": False,
+        "compile": False,
+        "dtype": "float32",
+    }
+    assert "fast paths: none; advised dtype float32" in format_report({**report, "problems": []})
+
+
+def test_allocator_that_corex_lacks():
+    setting = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
+    assert find_problems(sick(environment=setting)) == []
+    found = only_problem(sick(environment=setting, torch={"corex": True}))
+    assert "cudaMallocAsync" in found["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in found["cure"]
+
+
+# --- The cache
+
+
+def test_cache_that_cannot_be_written(quick, publish, monkeypatch, tmp_path):
+    publish()
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv(environment.HOME, str(tmp_path / "file" / "cache"))
+    report = collect_report()
+    assert not report["cache"]["writable"]
+    found = only_problem(report)
+    assert str(tmp_path / "file" / "cache") in found["problem"] and "Not a directory" in found["problem"]
+    assert environment.HOME in found["cure"]
+
+
+def test_read_only_cache(quick, publish, monkeypatch):
+    def refuse(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    publish()
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    assert "Read-only file system" in only_problem(collect_report())["problem"]
+
+
+def test_little_space(quick, publish, monkeypatch):
+    publish()
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=50 << 20))
+    found = only_problem(collect_report())
+    assert "only 50 MiB free" in found["problem"]
+
+
+def test_looking_at_the_cache_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv(environment.HOME, str(tmp_path / "a" / "b"))
+    assert doctor.describe_cache()["writable"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cached_models_are_listed(monkeypatch, tmp_path):
+    entry = doctor.load_manifest()["solo_r50_1x"]
+    path = tmp_path / "weights" / entry.filename
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    monkeypatch.setenv(environment.HOME, str(tmp_path))
+    assert doctor.describe_cache()["models"] == ["solo_r50_1x"]
+
+
+def test_cache_that_cannot_be_read(monkeypatch):
+    def refuse(entry):
+        raise CacheError("no")
+
+    monkeypatch.setattr("solo_infer.weights.fetch.is_cached", refuse)
+    assert doctor.describe_cache()["models"] == []
+
+
+def test_offline_without_models():
+    found = only_problem(sick(offline=True, cache={"models": []}))
+    assert "no published model is in the cache" in found["problem"]
+    assert find_problems(sick(offline=True)) == []
+    assert find_problems(sick(offline=True, cache={"models": []}, mirror="/mirror")) == []
+
+
+# --- Sources
+
+
+def test_hosts_are_asked_once_each(server, publish):
+    server.at("/", status(403))
+    publish(*(Source("url", url=f"{server.base}/{name}.pth") for name in "abc"))
+    assert doctor.describe_sources() == {server.base: "reachable"}
+    assert [request.method for request in server.requests] == ["HEAD"]
+
+
+def test_states_of_hosts(server, publish, monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.2)
+    with running_server() as failing, running_server() as silent, running_server() as gone:
+        server.at("/", redirect(f"{server.base}/login"))
+        server.at("/login", status(200))
+        failing.at("/", status(502))
+        silent.at("/", lambda handler: silent.stopping.wait(5))
+        dead = gone.base
+        bases = [server.base, failing.base, silent.base]
+        gone.shutdown()
+        gone.server_close()
+        publish(*(Source("url", url=f"{base}/x") for base in [*bases, dead]))
+        states = doctor.describe_sources()
+    assert states[server.base] == "reachable"
+    assert states[failing.base] == "unreachable: HTTP 502 Bad Gateway"
+    assert states[silent.base] == "unreachable: timed out"
+    assert "refused" in states[dead]
+
+
+def test_proxy_is_used_and_its_refusal_told(server, publish, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.base)
+    server.at("http://weights.invalid/", status(407))
+    publish(Source("url", url="http://weights.invalid/x.pth"))
+    assert doctor.describe_sources() == {
+        "http://weights.invalid": "unreachable: HTTP 407 Proxy Authentication Required"
+    }
+
+
+def test_own_hub_is_asked(server, publish, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.base)
+    publish(Source("hub", repo="a/b", filename="c"))
+    assert doctor.describe_sources() == {server.base: "reachable"}
+
+
+def test_offline_touches_no_socket(quick, publish, monkeypatch):
+    forbid_sockets(monkeypatch)
+    monkeypatch.setenv(environment.OFFLINE, "1")
+    monkeypatch.setenv(environment.MIRROR, "https://mirror.invalid/solo")
+    publish(Source("url", url="http://host.invalid/x"), Source("hub", repo="a/b", filename="c"))
+    states = collect_report()["sources"]
+    assert len(states) == 3
+    assert set(states.values()) == {"not asked (offline)"}
+
+
+def test_unreachable_source():
+    found = only_problem(sick(sources={"https://host": "unreachable: no route"}))
+    assert found["problem"].startswith("https://host is unreachable: no route")
+    assert environment.MIRROR in found["cure"] and "solo-infer download NAME --output DIR" in found["cure"]
+
+
+def test_mirror_that_answers_makes_up_for_other_sources(quick, publish, monkeypatch, tmp_path):
+    publish(Source("url", url="http://127.0.0.1:9/x"))
+    for mirror in (str(tmp_path), f"file://{tmp_path}"):
+        monkeypatch.setenv(environment.MIRROR, mirror)
+        report = collect_report()
+        assert report["sources"][mirror] == "reachable"
+        assert report["sources"]["http://127.0.0.1:9"].startswith("unreachable")
+        assert report["problems"] == []
+
+
+@pytest.mark.parametrize("mirror", ["missing/folder", "http://127.0.0.1:9/solo", "http://["])
+def test_mirror_that_is_not_there(quick, publish, monkeypatch, mirror):
+    publish()
+    monkeypatch.setenv(environment.MIRROR, mirror)
+    found = only_problem(collect_report())
+    assert found["problem"].startswith("The mirror") and "unreachable" in found["problem"]
+    assert environment.MIRROR in found["cure"]
+
+
+def test_wrong_timeout(monkeypatch):
+    monkeypatch.setenv(environment.TIMEOUT, "soon")
+    found = only_problem(sick())
+    assert "'soon'" in found["problem"] and environment.TIMEOUT in found["cure"]
+
+
+def test_passwords_and_tokens_are_not_shown(quick, publish, server, monkeypatch):
+    server.at("/", status(200))
+    publish(Source("url", url=server.base.replace("//", "//user:secret@") + "/x"))
+    monkeypatch.setenv(environment.MIRROR, server.base.replace("//", "//me:secret@") + "/solo")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    report = collect_report()
+    assert "secret" not in json.dumps(report)
+    assert report["environment"]["HTTPS_PROXY"] == "http://***@127.0.0.1:9"
+    assert report["sources"] == {server.base: "reachable"}
+    assert report["problems"] == []

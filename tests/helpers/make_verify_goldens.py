@@ -1,0 +1,76 @@
+"""Make ``solo_infer/data/*.npz`` from the goldens of the reference kit (mmdet's own results).
+
+    python tests/make_verify_goldens.py KIT_DIRECTORY
+
+``preprocessing.npz`` needs OpenCV, with which it repeats mmdet's test pipeline on a procedural image.
+"""
+
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from solo_infer.config import PreprocessConfig
+from solo_infer.diagnostics import procedural_weights
+from solo_infer.diagnostics.verify import DATA, INPUT_KEY, MODELS, SOLO_MODELS
+from solo_infer.inference.preprocess import plan
+
+CLASS_FLOOR = 0.03  # class scores below this are not kept
+CELLS, PIXELS = 6, 64  # mask samples kept of each level
+SAMPLED = ("index", "value", "std")
+FOUND = ("scores", "labels", "rle_counts", "rle_offsets")
+
+
+def trim_yolact(golden):
+    names = ["proto", *(f"{part}{level}" for part in ("fpn", "cls", "box", "coeff") for level in range(5))]
+    out = {f"{name}_{key}": golden[f"{name}_{key}"] for name in names for key in SAMPLED}
+    return out | {key: golden[f"img0_{key}"] for key in (*FOUND, "boxes")}
+
+
+def trim(golden):
+    out = {}
+    start, cells, pixels, values = 0, [], [], []
+    for level in range(5):
+        for key in SAMPLED:
+            out[f"fpn{level}_{key}"] = golden[f"fpn{level}_{key}"]
+        grid = golden[f"cls{level}"].shape[-1]
+        cells.append(golden[f"mask{level}_cells"][:CELLS] + start)
+        pixels += [golden[f"mask{level}_index"][:PIXELS]] * CELLS
+        values.append(golden[f"mask{level}_value"][0, :CELLS, :PIXELS])
+        start += grid * grid
+    classes = [golden[f"cls{level}"][0].reshape(80, -1) for level in range(5)]
+    scores = np.concatenate(classes, axis=1).T.ravel()  # (cells, classes)
+    out["class_index"] = np.flatnonzero(scores >= CLASS_FLOOR)
+    out["class_value"] = scores[out["class_index"]]
+    out["mask_cells"], out["mask_value"] = np.concatenate(cells), np.concatenate(values)
+    out["mask_index"] = np.stack(pixels)
+    for key in FOUND:
+        out[key] = golden[f"img0_{key}"]
+    return out
+
+
+def preprocessing():
+    image = (procedural_weights.uniform("verify/photo", (97, 143, 3)) * 256).astype(np.uint8)
+    config = PreprocessConfig()
+    sizes = plan(image, config)
+    height, width = sizes.resized
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    padded = np.zeros((*sizes.padded, 3), np.float32)
+    padded[:height, :width] = (resized - np.float32(config.mean)) / np.float32(config.std)
+    planes = np.ascontiguousarray(padded.transpose(2, 0, 1))
+    return {"crc32": zlib.crc32(planes.tobytes()), "grid": planes[:, ::64, ::64]}
+
+
+def main():
+    goldens = Path(sys.argv[1]) / "goldens"
+    np.savez_compressed(DATA / "preprocessing.npz", **preprocessing())
+    for model in MODELS:
+        with np.load(goldens / f"{model}__{INPUT_KEY}.npz") as golden:
+            kept = trim(golden) if model in SOLO_MODELS else trim_yolact(golden)
+            np.savez_compressed(DATA / f"{model}.npz", **kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Small models that tests share."""
+
+from dataclasses import replace
+
+import torch
+
+from solo_infer.config import Categories, ModelConfig, PreprocessConfig, SOLOConfig, YOLACTConfig
+from solo_infer.config.presets import config_from_preset
+from solo_infer.config.yolact import yolact_preset
+from solo_infer.models import build_network
+
+HEADS = ("solo", "decoupled", "decoupled_light")
+YOLACT_VARIANTS = ("mmdet", "original")
+
+
+def small_config(head):
+    """Return a SOLO of three classes that takes milliseconds."""
+    return ModelConfig(
+        SOLOConfig(
+            head=head,
+            num_classes=3,
+            num_grids=(10, 8, 6, 4, 3),
+            stacked_convs=2,
+            pyramid_channels=32,
+            head_channels=32,
+        ),
+        PreprocessConfig(short_side=96, long_side=160),
+        categories=Categories(("cat", "dog", "bird")),
+    )
+
+
+def small_network(config):
+    """Return a network with random weights that finds a few dozen candidates of blob-like masks."""
+    torch.manual_seed(7)
+    network = build_network(config.architecture)
+    with torch.no_grad():
+        for name, parameter in network.mask_head.named_parameters():
+            if "conv_mask" in name:
+                parameter.mul_(20 if name.endswith("weight") else 1)
+            if name == "conv_cls.weight":
+                parameter.mul_(8)
+            if name == "conv_cls.bias":
+                parameter.fill_(-3.0)
+    return network.requires_grad_(False)
+
+
+def small_yolact_config(variant):
+    """Return a YOLACT of three classes that takes milliseconds."""
+    config = config_from_preset(yolact_preset(variant, side=96), Categories(("cat", "dog", "bird")))
+    architecture = YOLACTConfig(
+        variant,
+        num_classes=3,
+        anchor_sizes=(12, 24, 48, 72, 96),
+        strides=(8, 16, 32, 48, 96),
+        pyramid_channels=32,
+    )
+    return replace(config, architecture=architecture)
+
+
+def small_yolact_network(config):
+    """Return a network with random weights that finds a few dozen candidates of blob-like masks."""
+    torch.manual_seed(7)
+    network = build_network(config.architecture)
+    head = network.bbox_head
+    with torch.no_grad():
+        for conv, gain in ((head.conv_cls, 0.6), (head.conv_reg, 0.3), (network.mask_head.protonet[10], 6.0)):
+            conv.weight.sub_(conv.weight.mean(dim=(1, 2, 3), keepdim=True)).mul_(gain)
+        head.conv_cls.bias.view(3, -1)[:, -1] = 4.0
+        network.mask_head.segm_branch.segm_conv.weight.mul_(0.1)
+    return network.requires_grad_(False)

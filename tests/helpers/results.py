@@ -1,0 +1,45 @@
+"""Results made by hand, with masks that a test knows."""
+
+import numpy as np
+import torch
+
+from solo_infer import Result
+from solo_infer.config.categories import Categories
+from solo_infer.ops import packed_masks
+
+HEIGHT, WIDTH = 20, 29  # no multiple of 8
+PETS = Categories(("cat", "dog", "bird"), (17, 18, 16))
+
+
+def masks_of(count):
+    """Return masks (N, H, W): instance i is a disc-like blob of its own, the last one is empty."""
+    masks = torch.zeros(count, HEIGHT, WIDTH, dtype=torch.bool)
+    for index in range(count - 1):
+        masks[index, index : index + 3, 2 * index : 2 * index + 5] = True
+        masks[index, index, 2 * index] = False
+    return masks
+
+
+def make_result(count=5, categories=PETS, **changes):
+    masks = masks_of(count)
+    boxes = [[2.0 * i, i, 2 * i + 5, i + 3] for i in range(count - 1)] + [[0.0] * 4] * (count > 0)
+    values = {
+        "scores": torch.tensor([0.9, 0.8, 0.5, 0.3, 0.1][:count]),
+        "labels": torch.tensor([1, 0, 1, 2, 0][:count]),
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "packed_masks": packed_masks.pack(masks),
+        "image_size": (HEIGHT, WIDTH),
+        "categories": categories,
+        "image": np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
+        "source": "pets/süß.jpg",
+        "timings": {"network": 0.5},
+    }
+    return Result(**{**values, **changes})
+
+
+def assert_same(found, expected):
+    for name in ("scores", "labels", "boxes", "packed_masks"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    assert (found.image_size, found.categories) == (expected.image_size, expected.categories)
+    assert found.source == expected.source

@@ -1,0 +1,135 @@
+"""YOLACT's operations beside definitions in plain loops."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from helpers.original_yolact import fast_nms as plain_fast_nms
+from helpers.original_yolact import iou
+from torch import tensor
+
+from solo_infer.models.yolact.anchors import decode, encode, pairwise_iou, strided_anchors
+from solo_infer.models.yolact.masks import crop
+from solo_infer.models.yolact.targets import BACKGROUND, NEUTRAL, assign_anchors
+from solo_infer.ops.fast_nms import fast_nms
+
+CPU = torch.device("cpu")
+LEVELS = ((69, 69), (35, 35), (18, 18), (9, 9), (5, 5))
+SIZES, STRIDES = (24, 48, 96, 192, 384), tuple(550 / side for side, _ in LEVELS)
+
+
+def random_boxes(count, seed=0, side=200.0):
+    random = np.random.default_rng(seed)
+    corner = random.uniform(0, side, (count, 2))
+    return torch.from_numpy(np.hstack([corner, corner + random.uniform(5, side / 2, (count, 2))])).float()
+
+
+def test_strided_anchors():
+    found = strided_anchors(LEVELS, SIZES, STRIDES, CPU)
+    assert found.shape == (19248, 4)
+    expected = []
+    for (height, width), size, stride in zip(LEVELS, SIZES, STRIDES, strict=True):
+        for row in range(height):
+            for column in range(width):
+                for ratio in (0.5, 1, 2):
+                    w, h = size / math.sqrt(ratio), size * math.sqrt(ratio)
+                    x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                    expected.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+
+
+def test_anchors_are_kept_for_all_threads():
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: strided_anchors(LEVELS, SIZES, STRIDES, CPU), range(32)))
+    assert all(torch.equal(anchors, found[0]) for anchors in found)
+    assert strided_anchors(LEVELS, SIZES, STRIDES, CPU) is strided_anchors(LEVELS, SIZES, STRIDES, CPU)
+
+
+def test_boxes_go_to_deltas_and_back():
+    anchors, boxes = random_boxes(50, 1), random_boxes(50, 2)
+    deltas = encode(boxes, anchors)
+    torch.testing.assert_close(decode(deltas, anchors, None), boxes, rtol=1e-4, atol=1e-3)
+    clipped = decode(deltas, anchors, (150, 180))
+    expected = np.clip(boxes.numpy(), 0, [180, 150, 180, 150])
+    np.testing.assert_allclose(clipped.numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_mmdets_limit_of_a_change_of_size():
+    anchor = tensor([[1000.0, 1000.0, 1010.0, 1010.0]])
+    box = decode(tensor([[0.0, 0.0, 100.0, -100.0]]), anchor, (10000, 10000))
+    width, height = (box[0, 2:] - box[0, :2]).tolist()
+    assert width / 10 == pytest.approx(62.5, rel=1e-4)
+    assert height / 10 == pytest.approx(0.016, rel=1e-3)
+
+
+def test_iou_of_groups():
+    boxes = torch.stack([random_boxes(9, 3), random_boxes(9, 4)])
+    found = pairwise_iou(boxes)
+    expected = [[[iou(a, b) for b in group] for a in group] for group in boxes.tolist()]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("filter_thr", "top_k", "max_num"), [(0.05, 200, 100), (0.0, 200, 1000), (0.3, 7, 9)]
+)
+def test_fast_nms(filter_thr, top_k, max_num):
+    boxes = random_boxes(60, 5)
+    scores = torch.from_numpy(np.random.default_rng(6).uniform(0, 1, (60, 4)) ** 3).float()
+    found = fast_nms(boxes, scores, iou_thr=0.5, filter_thr=filter_thr, top_k=top_k, max_num=max_num)
+    expected = plain_fast_nms(boxes.tolist(), scores.numpy(), 0.5, filter_thr, top_k, max_num)
+    assert len(expected) > 5
+    assert found.scores.tolist() == [score for score, _, _ in expected]
+    assert found.labels.tolist() == [label for _, label, _ in expected]
+    assert found.keep.tolist() == [row for _, _, row in expected]
+
+
+def test_classes_are_compared_some_at_a_time(monkeypatch):
+    boxes, scores = random_boxes(60, 7), torch.rand(60, 5, generator=torch.Generator().manual_seed(1))
+    options = {"iou_thr": 0.5, "filter_thr": 0.1, "top_k": 50, "max_num": 100}
+    whole = fast_nms(boxes, scores, **options)
+    monkeypatch.setattr("solo_infer.ops.fast_nms._MOST_PAIRS", 2 * 50**2)
+    for found, expected in zip(fast_nms(boxes, scores, **options), whole, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_box_that_goes_still_takes_others_with_it():
+    boxes = tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [6, 0, 16, 10]])  # IoU 0.43, 0.67, 0.25
+    found = fast_nms(boxes, tensor([[0.9], [0.8], [0.7]]), iou_thr=0.4, filter_thr=0.0, top_k=9, max_num=9)
+    assert found.keep.tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_fast_nms_of_nothing(count):
+    found = fast_nms(
+        random_boxes(count), torch.zeros(count, 4), iou_thr=0.5, filter_thr=0.05, top_k=200, max_num=100
+    )
+    assert (found.scores.shape, found.labels.dtype, found.keep.dtype) == ((0,), torch.int64, torch.int64)
+
+
+def test_crop_keeps_a_pixel_around_the_box():
+    kept = crop(torch.ones(2, 10, 20), tensor([[0.2, 0.3, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]]))
+    rows, columns = torch.nonzero(kept[0], as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 6, 3, 10)
+    assert kept[1].all()
+
+
+def test_owners_of_anchors():
+    near = [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 4, 10, 14], [0, 3, 10, 13]]
+    anchors = tensor([*near, [50, 50, 60, 60], [90, 90, 95, 95]])
+    boxes = tensor([[0.0, 0, 10, 10], [80, 80, 90.5, 90.5]])  # IoU with the first: 1, 0.9, 0.43, 0.54
+    assert assign_anchors(anchors, boxes, torch.zeros(0, 4)).tolist() == [0, 0, NEUTRAL, 0, BACKGROUND, 1]
+    assert assign_anchors(anchors, boxes[:0], torch.zeros(0, 4)).unique().tolist() == [BACKGROUND]
+
+
+def test_the_later_instance_takes_the_anchor_that_two_want():
+    anchors = tensor([[0.0, 0, 10, 10], [40, 40, 50, 50]])
+    boxes = tensor([[0.0, 0, 10, 10], [0, 0, 3, 3], [1, 1, 3, 3]])
+    assert assign_anchors(anchors, boxes, torch.zeros(0, 4)).tolist() == [2, BACKGROUND]
+
+
+def test_anchors_inside_a_crowd_learn_nothing():
+    anchors = tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [30, 30, 40, 40]])
+    crowd = tensor([[0.0, 0, 11, 20]])
+    assert assign_anchors(anchors, torch.zeros(0, 4), crowd).tolist() == [NEUTRAL, BACKGROUND, BACKGROUND]

@@ -1,0 +1,290 @@
+"""Downloads from a server that misbehaves in every known way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.faulty_server import (
+    Behavior,
+    Server,
+    chunked,
+    content,
+    cut_off,
+    files_at,
+    forbid_sockets,
+    isolate,
+    redirect,
+    reset,
+    running_server,
+    stall,
+    status,
+    talkative,
+    until_closed,
+    wrong_range,
+)
+
+from solo_infer._version import __version__
+from solo_infer.errors import DownloadError
+from solo_infer.weights import download
+from solo_infer.weights.download import content_problem, download_file, file_sha256, matches
+
+BODY = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+HALF = len(BODY) // 2
+PATH = "/weights.pth"
+PART = "weights.pth.part"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "weights.pth"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path / "home")
+
+
+def half_of_it(target: Path, body: bytes = BODY) -> None:
+    """Leave what an interrupted download of an earlier process left."""
+    target.parent.mkdir(parents=True)
+    (target.parent / PART).write_bytes(body[:HALF])
+
+
+# --- What comes through
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [content(BODY), content(BODY, ranges=False), chunked(BODY), until_closed(BODY)],
+    ids=["length", "no_ranges", "chunked", "until_closed"],
+)
+@pytest.mark.parametrize("sha256", [SHA256, SHA256[:8].upper(), ""], ids=["full", "prefix", "none"])
+def test_file_arrives_whole_and_alone(server: Server, target: Path, behavior: Behavior, sha256: str) -> None:
+    url = server.at(PATH, behavior)
+    assert download_file(url, target, sha256=sha256, size=len(BODY)) == target
+    assert target.read_bytes() == BODY
+    assert files_at(target.parent) == ["weights.pth"]
+    assert server.ranges(PATH) == [""]
+
+
+def test_right_file_is_not_requested_again(server: Server, target: Path) -> None:
+    url = server.at(PATH, content(BODY))
+    for _ in range(2):
+        download_file(url, target, sha256=SHA256[:8])
+    assert len(server.requests) == 1
+
+
+def test_wrong_file_at_the_target_is_replaced(server: Server, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"damaged")
+    download_file(server.at(PATH, content(BODY)), target, sha256=SHA256)
+    assert target.read_bytes() == BODY
+
+
+def test_present_file_needs_neither_lock_nor_network(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target.parent.mkdir()
+    target.write_bytes(BODY)
+    forbid_sockets(monkeypatch)
+    assert download_file("http://host.invalid/x", target, sha256=SHA256, offline=True) == target
+    assert not (target.parent / ".locks").exists()
+
+
+def test_says_who_asks(server: Server, target: Path) -> None:
+    download_file(server.at(PATH, content(BODY)), target)
+    assert server.requests[0].user_agent == f"solo-infer/{__version__}"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_follows_redirects_with_the_range(server: Server, target: Path, code: int) -> None:
+    half_of_it(target)
+    server.at("/real", content(BODY))
+    download_file(server.at(PATH, redirect("/real", code)), target, sha256=SHA256)
+    assert server.ranges("/real") == [f"bytes={HALF}-"]
+    assert target.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [status(500), status(503), status(429), reset(), cut_off(BODY, HALF), chunked(BODY, complete=False)],
+    ids=["500", "503", "429", "reset", "cut_off", "chunks_cut_off"],
+)
+@pytest.mark.parametrize("sha256", [SHA256, ""], ids=["known", "unknown"])
+def test_passing_trouble_is_survived(server: Server, target: Path, trouble: Behavior, sha256: str) -> None:
+    url = server.at(PATH, trouble, trouble, content(BODY))
+    download_file(url, target, sha256=sha256)
+    assert target.read_bytes() == BODY
+    assert files_at(target.parent) == ["weights.pth"]
+
+
+def test_reads_no_more_than_was_announced(server: Server, target: Path) -> None:
+    """The rest, and a connection that stays open, are the server's own affair."""
+    download_file(server.at(PATH, talkative(BODY, b"and more" * 1000)), target, sha256=SHA256)
+    assert target.read_bytes() == BODY
+    assert len(server.requests) == 1
+
+
+# --- Resuming
+
+
+def test_cut_off_transfer_asks_for_the_rest_only(server: Server, target: Path) -> None:
+    url = server.at(PATH, cut_off(BODY, 1000), cut_off(BODY, 500), content(BODY))
+    download_file(url, target, sha256=SHA256)
+    assert server.ranges(PATH) == ["", "bytes=1000-", "bytes=1500-"]
+    assert target.read_bytes() == BODY
+
+
+def test_stalled_transfer_keeps_all_that_came(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOLO_INFER_TIMEOUT", "0.3")
+    download_file(server.at(PATH, stall(BODY, 1001), content(BODY)), target, sha256=SHA256)
+    assert server.ranges(PATH) == ["", "bytes=1001-"]
+    assert target.read_bytes() == BODY
+
+
+def test_part_of_an_earlier_process_is_resumed(server: Server, target: Path) -> None:
+    half_of_it(target)
+    download_file(server.at(PATH, content(BODY)), target, sha256=SHA256[:8])
+    assert server.ranges(PATH) == [f"bytes={HALF}-"]
+    assert target.read_bytes() == BODY
+    assert files_at(target.parent) == ["weights.pth"]
+
+
+def test_part_is_not_trusted_without_a_hash(server: Server, target: Path) -> None:
+    half_of_it(target)
+    download_file(server.at(PATH, cut_off(BODY, 1000), content(BODY)), target, size=len(BODY))
+    assert server.ranges(PATH) == ["", ""]
+    assert target.read_bytes() == BODY
+
+
+def test_server_without_ranges_sends_all_again(server: Server, target: Path) -> None:
+    half_of_it(target)
+    download_file(server.at(PATH, content(BODY, ranges=False)), target, sha256=SHA256)
+    assert server.ranges(PATH) == [f"bytes={HALF}-"]
+    assert target.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [f"bytes 0-{len(BODY) - 1}/{len(BODY)}", f"bytes {HALF}-{len(BODY)}/{len(BODY) + 1}", "junk", ""],
+    ids=["start", "total", "junk", "none"],
+)
+def test_wrong_content_range_restarts_without_one(server: Server, target: Path, content_range: str) -> None:
+    half_of_it(target)
+    url = server.at(PATH, wrong_range(BODY, content_range), content(BODY))
+    download_file(url, target, sha256=SHA256, size=len(BODY))
+    assert server.ranges(PATH) == [f"bytes={HALF}-", ""]
+    assert target.read_bytes() == BODY
+
+
+def test_complete_part_is_recognized(server: Server, target: Path) -> None:
+    target.parent.mkdir()
+    for size, requests in ((None, 1), (len(BODY), 1)):  # the second time not even one more
+        (target.parent / PART).write_bytes(BODY)
+        url = server.at(PATH, content(BODY))
+        download_file(url, target, sha256=SHA256, size=size)
+        assert server.ranges(PATH) == [f"bytes={len(BODY)}-"] * requests
+        assert target.read_bytes() == BODY
+        target.unlink()
+
+
+@pytest.mark.parametrize(
+    ("size", "ranges"), [(None, [f"bytes={len(BODY) + 2}-", ""]), (len(BODY), [""])], ids=["unknown", "known"]
+)
+def test_overlong_part_restarts(server: Server, target: Path, size: int | None, ranges: list[str]) -> None:
+    target.parent.mkdir()
+    (target.parent / PART).write_bytes(BODY[:-1] + b"xyz")
+    download_file(server.at(PATH, content(BODY)), target, sha256=SHA256, size=size)
+    assert server.ranges(PATH) == ranges
+    assert target.read_bytes() == BODY
+
+
+def test_wrong_hash_after_resuming_restarts_once(server: Server, target: Path) -> None:
+    half_of_it(target, body=b"another file" * 100_000)
+    download_file(server.at(PATH, content(BODY)), target, sha256=SHA256)
+    assert server.ranges(PATH) == [f"bytes={HALF}-", ""]
+    assert target.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("cut_offs", [0, 1])
+def test_wrong_hash_after_resuming_and_restarting_fails(server: Server, target: Path, cut_offs: int) -> None:
+    half_of_it(target)
+    other = b"other" * 300_000
+    url = server.at(PATH, content(other), *[cut_off(other, 1000)] * cut_offs, content(other))
+    with pytest.raises(DownloadError, match="SHA-256"):
+        download_file(url, target, sha256=SHA256)
+    assert server.ranges(PATH) == [f"bytes={HALF}-", "", *[""] * cut_offs]
+    assert files_at(target.parent) == []
+
+
+def test_interrupt_keeps_a_part_that_can_be_resumed(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.at(PATH, content(BODY))
+
+    class Interrupting(download.tqdm):
+        def update(self, n: float | None = 1) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(download, "tqdm", Interrupting)
+        download_file(url, target, sha256=SHA256)
+    assert files_at(target.parent) == [PART]
+    kept = (target.parent / PART).stat().st_size
+    assert 0 < kept < len(BODY)
+    download_file(url, target, sha256=SHA256)
+    assert server.ranges(PATH) == ["", f"bytes={kept}-"]
+
+
+# --- Progress and helpers
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar_counts_from_what_was_there(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    half_of_it(target)
+    bars = []
+
+    class Recording(download.tqdm):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**options)
+            bars.append(options)
+
+    monkeypatch.setattr(download, "tqdm", Recording)
+    download_file(server.at(PATH, content(BODY)), target, sha256=SHA256, progress=progress)
+    (bar,) = bars
+    assert (bar["initial"], bar["total"], bar["unit"]) == (HALF, len(BODY), "B")
+    assert (bar["desc"], bar["unit_scale"]) == ("weights.pth", True)
+    assert bar["disable"] is (None if progress else True)
+
+
+def test_no_output_without_a_terminal(
+    server: Server, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download_file(server.at(PATH, content(BODY)), target)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_hash_and_match_helpers(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert not matches(path)
+    path.write_bytes(BODY)
+    assert file_sha256(path) == SHA256
+    assert matches(path, SHA256[:8], len(BODY)) and matches(path)
+    assert not matches(path, "00000000")
+    assert not matches(path, SHA256, len(BODY) - 1)
+    assert content_problem(path, size=3) == f"expected 3 bytes, got {len(BODY)}"
+    assert not matches(tmp_path)
+    path.write_bytes(b"")
+    assert not matches(path)
