@@ -1,1 +1,82 @@
 """Fixtures that all tests share."""
+
+import os
+
+import numpy as np
+import pytest
+from helpers.models import (
+    HEADS,
+    YOLACT_VARIANTS,
+    small_config,
+    small_network,
+    small_yolact_config,
+    small_yolact_network,
+)
+from helpers.paths import DATA, KIT
+
+from solo_infer import SOLO, YOLACT
+from solo_infer.diagnostics.procedural_weights import CALIBRATION
+from solo_infer.diagnostics.verify import procedural_model
+from solo_infer.runtime import environment
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    """Give each test an empty cache and no settings, mirrors or proxies of the machine it runs on."""
+    for name in list(os.environ):
+        if name.startswith("SOLO_INFER_") or name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv(environment.HOME, str(tmp_path / "solo_infer_home"))
+
+
+@pytest.fixture(scope="session")
+def photo_path():
+    return DATA / "chelsea.png"
+
+
+@pytest.fixture(scope="session")
+def photo(photo_path):
+    from PIL import Image
+
+    return np.array(Image.open(photo_path).convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The reference kit with mmdet's full results, beside some checkouts only."""
+    if not (KIT / "goldens").is_dir():
+        pytest.skip("the reference kit (../shared/reference) is not beside this checkout")
+    return KIT
+
+
+@pytest.fixture(scope="session")
+def procedural():
+    """Return a function that gives the published models with procedural weights, each made once."""
+    made = {}
+
+    def give(name):
+        assert name in CALIBRATION
+        if name not in made:
+            made[name] = procedural_model(name)
+        return made[name]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def small_models():
+    """The three heads as small models of the classes cat, dog and bird."""
+    configs = {head: small_config(head) for head in HEADS}
+    return {head: SOLO(config, small_network(config)) for head, config in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def small_model(small_models):
+    return small_models["decoupled_light"]
+
+
+@pytest.fixture(scope="session")
+def small_yolacts():
+    """Both kinds of YOLACT as small models of the classes cat, dog and bird."""
+    configs = {variant: small_yolact_config(variant) for variant in YOLACT_VARIANTS}
+    return {variant: YOLACT(config, small_yolact_network(config)) for variant, config in configs.items()}

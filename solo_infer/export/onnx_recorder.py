@@ -139,7 +139,7 @@ def record(network: nn.Module, inputs: Tensor, outputs: Sequence[str], opset: in
     graph = helper.make_graph(
         recorder.nodes, "solo_infer", values[:1], values[1:], list(recorder.initializers.values())
     )
-    return helper.build_segmenter(
+    return helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=_IR_VERSIONS[opset],

@@ -7,7 +7,7 @@ import pytest
 from docs.test_readme import mirror, run_command, street  # noqa: F401
 from helpers.paths import ROOT
 
-from solo_infer.cli.main import main
+from solo_infer.cli.main import build_parser
 
 PAGE = (ROOT / "docs" / "bi-v100.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", PAGE, re.DOTALL)
@@ -36,4 +36,4 @@ def test_commands_and_code_of_bi_v100(street, monkeypatch, capsys):  # noqa: F81
 def test_commands_for_a_card_are_ours(line):
     words = shlex.split(line)
     verb = words[words.index("solo_infer" if "solo_infer" in words else "solo-infer") + 1 :]
-    assert main.build_parser().parse_args(verb).run
+    assert build_parser().parse_args(verb).run

@@ -13,7 +13,7 @@ from solo_infer import YOLACT
 from solo_infer.config import find_preset
 from solo_infer.config.yolact import yolact_preset
 from solo_infer.errors import CheckpointError
-from solo_infer.models.yolact.network import anchors as our_anchors
+from solo_infer.models.yolact import anchors as our_anchors
 from solo_infer.weights.checkpoint import read_checkpoint
 
 SIDE, SCALES = 96, (12, 24, 48, 72, 96)

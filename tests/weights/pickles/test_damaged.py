@@ -23,7 +23,8 @@ from weights.pickles.test_reader import ONE_TENSOR, RAW, STORAGES, read, refusal
 
 from solo_infer.errors import CheckpointError
 from solo_infer.weights.checkpoint import read_checkpoint
-from solo_infer.weights.pickles.reader import read_pickled, reader
+from solo_infer.weights.pickles import reader
+from solo_infer.weights.pickles.reader import read_pickled
 
 SMALL = {
     "meta": {"CLASSES": ("cat", "dog"), "epoch": 12, "time": 1.5},
