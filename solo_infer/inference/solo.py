@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.solo.network import MaskMaps
-from solo_infer.ops import packed_masks
-from solo_infer.ops.banded_resize import packed_at_file_size
-from solo_infer.ops.boxes import packed_boxes
 from solo_infer.ops.greedy_nms import greedy_nms_packed
+from solo_infer.ops.mask_statistics import mask_statistics
 from solo_infer.ops.matrix_nms import NMSResult, matrix_nms_packed
+from solo_infer.ops.paste_masks import paste_masks
 
 # Bytes of float32 maps that one step may hold at a time; a step needs about four times this. On the CPU few
 # enough that they stay in the cache and that the allocator keeps their memory.
@@ -101,7 +99,7 @@ def suppress(
         nms_pre=thresholds.nms_pre,
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
-        owners=owners,
+        mask_index=owners,
     )
     return kept._replace(keep=large[kept.keep])
 
@@ -123,12 +121,10 @@ def measure_masks(
     """
     areas, maskness, packed = [], [], []
     for chunk in cells.split(_chunk_length(maps.size, cells.device)):
-        scores = maps.scores(image, chunk).flatten(1)  # (k, H/4 * W/4)
-        packed.append(packed_masks.pack(scores > mask_thr))
-        area = packed_masks.count(packed[-1]).float()
-        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=1)
-        areas.append(area)
-        maskness.append(inside / area.clamp(min=1))
+        statistics = mask_statistics(maps.scores(image, chunk), mask_thr)
+        areas.append(statistics.areas)
+        maskness.append(statistics.sums / statistics.areas.clamp(min=1))
+        packed.append(statistics.packed)
     return torch.cat(areas), torch.cat(maskness), torch.cat(packed)
 
 
@@ -142,37 +138,14 @@ def full_size_masks(
     bilinearly, before the threshold.
     """
     order = cells.argsort(stable=True)
-    packed = []
-    for chunk in cells[order].split(_chunk_length(_largest(maps, geometry, cells.device), cells.device)):
-        soft = maps.scores(image, chunk)  # (k, H/4, W/4)
-        if soft.device.type == "cpu":
-            enlarged = _enlarged(soft)
-            packed.append(packed_at_file_size(soft, enlarged, geometry.resized, geometry.original, mask_thr))
-        else:
-            packed.append(packed_masks.pack(resized_to_file(soft, geometry) > mask_thr))
-    masks = torch.empty_like(joined := torch.cat(packed))
-    masks[order] = joined
-    return masks, packed_boxes(masks, geometry.original[1])
-
-
-def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
-    """Return soft masks (k, H/4, W/4) at the original size, (k, H, W): the plain way, on any device."""
-    height, width = geometry.resized
-    soft = F.interpolate(soft[None], size=_enlarged(soft), mode="bilinear", align_corners=False)
-    soft = soft[:, :, :height, :width]
-    return F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)[0]
-
-
-def _enlarged(soft: Tensor) -> tuple[int, int]:
-    """Return the size that soft masks (k, h, w) are up-sampled to (mmdet's ``upsampled_size``)."""
-    return 4 * soft.shape[1], 4 * soft.shape[2]
-
-
-def _largest(maps: MaskMaps, geometry: Geometry, device: torch.device) -> tuple[int, int]:
-    """Return the size of the largest maps that the way to the original size needs."""
-    if device.type == "cpu":
-        return maps.size
-    return max(geometry.padded, geometry.original, key=lambda size: size[0] * size[1])
+    padded = 4 * maps.size[0], 4 * maps.size[1]  # mmdet's ``upsampled_size``
+    pasted = [
+        paste_masks(maps.scores(image, chunk), padded, geometry.resized, geometry.original, mask_thr)
+        for chunk in cells[order].split(_chunk_length(maps.size, cells.device))
+    ]
+    packed, boxes = (torch.cat(tensors) for tensors in zip(*pasted, strict=True))
+    inverse = order.argsort()
+    return packed[inverse], boxes[inverse]
 
 
 def _chunk_length(size: tuple[int, int], device: torch.device) -> int:

@@ -23,7 +23,7 @@ from solo_infer.inference.solo import Detections
 from solo_infer.inference.solo_static import Features, SlotDetections
 from solo_infer.models.optimized.static_masks import CellTable
 from solo_infer.models.solo.network import SOLONetwork
-from solo_infer.ops.paste_masks import enlarge
+from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.device import graphs_allowed
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -137,7 +137,7 @@ def _full_size(
     """Return the first ``count`` detections of an image; copies, since the slots may be a graph's own."""
     soft = found.masks[image, :count]
     enlarged = 4 * soft.shape[1], 4 * soft.shape[2]
-    packed, boxes = enlarge(soft, enlarged, geometry.resized, geometry.original, thresholds.mask_thr)
+    packed, boxes = paste_masks(soft, enlarged, geometry.resized, geometry.original, thresholds.mask_thr)
     return Detections(found.scores[image, :count].clone(), found.labels[image, :count].clone(), boxes, packed)
 
 

@@ -12,14 +12,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
 from solo_infer.models.optimized.static_masks import CellTable, SlotMaps, slot_maps
 from solo_infer.models.solo.network import SOLONetwork
-from solo_infer.ops import dispatch, packed_masks
-from solo_infer.ops.batched_nms import decay_factors
+from solo_infer.ops.matrix_nms import decay_factors
 
 # Bytes of float32 maps that one step may hold at a time; a step needs about six times this.
 CHUNK_BYTES = 256 << 20
@@ -121,30 +119,8 @@ def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: Postpro
 
 def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return areas and maskness (N, S), float32, and packed masks (N, S, B), uint8, of cells (N, S)."""
-    if maps.fuses:
-        areas, sums, packed = dispatch.run(
-            "mask measuring",
-            cells.device,
-            lambda: maps.measure_fused(cells, mask_thr),
-            lambda: measure_torch(maps, cells, mask_thr),
-        )
-    else:
-        areas, sums, packed = measure_torch(maps, cells, mask_thr)
-    return areas, sums / areas.clamp(min=1), packed
-
-
-def measure_torch(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return areas and sums of scores inside (N, S), float32, and packed masks (N, S, B), in chunks."""
-
-    def measure_chunk(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scores = maps.scores(chunk).flatten(2)  # (N, k, H/4 * W/4)
-        packed = packed_masks.pack(scores > mask_thr)
-        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=2)
-        return packed_masks.count(packed).float(), inside, packed
-
-    length = _chunk_length(maps, len(cells))
-    areas, sums, packed = zip(*map(measure_chunk, cells.split(length, dim=1)), strict=True)
-    return torch.cat(areas, dim=1), torch.cat(sums, dim=1), torch.cat(packed, dim=1)
+    statistics = maps.statistics(cells, mask_thr)
+    return statistics.areas, statistics.sums / statistics.areas.clamp(min=1), statistics.packed
 
 
 def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import YOLACTPostprocessConfig
@@ -14,9 +13,8 @@ from solo_infer.inference.solo import CHUNK_BYTES, Detections
 from solo_infer.models.yolact.anchors import Sizes, clip, decode
 from solo_infer.models.yolact.masks import crop, mask_scores
 from solo_infer.models.yolact.network import ANCHORS_PER_CELL, Predictions
-from solo_infer.ops import packed_masks
-from solo_infer.ops.banded_resize import packed_at_file_size
 from solo_infer.ops.fast_nms import FastNMSResult, fast_nms
+from solo_infer.ops.paste_masks import paste_masks
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,9 @@ def _packed_masks(
     if len(coefficients) == 0:
         return torch.zeros((0, size[0], (size[1] + 7) // 8), dtype=torch.uint8, device=prototypes.device)
     sides = (prototypes.shape[-2], prototypes.shape[-1])
-    on_cpu = prototypes.device.type == "cpu"
-    largest = sides if on_cpu else max(sides, size, key=lambda side: side[0] * side[1])
-    length = max(CHUNK_BYTES // (4 * largest[0] * largest[1]), 1)
+    length = max(CHUNK_BYTES // (4 * sides[0] * sides[1]), 1)
     packed = []
     for weights, boxes in zip(coefficients.split(length), relative.split(length), strict=True):
         soft = crop(mask_scores(weights, prototypes), boxes)  # (k, h, w)
-        if on_cpu:
-            packed.append(packed_at_file_size(soft, size, size, size, mask_thr))
-        else:
-            soft = F.interpolate(soft[None], size=size, mode="bilinear", align_corners=False)[0]
-            packed.append(packed_masks.pack(soft > mask_thr))
+        packed.append(paste_masks(soft, size, size, size, mask_thr).packed)
     return torch.cat(packed)

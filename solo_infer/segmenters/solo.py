@@ -9,10 +9,11 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig, PostprocessConfig, SOLOConfig
 from solo_infer.inference import solo as postprocessing
-from solo_infer.inference.preprocess import Geometry, upload
+from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import Detections
 from solo_infer.inference.solo_cuda import FastPath
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.ops.preprocess import upload
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 

@@ -25,6 +25,13 @@ from solo_infer.models.solo.network import (
     quarter_size,
     resize,
 )
+from solo_infer.ops.mask_statistics import (
+    MaskStatistics,
+    axis_mask_scores,
+    axis_mask_statistics,
+    cell_mask_scores,
+    cell_mask_statistics,
+)
 
 # Maps of some levels -> for each branch, what it makes of each of them.
 Branches = Callable[[list[Tensor]], Sequence[list[Tensor]]]
@@ -57,13 +64,12 @@ class SlotMaps(Protocol):
     """Masks of slots, of every image of a batch at once."""
 
     size: tuple[int, int]  # of each mask, (H/4, W/4)
-    fuses: bool  # whether the sizes of the levels are what the kernel of ``measure_fused`` takes
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K), K of each image."""
 
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), by Triton."""
+    def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
+        """Return the statistics (N, K) of the masks of cells (N, K)."""
 
 
 def slot_maps(network: SOLONetwork, levels: list[Tensor], table: CellTable) -> SlotMaps:
@@ -96,27 +102,20 @@ class PlainSlotMaps:
         self._table = table
         (towers,) = run_towers(lambda maps: [head.mask_towers(maps)], levels)
         self._levels = list(zip(head.conv_mask_list, towers, strict=True))
-        firsts = [next(members)[0] for _, members in groupby(enumerate(towers), lambda item: item[1].shape)]
-        twice = tuple(2 * side for side in towers[0].shape[-2:])
-        self.fuses = firsts == [0, 2, 3] and twice == self.size
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
-        level = self._table.level[cells][..., None, None]
-        out: Tensor | None = None
-        for first, shape, maps in self._logits_by_size(cells):
-            soft = resize(upsample(maps.float().unflatten(2, shape)).sigmoid_(), self.size)
-            out = soft if out is None else torch.where(level >= first, soft, out)
-        return cast(Tensor, out)
+        first_levels, sizes, logits = zip(*self._logits_by_size(cells), strict=True)
+        return cell_mask_scores(
+            torch.cat(logits, dim=2), self._table.level[cells], sizes, self.size, first_levels
+        )
 
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
         """See ``SlotMaps``."""
-        from solo_infer.ops.triton.mask_statistics import measure_plain
-
-        parts = list(self._logits_by_size(cells))
-        logits = torch.cat([maps for _, _, maps in parts], dim=2)
-        sizes = [shape for _, shape, _ in parts]
-        return measure_plain(logits, self._table.level[cells], sizes, self.size, mask_thr)
+        first_levels, sizes, logits = zip(*self._logits_by_size(cells), strict=True)
+        return cell_mask_statistics(
+            torch.cat(logits, dim=2), self._table.level[cells], sizes, self.size, threshold, first_levels
+        )
 
     def _logits_by_size(self, cells: Tensor) -> Iterator[tuple[int, tuple[int, int], Tensor]]:
         """Yield for levels of equal size the first one, their size, and the cells' logits (N, K, h * w).
@@ -141,8 +140,6 @@ class PlainSlotMaps:
 class DecoupledSlotMaps:
     """Masks of a ``DecoupledHead``: the maps of all columns and rows, multiplied for each slot."""
 
-    fuses = True
-
     def __init__(self, head: DecoupledHead, levels: list[Tensor], table: CellTable) -> None:
         self.size = quarter_size(levels)
         self._table = table
@@ -160,13 +157,10 @@ class DecoupledSlotMaps:
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
-        image = torch.arange(len(cells), device=cells.device)[:, None]
         columns, rows = self._table.column[cells], self._table.row[cells]
-        return self._columns[image, columns].mul_(self._rows[image, rows])
+        return axis_mask_scores(self._columns, self._rows, columns, rows)
 
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
+    def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
         """See ``SlotMaps``."""
-        from solo_infer.ops.triton.mask_statistics import measure_decoupled
-
         columns, rows = self._table.column[cells], self._table.row[cells]
-        return measure_decoupled(self._columns, self._rows, columns, rows, mask_thr)
+        return axis_mask_statistics(self._columns, self._rows, columns, rows, threshold)

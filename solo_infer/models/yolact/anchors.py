@@ -117,15 +117,6 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return deltas / boxes.new_tensor(_VARIANCES)
 
 
-def pairwise_iou(boxes: Tensor) -> Tensor:
-    """Return the IoU (C, K, K) of boxes (C, K, 4) of each group among themselves."""
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    near = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    far = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    common = (far - near).clamp(min=0).prod(dim=-1)
-    return common / (areas[:, :, None] + areas[:, None] - common).clamp(min=1e-6)
-
-
 def level_sizes(maps: Sequence[Tensor]) -> Sizes:
     """Return (height, width) of feature maps."""
     return tuple((feature.shape[-2], feature.shape[-1]) for feature in maps)
