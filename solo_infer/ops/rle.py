@@ -16,7 +16,7 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode(encoded: dict[str, Any]) -> np.ndarray:
-    """Return the bool mask (H, W) of an RLE as ``encode`` gives it."""
+    """Return the bool mask (H, W) of a compressed RLE as returned by ``encode``."""
     from pycocotools import mask as coco
 
     return coco.decode(encoded).astype(bool)
