@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
 
 HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"
 OFFLINE = "SOLO_INFER_OFFLINE"
 TIMEOUT = "SOLO_INFER_TIMEOUT"
+USER_AGENT = f"solo-infer/{__version__}"
 
 _FALSE = {"", "0", "false", "no", "off"}
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import ArchitectureConfig, BasePostprocessConfig, ModelConfig
-from solo_infer.data import images
-from solo_infer.data.images import Color, ImageSource, LoadedImage
-from solo_infer.data.prefetch import Loaded, OnError, load_all
+from solo_infer.data.images import Color, LoadedImage
+from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
+from solo_infer.data.sources import ImageSource, is_single_source
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.inference.preprocess import Geometry, plan, prepare_batch
 from solo_infer.inference.solo import Detections
@@ -235,7 +235,7 @@ class Segmenter(ABC):
         Raises:
             ImageError: An image cannot be read.
         """
-        single = images.is_single_source(source)
+        single = is_single_source(source)
         if not single and not isinstance(source, list | tuple):
             raise ImageError(
                 f"{type(source).__name__} is no image: expected a path, URL, bytes, PIL image, array, "
@@ -275,8 +275,8 @@ class Segmenter(ABC):
         settings = self.config.thresholds
         if thresholds is not None:
             settings = self.with_thresholds(thresholds).config.thresholds  # which checks their family
-        waiting: list[Loaded] = []
-        for loaded in load_all(source, color, on_error):
+        waiting: list[PrefetchedImage] = []
+        for loaded in prefetch_images(source, color, on_error):
             waiting.append(loaded)
             if len(waiting) == batch_size:
                 yield from self._segment(waiting, settings)
@@ -286,7 +286,7 @@ class Segmenter(ABC):
 
     def _segment(
         self,
-        batch: list[Loaded],
+        batch: list[PrefetchedImage],
         thresholds: BasePostprocessConfig,
         synchronized: bool = False,
     ) -> list[Result]:
@@ -326,7 +326,7 @@ class Segmenter(ABC):
     @torch.no_grad()
     def _segment_group(
         self,
-        batch: list[Loaded],
+        batch: list[PrefetchedImage],
         geometries: list[Geometry],
         thresholds: BasePostprocessConfig,
         synchronized: bool,
