@@ -304,9 +304,12 @@ def check_number(key: str, value: Any) -> float:
     Raises:
         ValueError: The value is not a finite number.
     """
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f'"{key}" is {value!r}: expected a number.')
-    return value
+    try:
+        if isinstance(value, int | float) and math.isfinite(value):
+            return value
+    except OverflowError:  # an integer beyond the range of float
+        value = summarize(value)
+    raise ValueError(f'"{key}" is {value!r}: expected a finite number.')
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:

@@ -122,7 +122,7 @@ def check_source(source: str | os.PathLike[str]) -> None:
 def path_error(path: str, error: OSError | ValueError) -> ImageError:
     """Return the error to raise for a path that cannot be opened."""
     if isinstance(error, FileNotFoundError):
-        return ImageError(f"There is no file {shorten(path)}. {_suggestion(os.path.expanduser(path))}")
+        return ImageError(f"File {shorten(path)} does not exist. {_suggestion(os.path.expanduser(path))}")
     reason = getattr(error, "strerror", None) or error
     return ImageError(f"{shorten(path)} cannot be opened ({reason}): expected an image file.")
 
@@ -135,7 +135,7 @@ def _suggestion(path: str) -> str:
     if "://" in path:
         return "Only URLs with http:// or https:// are supported."
     if not os.path.isdir(folder or "."):
-        return f"The folder {shorten(folder)} does not exist either (working directory: {os.getcwd()!r})."
+        return f"Folder {shorten(folder)} does not exist either (working directory: {os.getcwd()!r})."
     try:
         with os.scandir(folder or ".") as entries:
             names = [entry.name for entry in itertools.islice(entries, _MAX_NAMES_COMPARED)]

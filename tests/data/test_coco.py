@@ -150,7 +150,7 @@ def test_inconsistent_annotation_file_raises_error(write_annotations, make_inval
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-5]}}, "neither a list of integers"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": None}}, "neither a list of integers"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "a"}}, "damaged or cut off"),
-        ({"area": "large"}, "\"area\" is 'large': expected a number"),
+        ({"area": "large"}, "\"area\" is 'large': expected a finite number"),
         ({"iscrowd": None}, '"iscrowd" is None'),
     ],
 )

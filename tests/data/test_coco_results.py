@@ -35,8 +35,9 @@ def test_read_detections(data, tmp_path):
     "fields, message",
     [
         ({"image_id": 8}, "image 8 is not in .*annotations.json"),
-        ({"score": math.nan}, '"score" is nan: expected a number'),
-        ({"score": "high"}, "expected a number"),
+        ({"score": math.nan}, '"score" is nan: expected a finite number'),
+        ({"score": 10**400}, "expected a finite number"),
+        ({"score": "high"}, "expected a finite number"),
         ({"segmentation": {"size": [10, 10], "counts": "1"}}, "RLE of size"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "`0"}}, "add up to the 33000 pixels"),
         ({"segmentation": None}, "expected polygons or RLE"),

@@ -83,14 +83,15 @@ def test_missing_file_raises_error_with_similar_names(tmp_path: Path) -> None:
     (tmp_path / "Street_01.jpg").write_bytes(encode(random_pixels(), "JPEG"))
     with pytest.raises(ImageError, match=r"street_1\.jpg.*Did you mean 'Street_01\.jpg'"):
         load_image(tmp_path / "street_1.jpg")
-    with pytest.raises(ImageError, match="no file.*working directory|no file.*Relative paths"):
+    with pytest.raises(ImageError, match="does not exist.*working directory|does not exist.*Relative paths"):
         load_image(tmp_path / "zzzzz")
-    with pytest.raises(ImageError, match="folder .*nowhere.* does not exist"):
+    with pytest.raises(ImageError, match="Folder .*nowhere.* does not exist"):
         load_image(tmp_path / "nowhere" / "street.jpg")
 
 
 @pytest.mark.parametrize(
-    ("path", "advice"), [("*.nothing", r"stream\(\)"), ("s3://bucket/a.jpg", "https://"), ("", "no file ''")]
+    ("path", "advice"),
+    [("*.nothing", r"stream\(\)"), ("s3://bucket/a.jpg", "https://"), ("", "File '' does not exist")],
 )
 def test_path_that_cannot_be_a_file_raises_error_with_advice(path: str, advice: str) -> None:
     with pytest.raises(ImageError, match=advice):
@@ -121,8 +122,8 @@ def test_check_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("street_1.jpg", r"no file .*street_1\.jpg.*Did you mean 'Street_01\.jpg'\?$"),
-        ("nowhere/street.jpg", "folder .*nowhere.* does not exist"),
+        ("street_1.jpg", r"File .*street_1\.jpg' does not exist\. Did you mean 'Street_01\.jpg'\?$"),
+        ("nowhere/street.jpg", "Folder .*nowhere.* does not exist"),
         ("s3://bucket/a.jpg", "https://"),
         ("*.nothing", r"stream\(\)"),
         ("a\0b.jpg", "cannot be opened"),

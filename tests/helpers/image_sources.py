@@ -73,9 +73,9 @@ def random_pixels(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image | np.ndarray, file_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

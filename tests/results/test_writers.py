@@ -145,7 +145,7 @@ def test_old_file_is_kept_until_the_new_one_is_complete(tmp_path):
 
 
 def test_names_that_are_not_unicode_can_be_written(tmp_path):
-    source = os.fsdecode(b"caf\xe9.jpg")
+    source = os.fsdecode(b"\xe9t\xe9.jpg")
     (first, _) = write(tmp_path / "r.json", source)
     assert first["file_name"] == source
 
