@@ -11,11 +11,12 @@ from pathlib import Path
 from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
 
+USER_AGENT = f"solo-infer/{__version__}"  # header of every HTTP request of this library
+
 HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"
 OFFLINE = "SOLO_INFER_OFFLINE"
 TIMEOUT = "SOLO_INFER_TIMEOUT"
-USER_AGENT = f"solo-infer/{__version__}"
 
 _FALSE = {"", "0", "false", "no", "off"}
 
