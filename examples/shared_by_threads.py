@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from solo_infer import SOLO
-from solo_infer.data.images import iterate_sources
+from solo_infer.data.sources import iterate_sources
 
 
 def main(folder: str, model: str = "decoupled_r50_3x") -> None:

@@ -19,7 +19,7 @@ from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.results.result import Result
-    from solo_infer.results.writers import CocoFile, PictureFolder
+    from solo_infer.results.writers import CocoFile, ImageFolder
     from solo_infer.segmenters.base import Segmenter
 
 Report = Callable[[str, SoloInferError], None]
@@ -63,15 +63,14 @@ def _offline() -> Iterator[None]:
 
 def _expand(sources: Sequence[str], report: Report) -> list[str]:
     """Return the files and URLs of all sources, each once; what is not there is reported."""
-    from solo_infer.data.images import iterate_sources, load_image
+    from solo_infer.data.sources import check_source, iterate_sources
 
     found: dict[str, str] = {}
     for source in sources:
         try:
             for item in map(str, iterate_sources(source)):
                 path = os.path.abspath(os.path.expanduser(item))
-                if "://" not in item and not os.path.exists(path):
-                    load_image(item)  # which tells why it cannot be
+                check_source(item)
                 found.setdefault(item if "://" in item else path, item)
         except ImageError as error:
             report(source, error)
@@ -84,12 +83,12 @@ def _segment(files: list[str], options: argparse.Namespace, report: Report) -> i
     What is wrong with outputs and options is found before the first image, and as far as it can be
     before the model is loaded.
     """
-    from solo_infer.results.writers import PictureFolder
+    from solo_infer.results.writers import ImageFolder
 
     drawn_from = DRAWN_FROM if options.min_score is None else options.min_score
     pictures = None
     if not options.no_pictures:
-        pictures = PictureFolder(options.output, min_score=drawn_from, boxes=options.boxes, keep=files)
+        pictures = ImageFolder(options.output, min_score=drawn_from, boxes=options.boxes, keep=files)
         pictures.make()
     with _coco_file(options, files) as coco:
         model = with_chosen_nms(_load(options), options)
@@ -119,7 +118,8 @@ def _load(options: argparse.Namespace) -> Segmenter:
 
 def _coco_file(options: argparse.Namespace, files: list[str]) -> CocoFile | nullcontext[None]:
     """Return the COCO results file, if there shall be one, and see to it that each image has an id."""
-    from solo_infer.results.writers import CocoFile, ImageIds, read_image_ids
+    from solo_infer.data.coco import read_image_ids
+    from solo_infer.results.writers import CocoFile, ImageIds
 
     if not options.json:
         return nullcontext()
@@ -138,7 +138,7 @@ def _with_progress(results: Iterator[Result], total: int) -> Iterator[Result]:
 
 def _record(
     results: Iterator[Result],
-    pictures: PictureFolder | None,
+    pictures: ImageFolder | None,
     coco: CocoFile | None,
     told_from: float,
     report: Report,

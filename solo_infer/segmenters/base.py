@@ -18,9 +18,9 @@ from torch import Tensor
 
 from solo_infer.config import ArchitectureConfig, BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import family_of
-from solo_infer.data import images
-from solo_infer.data.images import Color, ImageSource, LoadedImage
-from solo_infer.data.prefetch import Loaded, OnError, load_all
+from solo_infer.data.images import Color, LoadedImage
+from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
+from solo_infer.data.sources import ImageSource, is_single_source
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
@@ -247,7 +247,7 @@ class Segmenter(ABC):
         Raises:
             ImageError: An image cannot be read.
         """
-        is_single = images.is_single_source(source)
+        is_single = is_single_source(source)
         if not is_single and not isinstance(source, list | tuple):
             raise ImageError(
                 f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
@@ -285,19 +285,21 @@ class Segmenter(ABC):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
         settings = self._settings(thresholds)
-        batch: list[Loaded] = []
-        for loaded in load_all(source, color, on_error):
-            batch.append(loaded)
+        batch: list[PrefetchedImage] = []
+        for prefetched in prefetch_images(source, color, on_error):
+            batch.append(prefetched)
             if len(batch) == batch_size:
-                yield from self._predict_loaded(batch, settings)
+                yield from self._predict_prefetched(batch, settings)
                 batch = []
         if batch:
-            yield from self._predict_loaded(batch, settings)
+            yield from self._predict_prefetched(batch, settings)
 
-    def _predict_loaded(self, batch: list[Loaded], thresholds: BasePostprocessConfig) -> Iterator[Result]:
-        results = self.predict_batch([image for image, _ in batch], thresholds=thresholds)
-        for result, (_, loading) in zip(results, batch, strict=True):
-            yield replace(result, timings={**loading, **result.timings})
+    def _predict_prefetched(
+        self, batch: list[PrefetchedImage], thresholds: BasePostprocessConfig
+    ) -> Iterator[Result]:
+        results = self.predict_batch([prefetched.image for prefetched in batch], thresholds=thresholds)
+        for result, prefetched in zip(results, batch, strict=True):
+            yield replace(result, timings={**prefetched.timings, **result.timings})
 
     def predict_batch(
         self,

@@ -7,7 +7,6 @@ them; arrays are shared.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from solo_infer.data.coco import CocoData, ImageId, read_annotations, to_rle
+from solo_infer.data.coco import Annotation, CocoData, ImageId, read_annotations, to_rle
 from solo_infer.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -270,10 +269,7 @@ def _require_images(folder: Path, data: CocoData) -> None:
 
 def _coverage(data: CocoData) -> dict[ImageId, list[int]]:
     """Return the labelled category ids of the images whose records have them."""
-    text = data.path.read_bytes()
-    if f'"{_COVERAGE}"'.encode() not in text:  # few files have it: spare the others a second reading
-        return {}
-    found = {record["id"]: record[_COVERAGE] for record in json.loads(text)["images"] if _COVERAGE in record}
+    found = {image.id: image.extra[_COVERAGE] for image in data.images if _COVERAGE in image.extra}
     for image, numbers in found.items():
         if not (isinstance(numbers, list) and all(number in data.categories.ids for number in numbers)):
             raise DataError(
@@ -290,20 +286,18 @@ def _add_instances(
 
     seen = skipped = 0
     for entry in tqdm(data.annotations, desc="reading annotations", unit="instance", delay=2, disable=None):
-        label, place = label_of.get(entry["category_id"]), places[entry["image_id"]]
+        label, place = label_of.get(entry.category_id), places[entry.image_id]
         if label is None or not builder.labelled[place][label]:
             continue
         seen += 1
         try:
             counts = _mask_of(entry, *builder.shapes[place])
         except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{data.path}: annotation {entry.get('id')!r} of image {entry['image_id']!r}: {error}"
-            ) from error
+            raise DataError(f"{data.path}: {entry.name}: {error}") from error
         if counts is None:
             skipped += 1
         else:
-            builder.add_instance(place, label, bool(entry.get("iscrowd", 0)), counts)
+            builder.add_instance(place, label, entry.is_crowd, counts)
     if skipped:
         logger.info("%s: %d of %d instances skipped: no area or no mask", data.path, skipped, seen)
     if seen and skipped == seen:
@@ -313,11 +307,11 @@ def _add_instances(
         )
 
 
-def _mask_of(entry: dict[str, Any], height: int, width: int) -> bytes | None:
+def _mask_of(entry: Annotation, height: int, width: int) -> bytes | None:
     """Return the compressed RLE of an annotation, None if there is nothing to learn from it."""
-    if entry.get("area") == 0 or ("bbox" in entry and not _reaches(entry["bbox"], height, width)):
+    if entry.area == 0 or (entry.bbox is not None and not _reaches(entry.bbox, height, width)):
         return None
-    segmentation = entry.get("segmentation")
+    segmentation = entry.segmentation
     if isinstance(segmentation, list):
         # Fewer than three points enclose nothing (and pycocotools would take four numbers for a box).
         segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as kernels
 
 from solo_infer.config.categories import Categories
-from solo_infer.data.coco import run_lengths
+from solo_infer.data.exif import upright_size
 from solo_infer.data.images import load_image
 from solo_infer.errors import ConfigError, DataError, ImageError
+from solo_infer.ops.rle import run_lengths
 from solo_infer.training.annotation_index import Index, merge, read_index
 from solo_infer.training.sample import Sample, bounds, centers, make_sample
 
@@ -281,7 +282,7 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     """
     scale = 1.0 if longest is None else min(longest / max(height, width), 1.0)
     try:
-        pixels, found = _decode(path, (height, width), scale)
+        pixels, found = _decode(path, scale)
     except (ImageError, OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image of the training set: {error}") from error
     if found != (height, width):
@@ -297,17 +298,15 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     return kernels.resize(planes, shape, antialias=True)
 
 
-def _decode(path: str, expected: tuple[int, int], scale: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return an image, and its full size; JPEG at a half to an eighth if that is no less than ``scale``."""
+def _decode(path: str, scale: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode an image and return its pixels and its full size (height, width), both upright.
+
+    JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where that is at least ``scale``.
+    """
     with Image.open(path) as image:
         if scale == 1.0 or image.format != "JPEG":
             pixels = load_image(path).pixels
             return pixels, (pixels.shape[0], pixels.shape[1])
-        width, height = image.size
-        image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
-        pixels = load_image(image).pixels
-        reduced = image.size
-    turned = pixels.shape[:2] != reduced[::-1]
-    if reduced[0] == reduced[1]:  # a nearly square image does not show whether it was turned
-        turned = expected == (width, height)
-    return pixels, (width, height) if turned else (height, width)
+        size = upright_size(image)
+        image.draft("RGB", (int(image.width * scale) + 1, int(image.height * scale) + 1))
+        return load_image(image).pixels, size

@@ -17,7 +17,7 @@ from PIL import Image
 from solo_infer import SOLO
 from solo_infer.cli.nms_options import with_chosen_nms
 from solo_infer.errors import ConfigError, ImageError, ResultError
-from solo_infer.results.writers import CocoFile, PictureFolder
+from solo_infer.results.writers import CocoFile, ImageFolder
 from solo_infer.runtime import environment
 from solo_infer.segmenters import auto
 from solo_infer.weights import manifest
@@ -220,7 +220,7 @@ def test_pictures_never_replace_a_source(run, photos, saved):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (None, "is no COCO annotation file"),
+        (None, "expected a COCO annotation file"),
         ([{"id": 1, "file_name": "1.png"}], "'photos/2.jpg' is not"),
     ],
 )
@@ -236,14 +236,14 @@ def test_image_ids_that_do_not_fit(run, photos, saved, images, message):
 
 
 def test_interruption_keeps_what_is_done(run, photos, saved, monkeypatch):
-    add = PictureFolder.add
+    add = ImageFolder.add
 
     def interrupt(folder, result):
         if result.source.endswith("2.jpg"):
             raise KeyboardInterrupt
         return add(folder, result)
 
-    monkeypatch.setattr(PictureFolder, "add", interrupt)
+    monkeypatch.setattr(ImageFolder, "add", interrupt)
     code, out, err = run("predict", "photos", "photos/deep", "--model", saved, "--json", "r.json")
     assert (code, len(out.splitlines())) == (130, 1)
     assert err.endswith("solo-infer: interrupted\n")
