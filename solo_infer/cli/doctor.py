@@ -9,7 +9,7 @@ from solo_infer.cli import options
 from solo_infer.cli.terminal import print_json, print_text
 
 SUMMARY = "Report versions, devices, cache, download sources and problems"
-EXAMPLES = ("solo-infer doctor", "solo-infer doctor --json > report.json")
+EXAMPLES = ("solo-infer doctor", "solo-infer doctor --json")
 
 
 def add_parser(subparsers: Any) -> None:

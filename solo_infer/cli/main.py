@@ -36,6 +36,7 @@ GROUPS = {
     "manage models": ("models", "info", "download", "convert", "export"),
     "check this machine": ("doctor", "verify"),
 }
+HINT = "Run 'solo-infer COMMAND --help' for the options of a command."
 EXAMPLES = (
     "solo-infer predict street.jpg",
     "solo-infer predict photos --model decoupled_light_r50_3x --output segmented",
@@ -95,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="solo-infer",
         usage="solo-infer COMMAND [options]",
         description="\n".join(lines),
-        epilog=f"{format_examples(EXAMPLES)}\n\nRun 'solo-infer COMMAND --help' for the options of a command.",
+        epilog=f"{format_examples(EXAMPLES)}\n\n{HINT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

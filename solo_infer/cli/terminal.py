@@ -52,8 +52,8 @@ def print_json(value: Any) -> None:
 class JsonArray:
     """Prints a JSON array to standard output element by element, so that memory use does not grow.
 
-    The array is complete when the ``with`` block ends normally or by ctrl-C. After another exception it is left
-    incomplete, so that no reader takes it for the whole result.
+    The array is complete when the ``with`` block ends normally or by ctrl-C. After another exception it is
+    left incomplete, so that no reader takes it for the whole result.
     """
 
     def __init__(self) -> None:

@@ -97,8 +97,8 @@ def _add_data_options(group: options.Group) -> None:
         type=options.positive_int,
         nargs=2,
         metavar=("SHORT", "LONG"),
-        help="resize images to at most these lengths of the shorter and longer side in pixels, in training and "
-        "in the trained model (default: the model's)",
+        help="resize images to at most these lengths of the shorter and longer side in pixels, in training "
+        "and in the trained model (default: the model's)",
     )
     group.add_argument(
         "--crop-size",
@@ -196,8 +196,8 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"No recipe {name!r} ({error}). {did_you_mean(name, known)}Expected {', '.join(known)}, or a JSON "
-            "file of settings, e.g. the recipe.json of a run."
+            f"No recipe {name!r} ({error}). {did_you_mean(name, known)}Expected {', '.join(known)}, or a "
+            "JSON file of settings, e.g. the recipe.json of a run."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} contains a {type(content).__name__}: expected a JSON object of settings.")
