@@ -119,7 +119,8 @@ def test_examples_parse(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_options_follow_the_common_vocabulary(name):
     """An option means the same in every command, and no command has one of an earlier spelling."""
-    options = {option: action for action in command_parsers()[name]._actions for option in action.option_strings}
+    actions = command_parsers()[name]._actions
+    options = {option: action for action in actions for option in action.option_strings}
     assert {"--help", "--verbose", "--quiet", "-h", "-v", "-q"} <= set(options)
     outdated = {"--models", "--dtypes", "--batch-sizes", "--size", "--image-size", "--autocast", "--body"}
     outdated |= {"--no-pictures", "--onnx", "--against", "--chart"}
@@ -140,7 +141,7 @@ def test_options_follow_the_common_vocabulary(name):
         assert options["--dtype"].choices == ("float32", "float16", "bfloat16")
     if "--device" in options:
         assert options["--device"].default == "auto"
-    positional = [action.dest for action in command_parsers()[name]._actions if not action.option_strings]
+    positional = [action.dest for action in actions if not action.option_strings]
     has_positional_model = name in ("info", "convert", "export", "download")
     assert ("model" in positional) == has_positional_model
     assert ("--model" in options) == (name in ("predict", "eval", "train", "benchmark", "verify"))
