@@ -55,10 +55,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _format(description: Description, depth: int) -> str:
-    """Return a description as text: a section of "name: value" lines each, then the layer table."""
+    """Return a description as text: sections of "name: value" lines, then the layer table."""
     lines: list[str] = []
     for section, values in description.facts.items():
-        if section == "categories" or not isinstance(values, dict):
+        if section in ("format", "categories"):
+            continue
+        if not isinstance(values, dict):
+            lines.append(f"{section}: {values}")
             continue
         lines.append(section)
         lines += [f"  {name}: {_format_value(value, section)}" for name, value in values.items()]
