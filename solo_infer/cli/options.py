@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -98,8 +99,10 @@ def format_examples(examples: Sequence[str]) -> str:
     """Return the end of a help text; long command lines are wrapped as for a shell."""
     lines = ["examples:" if len(examples) > 1 else "example:"]
     for example in examples:
-        parts = textwrap.wrap(example, 74, break_long_words=False, break_on_hyphens=False)
-        lines.append("  " + " \\\n      ".join(parts))
+        # Lines break before options only, so that an option and its values stay together.
+        unbroken = re.sub(" (?!--)", "\xa0", example)
+        parts = textwrap.wrap(unbroken, 76, break_long_words=False, break_on_hyphens=False)
+        lines.append("  " + " \\\n      ".join(parts).replace("\xa0", " "))
     return "\n".join(lines)
 
 

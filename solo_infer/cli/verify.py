@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([_to_dict(check) for check in checks])
     else:
-        outcome = f"{failed} of {len(checks)} checks failed" if failed else f"all checks passed: {len(checks)}"
+        outcome = f"{failed} of {len(checks)} checks failed" if failed else "all checks passed"
         print_text(f"{outcome} ({device}, {args.dtype})")
     return 1 if failed else 0
 

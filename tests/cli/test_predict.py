@@ -51,14 +51,14 @@ def test_each_image_is_segmented_once(run, photos, saved):
 
 def test_summary_line_counts_the_drawn_instances(run, photos, saved, loaded):
     _, out, _ = run("predict", "photos/1.png", "--model", saved, "--min-score", 0.6)
-    found = loaded("photos/1.png")
-    shown = found.filter(0.6)
-    assert 0 < len(shown) < len(found)
-    for name in set(shown.names):
-        assert f"{shown.names.count(name)} {name}" in out
+    result = loaded("photos/1.png")
+    drawn = result.filter(0.6)
+    assert 0 < len(drawn) < len(result)
+    for name in set(drawn.names):
+        assert f"{drawn.names.count(name)} {name}" in out
     assert out.endswith("-> 1_segmented.png\n")
     with Image.open("1_segmented.png") as drawing:
-        assert drawing.tobytes() == shown.plot().tobytes()
+        assert drawing.tobytes() == drawn.plot().tobytes()
 
 
 def test_boxes(run, photos, saved, loaded):
@@ -180,12 +180,14 @@ def test_coco_file_loads_in_pycocotools(run, photos, saved, loaded):
         "--image-ids",
         "truth.json",
     )
-    found = COCO("truth.json").loadRes("r.json")
+    results = COCO("truth.json").loadRes("r.json")
     for name, number in (("photos/1.png", 7), ("photos/2.jpg", 400), ("photos/deep/1.png", 8)):
-        annotations = found.loadAnns(found.getAnnIds(imgIds=[number]))
+        annotations = results.loadAnns(results.getAnnIds(imgIds=[number]))
         expected = loaded(name)
         assert [annotation["score"] for annotation in annotations] == expected.scores.tolist()
-        np.testing.assert_array_equal(found.annToMask(annotations[0]).astype(bool), expected.masks[0].numpy())
+        np.testing.assert_array_equal(
+            results.annToMask(annotations[0]).astype(bool), expected.masks[0].numpy()
+        )
 
 
 def test_unreadable_images_are_reported_and_skipped(run, photos, saved):
@@ -324,17 +326,17 @@ def test_offline_restores_the_environment(run, photos, saved, monkeypatch):
 
 
 def test_non_ascii_names(run, photos, saved, monkeypatch):
-    odd = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    odd = os.fsdecode(b"z\xe9hl.png")  # invalid UTF-8
     for name in ("süß 犬.png", odd, "[1]*.png"):
         (photos / name).write_bytes((photos / "1.png").read_bytes())
     code, out, err = run(
         "predict", "photos/süß 犬.png", f"photos/{odd}", "photos/[1]*.png", "--model", saved, "--output", "ö"
     )
     assert (code, err) == (0, "")
-    assert "photos/süß 犬.png" in out and "caf\\udce9.png" in out
+    assert "photos/süß 犬.png" in out and "z\\udce9hl.png" in out
     written = files_below(Path("ö"))
     assert written == sorted(
-        ["[1]*_segmented.png", os.fsdecode(b"caf\xe9_segmented.png"), "süß 犬_segmented.png"]
+        ["[1]*_segmented.png", os.fsdecode(b"z\xe9hl_segmented.png"), "süß 犬_segmented.png"]
     )
 
 
