@@ -1,6 +1,5 @@
 """Fine-tuning as users do it: a data set on disk, the library's one call, the verb, several processes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.command_line import assert_clear
 from helpers.models import small_config
 from helpers.paths import ROOT
 from helpers.training_sets import bitmap, compressed, instance, rectangle, write_set
 
 from solo_infer import SOLO
-from solo_infer.cli.main import main
 from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
 from solo_infer.training import (
@@ -85,48 +82,6 @@ def test_chosen_classes_keep_their_order_and_ids(data, tmp_path):
     run = fine_tune(start(), data, tmp_path, replace(QUICK, epochs=1), classes=["nut"], device="cpu")
     categories = SOLO.from_pretrained(run, device="cpu").config.categories
     assert (categories.names, categories.ids) == (("nut",), (7,))
-
-
-def test_verb(data, begin, tmp_path, capsys):
-    common = (
-        *("--images", data.images, "--annotations", data.annotations, "--val-annotations", data.annotations),
-        *("--epochs", 1, "--batch-size", 2, "--workers", 0, "--size", 96, "--device", "cpu"),
-    )
-    code = main(list(map(str, ("train", "--model", begin, *common, "--output", tmp_path / "a"))))
-    out, err = capsys.readouterr()
-    assert (code, out) == (0, f"{tmp_path / 'a'}\n")
-    assert "loss_mask" in err and "evaluation after" in err
-    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["size"] == 96
-    # Anew, by the recipe that the first run left.
-    again = ("--config", begin / "config.json", "--recipe", tmp_path / "a" / "recipe.json")
-    again += ("--image-size", "64", "96")
-    code = main(list(map(str, ("train", *again, *common, "--output", tmp_path / "b"))))
-    assert code == 0, capsys.readouterr().err
-    assert SOLO.from_pretrained(tmp_path / "b").config.preprocessing.long_side == 96
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "told"),
-    [
-        (["--model", "x", "--config", "y"], 2, "give --model, or --config"),
-        ([], 2, "give --model, or --config"),
-        (["--model", "x", "--body", "y"], 2, "--body is for --config"),
-        (["--model", "x", "--recipe", "2x"], 1, "expected finetune, 1x, 3x"),
-        (["--model", "nowhere"], 1, "No model 'nowhere'"),
-    ],
-)
-def test_verb_refuses(options, code, told, data, tmp_path, capsys):
-    files = ["--images", data.images, "--annotations", data.annotations, "--output", tmp_path / "out"]
-    assert main(["train", *map(str, [*files, *options])]) == code
-    assert_clear(capsys.readouterr().err, told)
-    assert not (tmp_path / "out").exists()
-
-
-def test_verb_does_not_mix_runs(data, begin, tmp_path, capsys):
-    (tmp_path / "note.txt").write_text("mine")
-    files = ["--images", data.images, "--annotations", data.annotations, "--output", tmp_path]
-    assert main(["train", "--model", str(begin), *map(str, files)]) == 1
-    assert_clear(capsys.readouterr().err, "not an empty directory")
 
 
 def test_two_processes_train_and_score_as_one(data, begin, tmp_path):
