@@ -1,6 +1,7 @@
 """Fixtures of the documentation tests: a folder like the reader's, and downloads without a network."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -13,7 +14,6 @@ from PIL import Image
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.runtime import environment
 from solo_infer.weights import manifest
-from solo_infer.weights.download import file_sha256
 from solo_infer.weights.key_mapping import mmdet_name
 
 PUBLISHED = {
@@ -37,15 +37,13 @@ def mirror(tmp_path_factory):
 @pytest.fixture
 def workspace(mirror, monkeypatch, tmp_path):
     """Enter a folder with the files that the pages name; downloads come from the mirror."""
-    entries = {
-        name: dataclasses.replace(entry, sources=(), sha256=file_sha256(mirror / entry.filename))
-        for name, entry in manifest.load_manifest().items()
-        if name in PUBLISHED
-    } | {manifest.EMBEDDED_MODEL: manifest.find_entry(manifest.EMBEDDED_MODEL)}
-    monkeypatch.setattr(manifest, "load_manifest", lambda: entries)
-    monkeypatch.setattr("solo_infer.weights.load.load_manifest", lambda: entries)
-    monkeypatch.setattr("solo_infer.diagnostics.model_info.load_manifest", lambda: entries)
-    monkeypatch.setattr("solo_infer.diagnostics.doctor.load_manifest", lambda: entries)
+    entries = manifest.load_manifest()
+    for name in sorted(set(entries) - {*PUBLISHED, manifest.EMBEDDED_MODEL}):
+        monkeypatch.delitem(entries, name)
+    for name in PUBLISHED:
+        digest = hashlib.sha256((mirror / entries[name].filename).read_bytes()).hexdigest()
+        entry = dataclasses.replace(entries[name], sources=(), sha256_prefix=digest[:8])
+        monkeypatch.setitem(entries, name, entry)
     monkeypatch.setenv(environment.MIRROR, str(mirror))
     folder = tmp_path / "workspace"
     shutil.copytree(EXAMPLES, folder / "examples")
