@@ -37,19 +37,26 @@ def mirror(tmp_path_factory):
 @pytest.fixture
 def workspace(mirror, monkeypatch, tmp_path):
     """Enter a folder with the files that the pages name; downloads come from the mirror."""
-    entries = manifest.load_manifest()
-    for name in sorted(set(entries) - {*PUBLISHED, manifest.EMBEDDED_MODEL}):
-        monkeypatch.delitem(entries, name)
+    published = dict(manifest.load_manifest())
+    entries = {manifest.EMBEDDED_MODEL: published[manifest.EMBEDDED_MODEL]}
     for name in PUBLISHED:
-        digest = hashlib.sha256((mirror / entries[name].filename).read_bytes()).hexdigest()
-        entry = dataclasses.replace(entries[name], sources=(), sha256_prefix=digest[:8])
-        monkeypatch.setitem(entries, name, entry)
+        digest = hashlib.sha256((mirror / published[name].filename).read_bytes()).hexdigest()
+        entries[name] = dataclasses.replace(published[name], sources=(), sha256_prefix=digest[:8])
     monkeypatch.setenv(environment.MIRROR, str(mirror))
     folder = tmp_path / "workspace"
     shutil.copytree(EXAMPLES, folder / "examples")
     monkeypatch.chdir(folder)
     _add_photos(folder)
-    return folder
+    _set_manifest(entries)
+    yield folder
+    _set_manifest(published)
+
+
+def _set_manifest(entries):
+    """Replace the content of the loaded manifest, which all modules share."""
+    loaded = manifest.load_manifest()
+    loaded.clear()
+    loaded.update(entries)
 
 
 def _add_photos(folder):
