@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from helpers.documentation import README, read_blocks
 from helpers.paths import DATA, EXAMPLES, ROOT
@@ -38,6 +39,17 @@ def test_first_block_predicts_a_photo_of_the_repository():
     assert install == "pip install ."
     assert predict.startswith("solo-infer predict ")
     assert (ROOT / predict.split()[-1]).is_file()
+
+
+def test_picture_is_the_result_of_the_first_command(readme, tmp_path):
+    photo = ROOT / read_blocks(README)[0].lines[-1].split()[-1]
+    name = f"{photo.stem}_segmented.jpg"
+    assert f"(docs/{name})" in readme.split("## ")[0]
+    model = SOLO.from_pretrained(manifest.EMBEDDED_MODEL, device="cpu")
+    model(photo).save(tmp_path / name, min_score=0.3)
+    with Image.open(tmp_path / name) as drawn, Image.open(ROOT / "docs" / name) as picture:
+        difference = np.asarray(drawn, dtype=np.int64) - np.asarray(picture, dtype=np.int64)
+    assert np.abs(difference).mean() < 1
 
 
 def model_table():
