@@ -22,14 +22,14 @@ from solo_infer.data.prefetch import Loaded, OnError, load_all
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.inference.preprocess import Geometry, plan, prepare_batch
 from solo_infer.inference.solo import Detections
-from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork as Network
 from solo_infer.models.optimized.optimize import InferenceTwin, compiled_twin
 from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.weights.checkpoint import Checkpoint
-from solo_infer.weights.load import load_checkpoint, save_checkpoint
+from solo_infer.weights.load import load_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +48,7 @@ class Segmenter(ABC):
         network: The ``torch.nn.Module``, in eval mode.
     """
 
-    architecture: ClassVar[type]  # of the configurations that this class takes
+    architecture: ClassVar[type[ArchitectureConfig]]  # of the configurations that this class takes
     network: Network
 
     def __init__(self, config: ModelConfig, network: Network) -> None:
@@ -97,22 +97,19 @@ class Segmenter(ABC):
             config=config,
             revision=revision,
             offline=offline,
-            check=lambda found: cls._require_own(found.architecture),
+            family=cls.architecture.family,
         )
         model = cls.from_checkpoint(checkpoint).to(where, kind)
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Return the model of a checkpoint that has been read, on the CPU.
+        """Return the model of a checkpoint, on the CPU. It takes over the network of the checkpoint.
 
         Raises:
-            ConfigError: It is of another family of models.
+            ConfigError: The checkpoint is of another family of models.
         """
-        cls._require_own(checkpoint.config.architecture)
-        network = build_network(checkpoint.config.architecture, device="meta")
-        network.load_state_dict(checkpoint.state_dict, assign=True)
-        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        network = checkpoint.network.requires_grad_(False).to(memory_format=torch.channels_last)
         return cls(checkpoint.config, network)
 
     @classmethod
