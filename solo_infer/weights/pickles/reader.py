@@ -88,7 +88,7 @@ def read_pickled(path: Path) -> Any:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{path} is not a PyTorch checkpoint, or it is damaged or truncated ({cause:.200}). Expected a "
-            ".pth file of mmdet or the original implementations, or .safetensors. If you downloaded it, try again."
+            ".pth file of mmdet or an original implementation, or .safetensors. Download it again if needed."
         ) from error
 
 
