@@ -128,8 +128,8 @@ def test_tensor_saved_on_cuda_is_read_on_the_cpu(path: Path) -> None:
 
 
 def test_names_of_every_torch_version(path: Path) -> None:
-    for kind in ("torch\nFloatStorage", "torch.storage\nFloatStorage"):
-        contents = b"}" + text("w") + tensor(source=storage(kind=kind)) + b"s."
+    for storage_type in ("torch\nFloatStorage", "torch.storage\nFloatStorage"):
+        contents = b"}" + text("w") + tensor(source=storage(storage_type=storage_type)) + b"s."
         assert read(path, zip_file(contents, STORAGES))["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
     size = b"ctorch\nSize\n(" + numbers(2, 2) + b"tR"
     first = b"ctorch._utils\n_rebuild_tensor\n(" + storage() + number(0) + size + numbers(1, 2) + b"tR"
@@ -294,15 +294,15 @@ BAD_CONTENTS = {
     "id of a tensor in a tuple": b"(" + tensor() * 5 + b"tQ",
     "id of a module": b"(" + text("module") + b"cos\nsystem\n" + text("a") * 3 + b"tQ",
     "id in text": b"Pstorage\n",
-    "storage of an unknown type": storage(kind="torch\nQUInt8Storage"),
-    "storage of untyped bytes": storage(kind="torch.storage\nUntypedStorage"),
+    "storage of an unknown type": storage(storage_type="torch\nQUInt8Storage"),
+    "storage of untyped bytes": storage(storage_type="torch.storage\nUntypedStorage"),
     "storage of a negative length": storage(count=-1),
     "storage of a huge length": storage(count=2**60),
     "storage of an overflowing length": storage(count=2**62 + 1),
     "storage longer than the file": storage(count=10_000),
     "storage longer than its data": storage(count=5),
     "storage shorter than its data": storage(count=3),
-    "storage of another type": tensor() + storage(kind="torch\nIntStorage"),
+    "storage of another type": tensor() + storage(storage_type="torch\nIntStorage"),
     "storage that is not there": storage(key="1"),
     "storage elsewhere": storage(key="../data.pkl"),
     "storage of a long name": storage(key="0" * 1000),
