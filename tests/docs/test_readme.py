@@ -20,7 +20,7 @@ from solo_infer.diagnostics import procedural_weights
 from solo_infer.models import build_network
 from solo_infer.runtime import environment
 from solo_infer.weights import manifest
-from solo_infer.weights.download import file_sha256
+from solo_infer.weights.cache_files import file_sha256
 from solo_infer.weights.key_mapping import mmdet_name
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def mirror(tmp_path_factory):
 def street(mirror, monkeypatch, tmp_path):
     """A directory as the README's reader has it, whose downloads come from the mirror."""
     entries = {
-        name: dataclasses.replace(entry, sources=(), sha256=file_sha256(mirror / entry.filename))
+        name: dataclasses.replace(entry, sources=(), sha256_prefix=file_sha256(mirror / entry.filename))
         for name, entry in manifest.load_manifest().items()
         if name in USED
     } | {manifest.EMBEDDED_MODEL: manifest.find_entry(manifest.EMBEDDED_MODEL)}

@@ -1,4 +1,4 @@
-"""PyTorch's two formats: read to the last bit, refused when damaged, never obeyed."""
+"""Both of PyTorch's formats are read bit for bit, refused if damaged, and never executed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from helpers.pickle_attacks import attacks
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.errors import CheckpointError
 from solo_infer.weights.checkpoint import read_checkpoint
-from solo_infer.weights.pickles.reader import OpaqueObject, read_pickled
+from solo_infer.weights.pickles.reader import read_pickled
+from solo_infer.weights.pickles.unpickler import OpaqueObject
 
 RAW = np.arange(4, dtype="<f4").tobytes()
 STORAGES = {"0": RAW}
@@ -48,7 +49,7 @@ def read(path: Path, data: bytes) -> Any:
 
 
 def refusal(path: Path, data: bytes) -> str:
-    """Return why a file is refused, which must be for what it is and not for a lack of memory."""
+    """Return why a file is refused; the reason must not be a lack of memory."""
     path.write_bytes(data)
     with pytest.raises(CheckpointError) as error:
         read_pickled(path)
@@ -66,7 +67,7 @@ def saved(value: Any, as_zip: bool) -> bytes:
     return stream.getvalue()
 
 
-# --- What is read
+# --- Supported contents
 
 DTYPES = (
     torch.float64,
@@ -85,19 +86,19 @@ DTYPES = (
 @pytest.mark.parametrize("as_zip", [False, True], ids=["legacy", "zip"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tensor_of_every_dtype(path: Path, dtype: torch.dtype, as_zip: bool) -> None:
-    given = (torch.arange(24) % 7 - 3).to(torch.uint8 if dtype == torch.uint8 else dtype).reshape(2, 3, 4)
-    found = read(path, saved({"w": given}, as_zip))["w"]
-    assert found.dtype == dtype and torch.equal(found, given)
+    expected = (torch.arange(24) % 7 - 3).to(torch.uint8 if dtype == torch.uint8 else dtype).reshape(2, 3, 4)
+    tensor = read(path, saved({"w": expected}, as_zip))["w"]
+    assert tensor.dtype == dtype and torch.equal(tensor, expected)
 
 
 @pytest.mark.parametrize("as_zip", [False, True], ids=["legacy", "zip"])
-def test_tensors_of_every_kind(path: Path, as_zip: bool) -> None:
+def test_tensors_of_every_layout(path: Path, as_zip: bool) -> None:
     base = torch.arange(60.0).reshape(3, 4, 5)
     marked = torch.nn.Parameter(torch.arange(3.0))
     marked.note = "an attribute"  # type: ignore[attr-defined]
     noted = torch.arange(5.0)
     noted.note = "an attribute"  # type: ignore[attr-defined]
-    given = {
+    tensors = {
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 3),
         "transposed": base.permute(2, 0, 1),
@@ -112,9 +113,9 @@ def test_tensors_of_every_kind(path: Path, as_zip: bool) -> None:
         "noted": noted,
         "buffer": torch.nn.Buffer(torch.ones(2)) if hasattr(torch.nn, "Buffer") else torch.ones(2),
     }
-    found = read(path, saved(given, as_zip))
-    assert list(found) == list(given)
-    for name, expected in given.items():
+    found = read(path, saved(tensors, as_zip))
+    assert list(found) == list(tensors)
+    for name, expected in tensors.items():
         assert torch.equal(found[name], expected), name
         assert type(found[name]) is torch.Tensor and not found[name].requires_grad
         assert found[name].stride() == expected.stride()
@@ -127,7 +128,7 @@ def test_tensor_saved_on_cuda_is_read_on_the_cpu(path: Path) -> None:
         assert read(path, build(contents, STORAGES))["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_names_of_every_torch_version(path: Path) -> None:
+def test_globals_of_every_torch_version(path: Path) -> None:
     for storage_type in ("torch\nFloatStorage", "torch.storage\nFloatStorage"):
         contents = b"}" + text("w") + tensor(source=storage(storage_type=storage_type)) + b"s."
         assert read(path, zip_file(contents, STORAGES))["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -148,7 +149,7 @@ def test_ordered_dict_of_pairs_as_python_2_wrote_it(path: Path) -> None:
     pairs = b"](" + text("a") + b"K\x01\x86]" + text("b") + b"aK\x02aeq\x00"
     call = b"ccollections\nOrderedDict\n("
     assert read(path, zip_file(call + pairs + b"tR.")) == {"a": 1, "b": 2}
-    # The list is used up: copying it a million times would take forever.
+    # The list is emptied: copying it a million times would take too long.
     again = b"(" + call + pairs + b"tR" + call + b"h\x00tRt."
     assert read(path, zip_file(again)) == ({"a": 1, "b": 2}, {})
     for wrong in (b"K\x01", text("ab"), b"]K\x01a", b"]" + text("ab") + b"a", b"])a", b"]K\x01K\x02\x86a"):
@@ -169,7 +170,7 @@ def test_files_of_mmdet_and_mmengine(name: str) -> None:
     assert set(content) == expected_entries
     assert len(content["state_dict"]) == 9
     for key, found in content["state_dict"].items():
-        # The 3.x files were trained for four steps at a rate of 1e-9.
+        # The 3.x files were trained for four steps with a learning rate of 1e-9.
         expected = torch.from_numpy(procedural_weights.tensor(key, tuple(found.shape), "solo_r50"))
         tolerance = 0 if name.startswith("mmdet2") or not found.is_floating_point() else 1e-8
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
@@ -181,7 +182,7 @@ def test_files_of_mmdet_and_mmengine(name: str) -> None:
         assert {buffer.name for buffer in buffers} == {"mmengine.logging.history_buffer.HistoryBuffer"}
 
 
-def test_torch_load_is_used_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise BaseException("torch.load was called")
 
@@ -193,12 +194,12 @@ def test_torch_load_is_used_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [text for text in sources if "torch.load(" in text or "pickle.load" in text]
 
 
-# --- What is not run
+# --- Attacks
 
 
 @both_formats
 @pytest.mark.parametrize("name", attacks(""))
-def test_attack_in_a_checkpoint_is_inert(
+def test_attack_in_a_checkpoint_does_not_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, build: Any
 ) -> None:
     (tmp_path / "tripwire.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
@@ -229,17 +230,17 @@ def test_attack_in_a_checkpoint_is_inert(
     assert "tripwire" not in sys.modules
 
 
-def test_attack_outside_of_the_contents_is_refused(path: Path, tmp_path: Path) -> None:
+def test_attack_outside_the_contents_is_refused(path: Path, tmp_path: Path) -> None:
     attack = dumped(attacks(str(tmp_path / "ran"))["os.system"])
     whole = legacy_file(ONE_TENSOR, STORAGES)
-    for part in whole.split(b".", 3)[:3]:
-        refusal(path, whole.replace(part + b".", attack, 1))
+    for header in whole.split(b".", 3)[:3]:
+        refusal(path, whole.replace(header + b".", attack, 1))
     refusal(path, legacy_file(ONE_TENSOR, STORAGES, keys=attacks(str(tmp_path / "ran"))["os.system"]))
     refusal(path, attack)
     assert not (tmp_path / "ran").exists()
 
 
-# --- What is refused
+# --- Refused contents
 
 
 def rebuild(*arguments: bytes) -> bytes:
