@@ -16,7 +16,7 @@ from solo_infer.models.base import SegmentationNetwork
 from solo_infer.weights.families import checkpoint_family_of
 from solo_infer.weights.named_tensors import NamedTensors
 
-MAX_LISTED = 5  # names of each kind in an error message
+MAX_LISTED = 5  # names in each list of an error message
 
 _COUNTER = ".num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

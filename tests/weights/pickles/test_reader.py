@@ -113,13 +113,13 @@ def test_tensors_of_every_layout(path: Path, as_zip: bool) -> None:
         "noted": noted,
         "buffer": torch.nn.Buffer(torch.ones(2)) if hasattr(torch.nn, "Buffer") else torch.ones(2),
     }
-    found = read(path, saved(tensors, as_zip))
-    assert list(found) == list(tensors)
+    loaded = read(path, saved(tensors, as_zip))
+    assert list(loaded) == list(tensors)
     for name, expected in tensors.items():
-        assert torch.equal(found[name], expected), name
-        assert type(found[name]) is torch.Tensor and not found[name].requires_grad
-        assert found[name].stride() == expected.stride()
-    assert found["shared"].data_ptr() == found["transposed"].data_ptr()
+        assert torch.equal(loaded[name], expected), name
+        assert type(loaded[name]) is torch.Tensor and not loaded[name].requires_grad
+        assert loaded[name].stride() == expected.stride()
+    assert loaded["shared"].data_ptr() == loaded["transposed"].data_ptr()
 
 
 def test_tensor_saved_on_cuda_is_read_on_the_cpu(path: Path) -> None:
@@ -141,8 +141,8 @@ def test_view_of_a_storage_in_the_oldest_files(path: Path) -> None:
     whole = storage()[:-2]
     view = whole + b"(" + text("view") + number(1) + number(2) + b"ttQ"
     contents = b"]" + tensor((2,), source=view) + b"a" + tensor() + b"a."
-    found = read(path, legacy_file(contents, STORAGES))
-    assert [item.tolist() for item in found] == [[1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
+    loaded = read(path, legacy_file(contents, STORAGES))
+    assert [item.tolist() for item in loaded] == [[1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
 
 
 def test_ordered_dict_of_pairs_as_python_2_wrote_it(path: Path) -> None:
@@ -169,11 +169,11 @@ def test_files_of_mmdet_and_mmengine(name: str) -> None:
     expected_entries |= {"message_hub", "param_schedulers"} if name == "mmdet3" else set()
     assert set(content) == expected_entries
     assert len(content["state_dict"]) == 9
-    for key, found in content["state_dict"].items():
+    for key, loaded in content["state_dict"].items():
         # The 3.x files were trained for four steps with a learning rate of 1e-9.
-        expected = torch.from_numpy(procedural_weights.tensor(key, tuple(found.shape), "solo_r50"))
-        tolerance = 0 if name.startswith("mmdet2") or not found.is_floating_point() else 1e-8
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+        expected = torch.from_numpy(procedural_weights.tensor(key, tuple(loaded.shape), "solo_r50"))
+        tolerance = 0 if name.startswith("mmdet2") or not loaded.is_floating_point() else 1e-8
+        torch.testing.assert_close(loaded, expected, rtol=0, atol=tolerance)
     meta = content["meta"]
     names = meta["CLASSES"] if name.startswith("mmdet2") else meta["dataset_meta"]["classes"]
     assert len(names) == 80 and names[0] == "person"
@@ -207,9 +207,9 @@ def test_attack_in_a_checkpoint_does_not_run(
     monkeypatch.delitem(sys.modules, "tripwire", raising=False)
     attack = dumped(attacks(str(tmp_path / "ran"))[name])[2:-1]
     beside = b"\x80\x02}(" + text("state_dict") + ONE_TENSOR[2:-1] + text("optimizer") + attack + b"u."
-    found = read(path, build(beside, STORAGES))
-    assert found["state_dict"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert isinstance(found["optimizer"], OpaqueObject)
+    loaded = read(path, build(beside, STORAGES))
+    assert loaded["state_dict"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert isinstance(loaded["optimizer"], OpaqueObject)
     assert isinstance(read(path, build(b"\x80\x02" + attack + b".")), OpaqueObject)
     for contents in (
         attack,
@@ -340,12 +340,12 @@ def test_storages_together_are_no_larger_than_the_file(path: Path, build: Any) -
 
 def test_wrong_list_of_storages_is_refused(path: Path) -> None:
     two = b"](" + storage("a") + storage("b") + b"e."
-    given = {"a": RAW, "b": RAW}
-    assert len(read(path, legacy_file(two, given))) == 2
+    storages = {"a": RAW, "b": RAW}
+    assert len(read(path, legacy_file(two, storages))) == 2
     wrong = (["a"], ["a", "a"], ["a", "c"], ["a", None], ["a", [1]], "ab", 5, {"a": 1}, [], ["a", "b", "b"])
     for keys in wrong:
-        refusal(path, legacy_file(two, given, keys=keys))
-    whole = legacy_file(two, given)
+        refusal(path, legacy_file(two, storages, keys=keys))
+    whole = legacy_file(two, storages)
     refusal(path, whole.replace((4).to_bytes(8, "little"), (2**62).to_bytes(8, "little")))
     refusal(path, whole.replace((4).to_bytes(8, "little"), (-1).to_bytes(8, "little", signed=True)))
 

@@ -59,9 +59,9 @@ def load(data: bytes) -> Any:
     ],
 )
 def test_plain_data_of_every_protocol(value: Any, protocol: int) -> None:
-    found = load(pickle.dumps(value, protocol))
-    assert found == value
-    assert type(found) is type(value)
+    loaded = load(pickle.dumps(value, protocol))
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -76,15 +76,15 @@ def test_shared_and_recursive_objects_stay_so(protocol: int) -> None:
     first, second = load(pickle.dumps([shared, shared], protocol))
     assert first is second
     shared.append(shared)
-    found = load(pickle.dumps(shared, protocol))
-    assert found[1] is found
+    loaded = load(pickle.dumps(shared, protocol))
+    assert loaded[1] is loaded
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS[2:])
 def test_ordered_dict_is_a_dict(protocol: int) -> None:
-    found = load(pickle.dumps(OrderedDict(b=1, a=2), protocol))
-    assert type(found) is dict
-    assert list(found.items()) == [("b", 1), ("a", 2)]
+    loaded = load(pickle.dumps(OrderedDict(b=1, a=2), protocol))
+    assert type(loaded) is dict
+    assert list(loaded.items()) == [("b", 1), ("a", 2)]
 
 
 def test_attributes_of_a_dict_are_dropped() -> None:
@@ -95,8 +95,8 @@ def test_attributes_of_a_dict_are_dropped() -> None:
 
 def test_stream_is_left_at_the_end_of_the_pickle() -> None:
     stream = io.BytesIO(pickle.dumps([1]) + pickle.dumps("next") + b"rest")
-    found = [unpickler.load(stream, 100, {}, lambda pid: pid) for _ in range(2)]
-    assert found == [[1], "next"]
+    loaded = [unpickler.load(stream, 100, {}, lambda pid: pid) for _ in range(2)]
+    assert loaded == [[1], "next"]
     assert stream.read() == b"rest"
 
 
@@ -131,12 +131,12 @@ def test_unknown_objects_are_opaque(protocol: int, monkeypatch: pytest.MonkeyPat
         "function": os.path.join,
         "range": range(3),
     }
-    found = load(pickle.dumps({**unknown, "plain": 1}, protocol))
-    assert found.pop("plain") == 1
-    assert found.pop("class") is ALLOWED["collections OrderedDict"]
-    opaque = {name for name, value in found.items() if isinstance(value, OpaqueObject)}
+    loaded = load(pickle.dumps({**unknown, "plain": 1}, protocol))
+    assert loaded.pop("plain") == 1
+    assert loaded.pop("class") is ALLOWED["collections OrderedDict"]
+    opaque = {name for name, value in loaded.items() if isinstance(value, OpaqueObject)}
     assert opaque == set(unknown) - {"class"}
-    assert found["history"].name in ("mmengine.logging.HistoryBuffer", "copy_reg._reconstructor")
+    assert loaded["history"].name in ("mmengine.logging.HistoryBuffer", "copy_reg._reconstructor")
 
 
 @pytest.mark.parametrize("call", [b"(NNtR", b"(NNt\x81", b"0(ctorch\ncount\nNNo", b"0(NNitorch\ncount\n"])
@@ -186,10 +186,10 @@ def check_that_nothing_runs(data: bytes, marker: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         for owner, name in functions:
             patch.setattr(owner, name, refuse)
-        found = load(data)
+        loaded = load(data)
     assert not marker.exists()
     assert "tripwire" not in sys.modules
-    return found
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ def test_calls_are_not_executed(
     assert isinstance(check_that_nothing_runs(data, marker, monkeypatch), OpaqueObject)
     attack = attacks(str(marker))[name]
     data = pickle.dumps({"state_dict": {"w": attack}, "plain": [attack, 1]}, protocol)
-    found = check_that_nothing_runs(data, marker, monkeypatch)
-    assert isinstance(found["state_dict"]["w"], OpaqueObject)
-    assert found["plain"][1] == 1
+    loaded = check_that_nothing_runs(data, marker, monkeypatch)
+    assert isinstance(loaded["state_dict"]["w"], OpaqueObject)
+    assert loaded["plain"][1] == 1
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_registered_extensions_are_refused(
         b"T\xff\xff\xff\xffabc.",
         b"\x8b\xff\xff\xff\x7fabc.",
         b"X\x02\x00\x00\x00\xff\xfe.",
-        b"Inot a number\n.",
+        b"I not a number\n.",
         b"I" + b"1" * 100_000 + b"\n.",
         b"V" + b"a" * 100_000 + b"\n.",
     ],
@@ -345,9 +345,9 @@ def test_overlong_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_opaque_objects_are_short() -> None:
-    found = load(b"c" + b"m" * 50_000 + b"\n" + b"n" * 50_000 + b"\n.")
-    assert isinstance(found, OpaqueObject)
-    assert len(repr(found)) < 1100
+    loaded = load(b"c" + b"m" * 50_000 + b"\n" + b"n" * 50_000 + b"\n.")
+    assert isinstance(loaded, OpaqueObject)
+    assert len(repr(loaded)) < 1100
 
 
 @pytest.mark.parametrize("seed", range(4))
