@@ -30,7 +30,7 @@ from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.loss_scale import LossScaler
 from solo_infer.training.metrics_log import Record, Scores, plot_run
 from solo_infer.training.recipe import Recipe
-from solo_infer.weights.load import save_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from solo_infer.models.optimized.optimize import inference_twin
 from solo_infer.models.solo.neck import FeaturePyramid
 from solo_infer.training.backbone_weights import load_backbone_weights
 from solo_infer.training.initialization import init_model, prepare_for_training, replace_classifier
-from solo_infer.weights.match_state_dict import infer_config
+from solo_infer.weights.infer_config import infer_config
+from solo_infer.weights.named_tensors import NamedTensors
 
 CONVOLVED = {"head_bias": True, "extra_level": "conv"}
 DEFORMABLE = {"deformable_head": True, "deformable_stages": (2, 3, 4)}
@@ -276,8 +277,9 @@ def test_deformable_network_in_bfloat16_predicts(photo):
 def test_variants_are_recognized_from_their_tensors(head, variant):
     expected = variant_of(config_from_preset(solo_preset(head)), VARIANTS[variant])
     state_dict = build_network(expected.architecture, device="meta").state_dict()
-    assert infer_config(state_dict).architecture == expected.architecture
-    assert infer_config(dict(reversed(state_dict.items()))).architecture == expected.architecture
+    assert infer_config(NamedTensors(state_dict)).architecture == expected.architecture
+    reversed_order = NamedTensors(dict(reversed(state_dict.items())))
+    assert infer_config(reversed_order).architecture == expected.architecture
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
