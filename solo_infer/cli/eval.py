@@ -26,7 +26,7 @@ def evaluate(options: argparse.Namespace) -> int:
         return WRONG_USAGE
     else:
         found = (
-            evaluation.score(options.annotations, options.detections, **chosen)
+            evaluation.evaluate_detections(options.annotations, options.detections, **chosen)
             if is_main_process_env()
             else None
         )
@@ -42,13 +42,12 @@ def evaluate(options: argparse.Namespace) -> int:
 def _predict_and_score(options: argparse.Namespace, chosen: dict[str, Any]) -> Evaluation | None:
     """Return the evaluation of a model, None in all processes but the first."""
     from solo_infer.evaluation import evaluate as evaluation
-    from solo_infer.runtime.distributed import is_distributed, joined
+    from solo_infer.runtime.distributed import process_group
     from solo_infer.segmenters.auto import load_model
 
-    with joined(options.device) as device:
+    with process_group(options.device) as device:
         model = load_model(options.model or DEFAULT_MODEL, device=device, dtype=options.dtype)
-        run = evaluation.evaluate_distributed if is_distributed() else evaluation.evaluate
-        return run(
+        return evaluation.evaluate(
             with_chosen_nms(model, options),
             options.images,
             options.annotations,
