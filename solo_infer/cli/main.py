@@ -220,7 +220,7 @@ def verify(options: argparse.Namespace) -> int:
             checks.append(check)
             if not options.json:
                 state = "ok" if check.passed else "FAILED"
-                numbers = f"{check.found:>12.2e}{check.limit:>12.0e}"
+                numbers = f"{check.difference:>12.2e}{check.limit:>12.0e}"
                 print(f"{check.model:<22}{check.quantity:<16}{numbers}  {state}", flush=True)
     except RuntimeError as error:
         if isinstance(error, SoloInferError):
@@ -236,5 +236,5 @@ def verify(options: argparse.Namespace) -> int:
 
 def _check_facts(check: Check) -> dict[str, Any]:
     """Return a check as JSON-ready values; JSON knows no NaN and no infinity, which become null."""
-    found = check.found if math.isfinite(check.found) else None
-    return {**vars(check), "found": found, "passed": check.passed}
+    difference = check.difference if math.isfinite(check.difference) else None
+    return {**vars(check), "difference": difference, "passed": check.passed}

@@ -115,7 +115,7 @@ class _Curves:
         max_detections: Sequence[int],
     ) -> _Curves:
         """Run pycocotools on one class, so that only the matches of one class are in memory."""
-        image_ids = {entry.image_id for entry in (*ground_truth, *detections)}
+        image_ids = {entry.image_id for entry in ground_truth} | {entry.image_id for entry in detections}
         images = [image for image in data.images if image.id in image_ids]
         evaluator = _silent_pycocotools()["COCOeval"](iouType="segm")
         evaluator.params.imgIds = sorted(image.id for image in images)

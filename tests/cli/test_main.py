@@ -325,8 +325,8 @@ def test_verify_as_json_without_nan(run, checks):
     code, out, _ = run(*VERIFY, "--json")
     assert code == 1
     assert json.loads(out, parse_constant=pytest.fail) == [
-        {"model": "m", "quantity": "q", "found": None, "limit": 1e-4, "passed": False},
-        {"model": "m", "quantity": "r", "found": 0.0, "limit": 0.0, "passed": True},
+        {"model": "m", "quantity": "q", "difference": None, "limit": 1e-4, "passed": False},
+        {"model": "m", "quantity": "r", "difference": 0.0, "limit": 0.0, "passed": True},
     ]
 
 
