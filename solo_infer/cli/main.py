@@ -108,12 +108,6 @@ def benchmark(options: argparse.Namespace) -> int:
                         warmup=options.warmup,
                     )
                 )
-        if options.against:
-            from solo_infer.diagnostics.mmdet_baseline import measure_mmdet
-
-            model = load_model(name, device=options.device)
-            numbers = {"runs": options.runs, "warmup": options.warmup}
-            measured.append(measure_mmdet(model, options.image, name=f"mmdet's {name}", **numbers))
     if options.chart:
         benchmarking.plot(measured, options.chart)
     if options.json:

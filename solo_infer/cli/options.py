@@ -236,9 +236,6 @@ def _add_benchmark(verb: argparse.ArgumentParser) -> None:
         "--runs", type=_count, default=10, metavar="N", help="timed runs (default: %(default)s)"
     )
     verb.add_argument("--warmup", type=_whole, default=2, metavar="N", help="(default: %(default)s)")
-    verb.add_argument(
-        "--against", choices=["mmdet"], help="time mmdet too, with the same weights, and tell the ratios"
-    )
     verb.add_argument("--chart", type=_path, metavar="FILE", help="draw the stages as a picture")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     _add_json(verb)
