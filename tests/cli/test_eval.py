@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.coco_sets import CAT, DOG
 
-from solo_infer.evaluation.evaluate import score
+from solo_infer.evaluation.evaluate import evaluate_detections
 
 pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"]
 
@@ -35,9 +35,9 @@ def test_eval(run, saved, data_set, tmp_path):
     found = json.loads(out)
     assert (
         found["metrics"]
-        == score(annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog")).to_dict()[
-            "metrics"
-        ]
+        == evaluate_detections(
+            annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog")
+        ).to_dict()["metrics"]
     )
     assert found["timings"] is None
 

@@ -229,8 +229,8 @@ def test_image_sizes_respect_exif_orientation(real, tmp_path, suffix):
 
 def test_damaged_image_raises(real, data_set, tmp_path):
     draw_images(tmp_path, content())
-    whole = (tmp_path / "b" / "2.png").read_bytes()
-    (tmp_path / "b" / "2.png").write_bytes(whole[: len(whole) // 2])
+    content_bytes = (tmp_path / "b" / "2.png").read_bytes()
+    (tmp_path / "b" / "2.png").write_bytes(content_bytes[: len(content_bytes) // 2])
     with pytest.raises(ImageError, match=r"2\.png"):
         evaluate(real, tmp_path, data_set[1], output=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
