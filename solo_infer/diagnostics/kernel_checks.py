@@ -73,8 +73,7 @@ def _preprocessing_agrees(device: torch.device) -> bool:
     config = PreprocessConfig(short_side=48, long_side=96)
     geometries = [plan(image, config)]
     on_device, on_cpu = (
-        prepare([image], geometries, config, target)
-        for target in (device, torch.device("cpu"))
+        prepare([image], geometries, config, target) for target in (device, torch.device("cpu"))
     )
     return torch.equal(on_device.cpu(), on_cpu)
 

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 from helpers.models import HEADS, small_config
+from solo_infer.models.dense import raw_maps
 from torch import nn
 from torchvision import models
 
 from solo_infer.diagnostics.layer_table import tabulate
 from solo_infer.models import build_network
-from solo_infer.models.dense import raw_maps
 from solo_infer.models.layers.deform_conv import DeformableConv
 
 

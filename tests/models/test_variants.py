@@ -9,6 +9,7 @@ import torch
 from helpers import reference_solo
 from helpers.checkpoint_files import check_same_model, in_authors_names, in_mmdet_names, narrow_backbones
 from helpers.models import HEADS, small_config, small_network
+from solo_infer.models.dense import raw_maps
 from torch import nn
 
 from solo_infer import SOLO
@@ -17,7 +18,6 @@ from solo_infer.config.presets import config_from_preset
 from solo_infer.config.solo import solo_preset
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models import build_network
-from solo_infer.models.dense import raw_maps
 from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.optimized.optimize import inference_twin
 from solo_infer.models.solo.neck import FeaturePyramid

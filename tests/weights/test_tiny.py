@@ -96,7 +96,13 @@ def test_requested_model_is_never_replaced(run, photos, isolated_machine):
 
 def test_command_line_program(tmp_path):
     code, out, err = program(
-        "predict", DATA / "people" / "astronaut.jpg", "--model", "tiny", "--save-json", "people.json", cwd=tmp_path
+        "predict",
+        DATA / "people" / "astronaut.jpg",
+        "--model",
+        "tiny",
+        "--save-json",
+        "people.json",
+        cwd=tmp_path,
     )
     assert (code, err) == (0, "")
     assert "1 person" in out
