@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from solo_infer.config import ModelConfig
 from solo_infer.errors import ConfigError
-from solo_infer.evaluation.evaluate import evaluate, evaluate_shard, score_shards
+from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
@@ -57,17 +56,16 @@ class Validation:
 
     def __call__(self, model: Segmenter) -> dict[str, float]:
         """Return the COCO metrics, AP first; {} in all processes but the first."""
-        images, annotations = self.data.images, self.data.annotations
-        chosen = {"classes": self.classes, "max_detections": self.max_detections}
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return evaluate(model, images, annotations, progress=False, **chosen).metrics  # type: ignore[arg-type]
-        share = {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
-        evaluate_shard(model, images, annotations, self.folder, progress=False, **share, **chosen)  # type: ignore[arg-type]
-        distributed.barrier()
-        if share["rank"]:
-            return {}
-        found = score_shards(annotations, self.folder, world_size=share["world_size"], **chosen)  # type: ignore[arg-type]
-        return found.metrics
+        evaluation = evaluate(
+            model,
+            self.data.images,
+            self.data.annotations,
+            classes=self.classes,
+            max_detections=self.max_detections,
+            shards=self.folder,
+            progress=False,
+        )
+        return {} if evaluation is None else evaluation.metrics
 
 
 def fine_tune(

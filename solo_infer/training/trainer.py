@@ -23,14 +23,14 @@ from solo_infer.errors import ConfigError, TrainingError
 from solo_infer.models.solo.objective import Target
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.device import resolve_dtype
-from solo_infer.runtime.distributed import is_distributed, is_main_process, joined
+from solo_infer.runtime.distributed import is_distributed, is_main_process, process_group
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.loss_scale import LossScaler
 from solo_infer.training.metrics_log import Record, Scores, plot_run
 from solo_infer.training.recipe import Recipe
-from solo_infer.weights.load import save_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def fit(
         TrainingError: A loss is not finite, or the state in ``output`` is of another recipe.
         CacheError: The directory cannot be written.
     """
-    with joined(device) as where:
+    with process_group(device) as where:
         run = _Run(model, batches, output, recipe, where)
         if resume and (output / checkpointing.STATE_NAME).is_file():
             run.restore()
