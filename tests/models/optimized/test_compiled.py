@@ -2,8 +2,15 @@
 
 import pytest
 import torch
-from helpers.models import HEADS, YOLACT_VARIANTS, randomize, small_config, small_network
-from helpers.models import small_yolact_config, small_yolact_network
+from helpers.models import (
+    HEADS,
+    YOLACT_VARIANTS,
+    randomize,
+    small_config,
+    small_network,
+    small_yolact_config,
+    small_yolact_network,
+)
 from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
 

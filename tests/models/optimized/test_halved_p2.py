@@ -75,7 +75,7 @@ def test_halved_neck_with_winograd_convolutions():
     assert isinstance(optimized, HalvedP2Neck)
     for size in SIZES:
         maps = random_pyramid(size)
-        assert_close_outputs(optimized(maps), neck(maps), 1e-5)
+        assert_close_outputs(optimized(maps), neck(maps), 1e-4)
 
 
 @pytest.mark.parametrize("out_channels", [32, 256])

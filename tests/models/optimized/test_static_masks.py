@@ -62,7 +62,9 @@ def test_branches_run_on_levels_of_equal_size_as_one_batch():
         calls.append([tuple(x.shape) for x in maps])
         return [[x + 1 for x in maps], [x * 2 for x in maps]]
 
-    levels = [torch.full((2, 4, side, side), float(side + index)) for index, side in enumerate((6, 6, 5, 3, 3))]
+    levels = [
+        torch.full((2, 4, side, side), float(side + index)) for index, side in enumerate((6, 6, 5, 3, 3))
+    ]
     added, doubled = run_branches(branches, levels)
     assert calls == [[(4, 4, 6, 6), (2, 4, 5, 5), (4, 4, 3, 3)]]
     for level, plus_one, twice in zip(levels, added, doubled, strict=True):

@@ -24,7 +24,7 @@ def test_equals_the_plain_convolution(size, bias):
     winograd = WinogradConv2d(conv)
     x = random_maps((256, *size), count=2)
     for layout in (torch.contiguous_format, torch.channels_last):
-        assert_close_outputs(winograd(x.contiguous(memory_format=layout)), conv(x), 1e-5)
+        assert_close_outputs(winograd(x.contiguous(memory_format=layout)), conv(x), 1e-4)
     assert winograd._transformed.shape == (36, 256, 256)
 
 
@@ -47,7 +47,7 @@ def test_levels_with_extra_channels(dtype):
     maps = [random_maps((256, *size), count=2, dtype=dtype) for size in SIZES]
     extra = [random_maps((2, *size), dtype=dtype, seed=4) for size in SIZES]
     expected = [conv(append_channels(x, channels)) for x, channels in zip(maps, extra, strict=True)]
-    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
     for _ in range(2):  # the second time with the cached transformed weight
         assert_close_outputs(winograd.forward_levels(maps, extra), expected, tolerance)
     assert winograd.forward_levels([]) == []

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import DATA
+from solo_infer.models.solo.objective import non_crowd_instances
 
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.verify import SOLO_MODELS
 from solo_infer.models import build_network
-from solo_infer.models.solo.objective import non_crowd_instances
 from solo_infer.models.solo.targets import assign_targets
 from solo_infer.weights.key_mapping import mmdet_name
 
