@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import DATA
-from solo_infer.models.solo.objective import non_crowd_instances
 
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.verify import SOLO_MODELS
 from solo_infer.models import build_network
 from solo_infer.models.solo.targets import assign_targets
+from solo_infer.models.target import non_crowd_instances
 from solo_infer.weights.key_mapping import mmdet_name
 
 CASES = {"both": (14, 9), "second_empty": (14, 0), "both_empty": (0, 0)}
@@ -18,7 +18,7 @@ SIZES = ((320, 256), (305, 203))  # of the two images in an input of 320 x 256
 
 
 def ground_truth(case, image):
-    """Ellipses and rectangles of the kit's loss cases, as a target of the network."""
+    """Return ellipses and rectangles of a loss case of the reference kit, as a target of the network."""
     count, (height, width) = CASES[case][image], SIZES[image]
     u = procedural_weights.uniform(f"ground_truth/{image}", (count, 6))
     half_h, half_w = (0.5 * side * (0.04 + 0.91 * u[:, i] ** 2) for i, side in enumerate((height, width)))
@@ -83,8 +83,8 @@ def test_mmdets_targets(model, case):
     with np.load(DATA / f"losses__{model}.npz") as golden:
         for image in range(2):
             instances = non_crowd_instances(ground_truth(case, image), (320, 256))
-            found = assign_targets(instances, config.num_grids, config.strides, config.scale_ranges, 80)
-            for level, target in enumerate(found):
+            targets = assign_targets(instances, config)
+            for level, target in enumerate(targets):
                 key = f"{case}/img{image}_level{level}"
                 assert np.array_equal(target.labels.numpy(), golden[f"{key}_labels"].ravel())
                 assert np.array_equal(target.positive.numpy(), golden[f"{key}_positive"])
