@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import reference_solo
+from helpers.dense_outputs import dense_class_scores, dense_mask_scores
 from helpers.models import HEADS
 
 from solo_infer import PostprocessConfig
@@ -115,19 +115,21 @@ def test_detections_equal_definition(head, nms_iou, small_models):
     settings = PostprocessConfig(score_thr=0.05, nms="greedy", nms_iou=nms_iou)
     geometry = Geometry((60, 79), (91, 120), (96, 128))
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(3))
-    levels, scores = model.network(images)
-    candidates = solo.find_candidates(scores[0], settings.score_thr)
-    maps = model.network.mask_maps(levels, candidates.cells)
+    with torch.no_grad():
+        output, levels = model.network(images), model.network.features(images)
+    strides = model.network.mask_head.cells.stride
+    candidates = solo.find_candidates(dense_class_scores(output)[0], settings.score_thr)
+    (candidate_masks,) = model.network.mask_head.masks(levels, [candidates.cells.unique()])
 
     def detect(thresholds):
-        return solo.detect(candidates, maps, 0, model._strides, geometry, thresholds)
+        return solo.detect_image(candidates, candidate_masks, strides, geometry, thresholds)
 
     result = detect(settings)
-    soft = reference_solo.all_masks(model.network, levels)[0][candidates.cells]
+    soft = dense_mask_scores(output)[0][candidates.cells]
     masks = soft > settings.mask_thr
     areas = masks.sum((1, 2))
     rescored = candidates.scores * (soft * masks).sum((1, 2)) / areas.clamp(min=1)
-    large = torch.nonzero(areas > model._strides[candidates.cells]).flatten()
+    large = torch.nonzero(areas > strides[candidates.cells]).flatten()
     limits = {"nms_pre": 500, "max_num": 100, "filter_thr": 0.05}
     keep = large[reference_nms(masks[large], candidates.labels[large], rescored[large], nms_iou, **limits)]
     assert 3 < len(keep) < len(large)
