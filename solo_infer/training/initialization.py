@@ -143,9 +143,9 @@ def load_backbone_weights(network: SegmentationNetwork, path: str | os.PathLike[
     ]
     if unmatched:
         raise CheckpointError(
-            f"{path} does not fit the backbone {network.config.backbone}: {len(unmatched)} tensors are missing or "
-            f"have another shape, first {unmatched[:3]}. Expected the checkpoint of a "
-            f"{network.config.backbone} classifier."
+            f"{path} does not fit the backbone {network.config.backbone}: {len(unmatched)} tensors are "
+            f"missing or have another shape, first {unmatched[:3]}. Expected the checkpoint of a classifier "
+            "with this backbone."
         )
     network.backbone.load_state_dict({**state, **{name: tensors[name] for name in expected}})
 
