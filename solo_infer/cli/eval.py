@@ -1,58 +1,99 @@
-"""``solo-infer eval``: a model, or detections that are there already, scored on a COCO data set."""
+"""``solo-infer eval``: COCO mask AP of a model, or of a file of detections."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from solo_infer.cli.nms_options import with_chosen_nms
-from solo_infer.cli.terminal import WRONG_USAGE, print_json, print_text, say
+from solo_infer.cli import options
+from solo_infer.cli.terminal import print_json, print_text, usage_error
 from solo_infer.weights.manifest import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.evaluation.evaluate import Evaluation
 
+SUMMARY = "Compute COCO mask AP of a model or of a file of detections"
+EXAMPLES = (
+    "solo-infer eval --model tiny --images val2017 --annotations instances_val2017.json",
+    "solo-infer eval --detections results.json --annotations instances_val2017.json --json",
+    "torchrun --nproc-per-node 4 -m solo_infer eval --images val2017 --annotations instances_val2017.json",
+)
 
-def evaluate(options: argparse.Namespace) -> int:
-    """Score a model, or a file of detections, on a COCO data set; torchrun's processes share the images."""
-    from solo_infer.evaluation import evaluate as evaluation
-    from solo_infer.runtime.distributed import is_main_process_env
 
-    chosen = {name: getattr(options, name) for name in ("max_detections", "limit", "classes")}
-    if not options.detections:
-        found = _predict_and_score(options, chosen)
-    elif options.model or options.output or options.nms or options.nms_iou is not None:
-        say("--detections are scored as they are: leave out --model, --output and --nms")
-        return WRONG_USAGE
-    else:
-        found = (
-            evaluation.score(options.annotations, options.detections, **chosen)
-            if is_main_process_env()
-            else None
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of the command."""
+    parser = options.add_command(subparsers, "eval", SUMMARY, run, EXAMPLES)
+    data = parser.add_argument_group("data set")
+    data.add_argument(
+        "--annotations", type=options.path, required=True, metavar="FILE", help="COCO annotation file"
+    )
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--images", type=options.path, metavar="DIR", help="run the model on the images in this folder"
+    )
+    source.add_argument(
+        "--detections", type=options.path, metavar="FILE", help="score this COCO results file; uses no model"
+    )
+    data.add_argument("--limit", type=options.positive_int, metavar="N", help="use only the first N images")
+    options.add_classes(data, "evaluate only these classes of the data set")
+    options.add_max_detections(
+        data, "detections per image and class that count for recall; AP uses the greatest number"
+    )
+    model = parser.add_argument_group("model")
+    options.add_model(model, DEFAULT_MODEL)
+    options.add_nms(model)
+    output = parser.add_argument_group("output")
+    options.add_json(output, "the metrics")
+    options.add_save_json(output)
+    device = parser.add_argument_group("device")
+    options.add_device(device)
+    options.add_dtype(device)
+    options.add_batch_size(device)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate a model or a file of detections; the processes of torchrun share the images."""
+    settings = {name: getattr(args, name) for name in ("max_detections", "limit", "classes")}
+    if args.detections and (args.model or args.save_json or args.nms or args.nms_iou is not None):
+        return usage_error(
+            "--detections are scored without a model: remove --model, --save-json, --nms and --nms-iou"
         )
-    if found is None:
-        return 0
-    if options.json:
-        print_json(found.to_dict())
-    else:
-        print_text(found.format_table())
+    evaluation = _score(args, settings) if args.detections else _evaluate(args, settings)
+    if evaluation is not None:
+        if args.json:
+            print_json(evaluation.to_dict())
+        else:
+            print_text(evaluation.format_table())
     return 0
 
 
-def _predict_and_score(options: argparse.Namespace, chosen: dict[str, Any]) -> Evaluation | None:
-    """Return the evaluation of a model, None in all processes but the first."""
+def _score(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation | None:
+    """Return the evaluation of a COCO results file in the main process, None in the others."""
+    from solo_infer.evaluation import evaluate as evaluation
+    from solo_infer.runtime.distributed import is_main_process_env
+
+    if not is_main_process_env():
+        return None
+    return evaluation.score(args.annotations, args.detections, **settings)
+
+
+def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation | None:
+    """Return the evaluation of a model in the main process, None in the others."""
     from solo_infer.evaluation import evaluate as evaluation
     from solo_infer.runtime.distributed import is_distributed, joined
     from solo_infer.segmenters.auto import load_model
 
-    with joined(options.device) as device:
-        model = load_model(options.model or DEFAULT_MODEL, device=device, dtype=options.dtype)
-        run = evaluation.evaluate_distributed if is_distributed() else evaluation.evaluate
-        return run(
-            with_chosen_nms(model, options),
-            options.images,
-            options.annotations,
-            output=options.output,
-            batch_size=options.batch_size,
-            **chosen,
+    with joined(args.device) as device:
+        model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=args.dtype)
+        if is_distributed():
+            evaluate: Any = evaluation.evaluate_distributed
+        else:
+            evaluate, settings = evaluation.evaluate, {**settings, "progress": not args.quiet}
+        return evaluate(
+            options.with_nms(model, args),
+            args.images,
+            args.annotations,
+            output=args.save_json,
+            batch_size=args.batch_size,
+            **settings,
         )

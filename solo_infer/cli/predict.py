@@ -1,4 +1,4 @@
-"""``solo-infer predict``: images in, pictures and a COCO results file out."""
+"""``solo-infer predict``: segment images into drawings, COCO results or JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from solo_infer.cli.nms_options import with_chosen_nms
-from solo_infer.cli.options import DRAWN_FROM
-from solo_infer.cli.terminal import WRONG_USAGE, print_text, say
+from solo_infer.cli import options
+from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
@@ -22,149 +22,220 @@ if TYPE_CHECKING:
     from solo_infer.results.writers import CocoFile, PictureFolder
     from solo_infer.segmenters.base import Segmenter
 
+SUMMARY = "Segment images: draw instances, save COCO results, print JSON"
+EXAMPLES = (
+    "solo-infer predict street.jpg",
+    'solo-infer predict "photos/**/*.jpg" --classes person car --min-score 0.5 --output segmented',
+    "solo-infer predict photos --no-save --save-json results.json",
+)
+PROGRESS_FROM = 6  # number of images from which a progress bar is shown
+
 Report = Callable[[str, SoloInferError], None]
 
 
-def predict(options: argparse.Namespace) -> int:
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of the command."""
+    parser = options.add_command(subparsers, "predict", SUMMARY, run, EXAMPLES)
+    parser.add_argument("sources", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
+    model = parser.add_argument_group("model")
+    options.add_model(model, f"{DEFAULT_MODEL}, or {EMBEDDED_MODEL} if that is unavailable")
+    model.add_argument("--offline", action="store_true", help="do not access the network")
+    detections = parser.add_argument_group("detections")
+    options.add_classes(detections, "detect only these classes")
+    detections.add_argument(
+        "--min-score",
+        type=options.unit_interval,
+        metavar="S",
+        help="leave out instances with a lower score "
+        f"(default: {options.DRAW_THRESHOLD} in drawings and summary lines, 0 in JSON)",
+    )
+    options.add_nms(detections)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=options.path,
+        default=Path("."),
+        metavar="DIR",
+        help="folder for the drawings (default: current folder)",
+    )
+    output.add_argument("--no-save", action="store_true", help="save no drawings")
+    output.add_argument("--boxes", action="store_true", help="draw boxes in addition to masks")
+    options.add_json(output, "a list with one object per image")
+    options.add_save_json(output)
+    output.add_argument(
+        "--image-ids",
+        type=options.path,
+        metavar="FILE",
+        help="with --save-json: use the image ids of this COCO annotation file "
+        "(default: the number in the file name, else the position of the image)",
+    )
+    device = parser.add_argument_group("device")
+    options.add_device(device)
+    options.add_dtype(device)
+    options.add_batch_size(device)
+
+
+def run(args: argparse.Namespace) -> int:
     """Segment images; return 1 if any of them failed."""
     from tqdm import tqdm
 
-    if options.image_ids and not options.json:
-        say("--image-ids is for --json: give both")
-        return WRONG_USAGE
-    failures: list[str] = []
+    if args.image_ids and not args.save_json:
+        return usage_error("--image-ids requires --save-json")
+    failed: list[str] = []
 
     def report(name: str, error: SoloInferError) -> None:
-        failures.append(name)
+        failed.append(name)
         with tqdm.external_write_mode(file=sys.stderr):
-            say(f"{type(error).__name__}: {error}")
+            print_error(error)
 
-    with ExitStack() as stack:
-        if options.offline:
-            stack.enter_context(_offline())
-        files = _expand(options.sources, report)
-        done = _segment(files, options, report) if files else 0
-    if failures:
-        say(f"{len(failures)} failed, {done} done")
-    return 1 if failures else 0
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    before = os.environ.get(environment.OFFLINE)
-    os.environ[environment.OFFLINE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[environment.OFFLINE]
-        if before is not None:
-            os.environ[environment.OFFLINE] = before
+    with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
+        files = _expand(args.sources, report)
+        done = _segment(files, args, report)
+    if failed:
+        print_error(f"{len(failed)} failed, {done} done")
+    return 1 if failed else 0
 
 
 def _expand(sources: Sequence[str], report: Report) -> list[str]:
-    """Return the files and URLs of all sources, each once; what is not there is reported."""
-    from solo_infer.data.images import iterate_sources, load_image
+    """Return the files and URLs of all sources without duplicates; report sources that do not exist."""
+    from solo_infer.data.images import iterate_sources
 
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}  # as entered, by absolute path or URL
     for source in sources:
         try:
-            for item in map(str, iterate_sources(source)):
-                path = os.path.abspath(os.path.expanduser(item))
-                if "://" not in item and not os.path.exists(path):
-                    load_image(item)  # which tells why it cannot be
-                found.setdefault(item if "://" in item else path, item)
+            for name in map(str, iterate_sources(source)):
+                if "://" in name:
+                    names.setdefault(name, name)
+                    continue
+                path = os.path.abspath(os.path.expanduser(name))
+                _require_file(name, path)
+                names.setdefault(path, name)
         except ImageError as error:
             report(source, error)
-    return list(found.values())
+    return list(names.values())
 
 
-def _segment(files: list[str], options: argparse.Namespace, report: Report) -> int:
-    """Segment files into pictures, COCO results, or both, and return how many were done.
+def _require_file(name: str, path: str) -> None:
+    """Raise ImageError if an image file does not exist."""
+    from solo_infer.data.images import load_image
 
-    What is wrong with outputs and options is found before the first image, and as far as it can be
-    before the model is loaded.
+    if not os.path.exists(path):
+        load_image(name)
+
+
+def _segment(files: list[str], args: argparse.Namespace, report: Report) -> int:
+    """Segment files, write the outputs, and return the number of images done.
+
+    Outputs and options are checked before the model is loaded where possible, and before the first image.
     """
-    from solo_infer.results.writers import PictureFolder
+    with ExitStack() as stack:
+        array = stack.enter_context(JsonArray()) if args.json else None
+        if not files:
+            return 0
+        outputs = _Outputs(
+            drawings=None if args.no_save else _image_folder(args, files),
+            coco=stack.enter_context(_coco_file(args, files)) if args.save_json else None,
+            array=array,
+            args=args,
+        )
+        model = options.with_nms(_load_model(args), args)
+        if args.classes is not None:
+            model = model.only(args.classes)
+        results = model.stream(files, batch_size=args.batch_size, on_error=report)
+        return outputs.record(_with_progress(results, len(files), args.quiet), report)
 
-    drawn_from = DRAWN_FROM if options.min_score is None else options.min_score
-    pictures = None
-    if not options.no_pictures:
-        pictures = PictureFolder(options.output, min_score=drawn_from, boxes=options.boxes, keep=files)
-        pictures.make()
-    with _coco_file(options, files) as coco:
-        model = with_chosen_nms(_load(options), options)
-        classes = None if options.classes is None else model.config.categories.labels(options.classes)
-        results = model.stream(files, batch_size=options.batch_size, on_error=report)
-        chosen = (result.filter(classes=classes) for result in _with_progress(results, len(files)))
-        return _record(chosen, pictures, coco, drawn_from, report)
 
-
-def _load(options: argparse.Namespace) -> Segmenter:
-    """Return the model that was asked for; if none was, the default, or else the one in the package."""
+def _load_model(args: argparse.Namespace) -> Segmenter:
+    """Return the selected model. Defaults to the default model, or the embedded one if it is unavailable."""
     from solo_infer.segmenters.auto import load_model
 
-    where = {"device": options.device, "dtype": options.dtype}
-    if options.model is not None:
-        return load_model(options.model, **where)
+    settings = {"device": args.device, "dtype": args.dtype}
+    if args.model is not None:
+        return load_model(args.model, **settings)
     try:
-        return load_model(DEFAULT_MODEL, **where)
+        return load_model(DEFAULT_MODEL, **settings)
     except (DownloadError, OfflineError, CacheError) as error:
-        say(
-            f"{error}\nsolo-infer: {DEFAULT_MODEL} cannot be had (see above): using the small model "
-            f"{EMBEDDED_MODEL!r} that comes with the package. It knows fewer classes and finds less; "
-            f"--model {EMBEDDED_MODEL} asks for it without this message."
+        info(
+            f"{error}\nsolo-infer: {DEFAULT_MODEL} is unavailable (see above): using {EMBEDDED_MODEL!r}, the "
+            "small model inside the package. It has fewer classes and finds fewer instances. "
+            f"Pass --model {EMBEDDED_MODEL} to silence this message."
         )
-        return load_model(EMBEDDED_MODEL, **where)
+        return load_model(EMBEDDED_MODEL, **settings)
 
 
-def _coco_file(options: argparse.Namespace, files: list[str]) -> CocoFile | nullcontext[None]:
-    """Return the COCO results file, if there shall be one, and see to it that each image has an id."""
+def _image_folder(args: argparse.Namespace, files: list[str]) -> PictureFolder:
+    """Create the folder of the drawings; no drawing overwrites a source."""
+    from solo_infer.results.writers import PictureFolder
+
+    folder = PictureFolder(args.output, min_score=_draw_threshold(args), boxes=args.boxes, keep=files)
+    folder.make()
+    return folder
+
+
+def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
+    """Return the COCO results file, and check that every image has an id."""
     from solo_infer.results.writers import CocoFile, ImageIds, read_image_ids
 
-    if not options.json:
-        return nullcontext()
-    ids = ImageIds(read_image_ids(options.image_ids) if options.image_ids else None)
+    ids = ImageIds(read_image_ids(args.image_ids) if args.image_ids else None)
     for file in files:
         ids.of(file)
-    return CocoFile(options.json, ids, min_score=options.min_score or 0.0)
+    return CocoFile(args.save_json, ids, min_score=args.min_score or 0.0)
 
 
-def _with_progress(results: Iterator[Result], total: int) -> Iterator[Result]:
+def _draw_threshold(args: argparse.Namespace) -> float:
+    return options.DRAW_THRESHOLD if args.min_score is None else float(args.min_score)
+
+
+def _with_progress(results: Iterator[Result], total: int, quiet: bool) -> Iterator[Result]:
     from tqdm import tqdm
 
-    # On a terminal only, and not for a handful of images.
-    return iter(tqdm(results, total=total, unit="image", disable=None if total > 5 else True))
+    hidden = True if quiet or total < PROGRESS_FROM else None  # None: shown on a terminal only
+    return iter(tqdm(results, total=total, unit="image", disable=hidden))
 
 
-def _record(
-    results: Iterator[Result],
-    pictures: PictureFolder | None,
-    coco: CocoFile | None,
-    told_from: float,
-    report: Report,
-) -> int:
-    """Write and tell results, and return how many could be."""
-    from tqdm import tqdm
+@dataclass(frozen=True)
+class _Outputs:
+    """Destinations of the results.
 
-    done = 0
-    for result in results:
-        if coco:
-            coco.add(result)
-        try:
-            path = pictures.add(result) if pictures else None
-        except ResultError as error:
-            report(result.source, error)
-            continue
-        with tqdm.external_write_mode():
-            print_text(_summary(result.filter(told_from), path))
-        done += 1
-    return done
+    Attributes:
+        drawings: Folder of the drawings, None to save none.
+        coco: COCO results file, None to write none.
+        array: JSON on standard output, None for summary lines.
+        args: Parsed arguments.
+    """
+
+    drawings: PictureFolder | None
+    coco: CocoFile | None
+    array: JsonArray | None
+    args: argparse.Namespace
+
+    def record(self, results: Iterator[Result], report: Report) -> int:
+        """Write and print results as they come, and return the number of images done."""
+        from tqdm import tqdm
+
+        done = 0
+        for result in results:
+            if self.coco:
+                self.coco.add(result)
+            if self.array:
+                with tqdm.external_write_mode():
+                    self.array.add(result.filter(self.args.min_score or 0.0).to_dict())
+            try:
+                drawing = self.drawings.add(result) if self.drawings else None
+            except ResultError as error:
+                report(result.source, error)
+                continue
+            done += 1
+            if not self.array:
+                with tqdm.external_write_mode():
+                    print_text(_summary(result.filter(_draw_threshold(self.args)), drawing))
+        return done
 
 
-def _summary(result: Result, path: Path | None) -> str:
-    """Return "street.jpg: 3 person, 1 car -> street_segmented.jpg"."""
+def _summary(result: Result, drawing: Path | None) -> str:
+    """Return a line such as "street.jpg: 3 person, 1 car -> street_segmented.jpg"."""
     from collections import Counter
 
-    counts = Counter(result.names)
-    found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    return f"{result.source}: {found}" + (f" -> {path}" if path else "")
+    counts = Counter(result.names).most_common()
+    instances = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+    return f"{result.source}: {instances}" + (f" -> {drawing}" if drawing else "")

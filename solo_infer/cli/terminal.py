@@ -1,31 +1,122 @@
-"""What the verbs say to people and to machines."""
+"""Messages on standard error, results on standard output."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
-WRONG_USAGE = 2  # the exit code of wrong usage, as argparse has it
+USAGE_ERROR = 2  # exit code of usage errors, as in argparse
+_LOGGER = logging.getLogger("solo_infer")
+# tqdm and huggingface_hub read these when they are imported, which happens after the options are parsed.
+_NO_PROGRESS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-def say(message: str) -> None:
-    """Tell people something, on standard error."""
+def info(message: str) -> None:
+    """Print a message to standard error unless --quiet is set."""
+    if _LOGGER.isEnabledFor(logging.WARNING):
+        _print_message(message)
+
+
+def print_error(error: Exception | str) -> None:
+    """Print an error to standard error; an exception with the name of its type."""
+    _print_message(error if isinstance(error, str) else f"{type(error).__name__}: {error}")
+
+
+def usage_error(message: str) -> int:
+    """Print a usage error and return its exit code."""
+    _print_message(message)
+    return USAGE_ERROR
+
+
+def _print_message(message: str) -> None:
     print(f"solo-infer: {message}", file=sys.stderr, flush=True)
 
 
-def fail(error: Exception) -> int:
-    """Tell what went wrong and return the exit code."""
-    say(f"{type(error).__name__}: {error}")
-    return 1
-
-
 def print_text(text: str) -> None:
-    """Print with escapes for what the output's encoding lacks (in names of files or classes)."""
+    """Print text to standard output, with escapes for characters that its encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON-ready value."""
+    """Print a JSON-ready value to standard output."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+class JsonArray:
+    """Prints a JSON array to standard output element by element, so that memory use does not grow.
+
+    The array is complete when the ``with`` block ends normally or by ctrl-C. After another exception it is
+    left incomplete, so that no reader takes it for the whole result.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+
+    def __enter__(self) -> JsonArray:
+        return self
+
+    def add(self, value: Any) -> None:
+        """Print one JSON-ready element on a line."""
+        print(",\n" if self._length else "[\n", json.dumps(value, allow_nan=False), sep="", end="")
+        self._length += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            print("\n]" if self._length else "[]", flush=True)
+
+
+@contextmanager
+def log_to_stderr(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Show the package's log on standard error while a command runs.
+
+    Args:
+        verbose: Show informational messages. Defaults to warnings and errors.
+        quiet: Show errors only, and no progress bars.
+    """
+    handler, level = logging.StreamHandler(), _LOGGER.level
+    handler.setFormatter(logging.Formatter("solo-infer: %(message)s"))
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    try:
+        with set_environment(_NO_PROGRESS if quiet else {}):
+            yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.setLevel(level)
+
+
+@contextmanager
+def set_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables and restore their previous values at the end."""
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def show_info_of(name: str, *, enabled: bool) -> Iterator[None]:
+    """Show the informational messages of one logger, e.g. the progress of a training run."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    if enabled:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,110 +1,223 @@
-"""``solo-infer train``: a model, a COCO data set and a recipe in, a trained model out."""
+"""``solo-infer train``: train or fine-tune a model on a COCO data set."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo_infer.cli.terminal import WRONG_USAGE, print_text, say
+from solo_infer.cli import options
+from solo_infer.cli.terminal import info, print_text, show_info_of, usage_error
+from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import ConfigError
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
     from solo_infer.training.recipe import Recipe
 
-_SETTINGS = ("batch_size", "lr", "autocast", "seed", "workers", "size", "evaluate_every")
+SUMMARY = "Train or fine-tune a model on a COCO data set"
+EXAMPLES = (
+    "solo-infer train --model tiny --images photos --annotations train.json --output run --epochs 10",
+    "solo-infer train --config config.json --backbone-weights resnet50.pth --recipe 3x "
+    "--images train2017 --annotations instances_train2017.json --output run",
+    "torchrun --nproc-per-node 4 -m solo_infer train --model solo_r50_3x --images photos "
+    "--annotations train.json --output run --resume",
+)
+# Setting of the recipe that each option changes.
+RECIPE_SETTINGS = {
+    "batch_size": "batch_size",
+    "lr": "lr",
+    "seed": "seed",
+    "evaluate_every": "evaluate_every",
+    "workers": "workers",
+    "crop_size": "crop_size",
+    "dtype": "autocast",
+}
 
 
-def train(options: argparse.Namespace) -> int:
-    """Fine-tune a model on a COCO data set."""
-    if bool(options.config) == bool(options.model):
-        say("give --model, or --config (and --body) to start anew")
-        return WRONG_USAGE
-    if options.body and not options.config:
-        say("--body is for --config: a --model has its body")
-        return WRONG_USAGE
-    from solo_infer.runtime.distributed import is_main_process_env
-    from solo_infer.training import CocoFiles, fine_tune
-    from solo_infer.training.fine_tune import require_free
-
-    logging.getLogger("solo_infer").setLevel(logging.INFO if is_main_process_env() else logging.WARNING)
-    require_free(options.output, options.resume)
-    validation = None
-    if options.val_annotations:
-        validation = CocoFiles(options.val_images or options.images, options.val_annotations)
-    recipe = chosen_recipe(options)
-    fine_tune(
-        _start(options),
-        CocoFiles(options.images, options.annotations),
-        options.output,
-        recipe,
-        validation=validation,
-        classes=options.classes,
-        max_detections=options.max_detections,
-        device=options.device,
-        resume=options.resume,
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of the command."""
+    parser = options.add_command(subparsers, "train", SUMMARY, run, EXAMPLES)
+    model = parser.add_argument_group("model", "Pass either --model or --config.")
+    model.add_argument("--model", metavar="MODEL", help=f"start from these weights: {options.MODEL_HELP}")
+    model.add_argument(
+        "--config", type=options.path, metavar="FILE", help="start from scratch: config.json of a model"
     )
-    if is_main_process_env():
-        print_text(str(options.output))
+    model.add_argument(
+        "--backbone-weights",
+        type=options.path,
+        metavar="FILE",
+        help="with --config: checkpoint of an ImageNet classifier for the backbone",
+    )
+    _add_data_options(parser.add_argument_group("data set"))
+    _add_recipe_options(parser.add_argument_group("recipe"))
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=options.path,
+        required=True,
+        metavar="DIR",
+        help="folder for the trained model, checkpoints and metrics",
+    )
+    output.add_argument("--resume", action="store_true", help="continue the run in --output")
+    device = parser.add_argument_group("device")
+    options.add_device(device)
+    device.add_argument(
+        "--dtype", choices=options.DTYPES, help="autocast dtype of the network (default: the recipe's)"
+    )
+    device.add_argument(
+        "--workers",
+        type=options.non_negative_int,
+        metavar="N",
+        help="processes that load images (default: the recipe's)",
+    )
+
+
+def _add_data_options(group: options.Group) -> None:
+    path = options.path
+    group.add_argument("--images", type=path, required=True, metavar="DIR", help="training images")
+    group.add_argument(
+        "--annotations", type=path, required=True, metavar="FILE", help="COCO annotations of the images"
+    )
+    group.add_argument("--val-images", type=path, metavar="DIR", help="validation images (default: --images)")
+    group.add_argument(
+        "--val-annotations",
+        type=path,
+        metavar="FILE",
+        help="COCO annotations to evaluate the model on during training (default: no evaluation)",
+    )
+    options.add_classes(group, "use only these classes of the data set")
+    options.add_max_detections(
+        group, "detections per image that count in validation; the model keeps at least the greatest number"
+    )
+    group.add_argument(
+        "--scale",
+        type=options.positive_int,
+        nargs=2,
+        metavar=("SHORT", "LONG"),
+        help="resize images to at most these lengths of the shorter and longer side in pixels, in training "
+        "and in the trained model (default: the model's)",
+    )
+    group.add_argument(
+        "--crop-size",
+        type=options.positive_int,
+        metavar="N",
+        help="side of the square training crop in pixels, for recipes that crop (default: the recipe's)",
+    )
+
+
+def _add_recipe_options(group: options.Group) -> None:
+    group.add_argument(
+        "--recipe",
+        default="finetune",
+        metavar="NAME",
+        help="finetune (AdamW, cosine), 1x, 3x or yolact (as published), or the recipe.json of a run "
+        "(default: %(default)s)",
+    )
+    for name, number, description in (
+        ("--epochs", options.positive_int, "passes over the training images"),
+        ("--batch-size", options.positive_int, "images per iteration, over all processes"),
+        ("--evaluate-every", options.positive_int, "epochs between evaluations"),
+        ("--seed", options.non_negative_int, "seed of image order and augmentation"),
+    ):
+        group.add_argument(name, type=number, metavar="N", help=f"{description} (default: the recipe's)")
+    group.add_argument("--lr", type=float, metavar="LR", help="peak learning rate (default: the recipe's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train a model; the processes of torchrun share each batch."""
+    if bool(args.config) == bool(args.model):
+        return usage_error("pass either --model, or --config to start from scratch")
+    if args.backbone_weights and not args.config:
+        return usage_error("--backbone-weights requires --config: a --model has backbone weights")
+    from solo_infer.runtime.distributed import is_main_process_env
+
+    is_main = is_main_process_env()
+    with show_info_of("solo_infer.training", enabled=is_main and not args.quiet):
+        _train(args)
+    if is_main:
+        print_text(str(args.output))
     return 0
 
 
-def chosen_recipe(options: argparse.Namespace) -> Recipe:
-    """Return the named recipe, or that of a file, with the settings that options change.
+def _train(args: argparse.Namespace) -> None:
+    from solo_infer.training import CocoFiles, fine_tune
+    from solo_infer.training.fine_tune import require_empty_dir
 
-    With other epochs, milestones keep their places in the run; with another batch size SGD's learning rate
-    follows it, as it was published for 16 images.
+    require_empty_dir(args.output, args.resume)
+    validation = None
+    if args.val_annotations:
+        validation = CocoFiles(args.val_images or args.images, args.val_annotations)
+    recipe = recipe_from_options(args)
+    fine_tune(
+        _initial_model(args),
+        CocoFiles(args.images, args.annotations),
+        args.output,
+        recipe,
+        validation=validation,
+        classes=args.classes,
+        max_detections=args.max_detections,
+        device=args.device,
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+
+
+def recipe_from_options(args: argparse.Namespace) -> Recipe:
+    """Return the recipe that ``--recipe`` names, with the settings that other options change.
+
+    The milestones of the schedule scale with the number of epochs. The learning rate of SGD scales with the
+    batch size unless ``--lr`` is given.
     """
     from solo_infer.training.recipe import RECIPES, Recipe
 
-    named = RECIPES.get(options.recipe)
-    recipe = Recipe.from_dict(_read(Path(options.recipe))) if named is None else named
+    named = RECIPES.get(args.recipe)
+    recipe = Recipe.from_dict(_read_recipe(args.recipe, RECIPES)) if named is None else named
     changes: dict[str, Any] = {
-        name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None
+        setting: getattr(args, option)
+        for option, setting in RECIPE_SETTINGS.items()
+        if getattr(args, option) is not None
     }
-    if options.epochs is not None:
-        changes["epochs"] = options.epochs
-        changes["milestones"] = tuple(
-            round(epoch * options.epochs / recipe.epochs) for epoch in recipe.milestones
-        )
-    if recipe.optimizer == "sgd" and options.batch_size and options.lr is None:
-        changes["lr"] = recipe.lr * options.batch_size / recipe.batch_size
-        say(f"learning rate {changes['lr']:.4g}, for batches of {options.batch_size}")
+    if args.epochs is not None:
+        milestones = (round(epoch * args.epochs / recipe.epochs) for epoch in recipe.milestones)
+        changes.update(epochs=args.epochs, milestones=tuple(milestones))
+    if recipe.optimizer == "sgd" and args.batch_size and args.lr is None:
+        changes["lr"] = recipe.lr * args.batch_size / recipe.batch_size
+        info(f"learning rate {changes['lr']:.4g} for a batch size of {args.batch_size}")
     return replace(recipe, **changes)
 
 
-def _read(path: Path) -> Any:
-    """Return what a JSON file holds."""
+def _read_recipe(name: str, known: Any) -> dict[str, Any]:
+    """Return the content of a JSON file of settings."""
+    path = Path(name).expanduser()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: expected finetune, 1x, 3x, yolact, or a JSON file of settings such as the recipe.json "
-            f"of a run ({error})."
+            f"No recipe {name!r} ({error}). {did_you_mean(name, known)}Expected {', '.join(known)}, or a "
+            "JSON file of settings, e.g. the recipe.json of a run."
         ) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, expected an object of settings.")
+        raise ConfigError(f"{path} contains a {type(content).__name__}: expected a JSON object of settings.")
     return content
 
 
-def _start(options: argparse.Namespace) -> Segmenter:
-    """Return the model to start from."""
+def _initial_model(args: argparse.Namespace) -> Segmenter:
+    """Return the model that training starts from."""
     from solo_infer.segmenters.auto import build_segmenter, load_model
     from solo_infer.training import init_model, load_backbone_weights
     from solo_infer.weights.checkpoint import read_config
 
-    if options.model:
-        model = load_model(options.model, device="cpu")
+    if args.model:
+        model = load_model(args.model, device="cpu")
     else:
-        model = init_model(read_config(options.config), options.seed or 0)
-        if options.body:
-            load_backbone_weights(model.network, options.body)
-    if options.image_size is None:
+        model = init_model(read_config(args.config), args.seed or 0)
+        if args.backbone_weights:
+            load_backbone_weights(model.network, args.backbone_weights)
+    if args.scale is None:
         return model
-    short, long = options.image_size
-    preprocessing = replace(model.config.preprocessing, short_side=short, long_side=long)
+    short_side, long_side = args.scale
+    preprocessing = replace(model.config.preprocessing, short_side=short_side, long_side=long_side)
     return build_segmenter(replace(model.config, preprocessing=preprocessing), model.network)

@@ -1,4 +1,4 @@
-"""The verb ``eval`` of the command line."""
+"""``solo-infer eval``."""
 
 import json
 
@@ -11,7 +11,7 @@ from solo_infer.evaluation.evaluate import score
 pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"]
 
 
-def test_eval(run, saved, data_set, tmp_path):
+def test_evaluation_and_scoring_of_its_detections(run, saved, data_set, tmp_path):
     images, annotations = data_set
     common = (
         "--annotations",
@@ -26,23 +26,19 @@ def test_eval(run, saved, data_set, tmp_path):
         "1",
     )
     output = tmp_path / "out.json"
-    code, out, err = run("eval", "--model", saved, "--images", images, *common, "--output", output)
+    code, out, err = run("eval", "--model", saved, "--images", images, *common, "--save-json", output)
     assert code == 0 and "Error" not in err
     assert "AR5" in out and "AR20" in out and "images in" in out and "bird" not in out
     assert {entry["category_id"] for entry in json.loads(output.read_bytes())} <= {CAT, DOG}
     code, out, err = run("eval", "--detections", output, *common, "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert (
-        found["metrics"]
-        == score(annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog")).to_dict()[
-            "metrics"
-        ]
-    )
-    assert found["timings"] is None
+    evaluation = json.loads(out)
+    expected = score(annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog"))
+    assert evaluation["metrics"] == expected.to_dict()["metrics"]
+    assert evaluation["timings"] is None
 
 
-def test_eval_passes_its_options_on(run, saved, data_set, tmp_path):
+def test_options_are_passed_on(run, saved, data_set, tmp_path):
     code, out, err = run(
         *("eval", "--model", saved, "--images", data_set[0], "--annotations", data_set[1], "--limit", "2"),
         *("--device", "cpu", "--dtype", "bfloat16", "--batch-size", "2", "--json"),
@@ -60,25 +56,25 @@ def test_eval_passes_its_options_on(run, saved, data_set, tmp_path):
         (["--images", "a", "--detections", "b", "--annotations", "c"], "not allowed with"),
         (
             ["--detections", "b", "--annotations", "c", "--model", "m"],
-            "leave out --model, --output and --nms",
+            "remove --model, --save-json, --nms and --nms-iou",
         ),
         (
-            ["--detections", "b", "--annotations", "c", "--output", "o"],
-            "leave out --model, --output and --nms",
+            ["--detections", "b", "--annotations", "c", "--save-json", "o"],
+            "remove --model, --save-json, --nms and --nms-iou",
         ),
         (
             ["--detections", "b", "--annotations", "c", "--nms", "greedy"],
-            "leave out --model, --output and --nms",
+            "remove --model, --save-json, --nms and --nms-iou",
         ),
         (["--detections", "b", "--annotations", "c", "--max-detections", "0"], "at least 1, got '0'"),
         (["--detections", "b", "--annotations", "c", "--limit", "none"], "at least 1, got 'none'"),
     ],
 )
-def test_wrong_usage_of_eval(run, arguments, message):
+def test_usage_errors(run, arguments, message):
     code, out, err = run("eval", *arguments)
     assert (code, out) == (2, "") and message in err
 
 
-def test_errors_of_eval(run, data_set, tmp_path):
+def test_unreadable_detections(run, data_set, tmp_path):
     code, out, err = run("eval", "--detections", tmp_path / "none.json", "--annotations", data_set[1])
     assert (code, out) == (1, "") and "DataError" in err and "none.json cannot be read" in err

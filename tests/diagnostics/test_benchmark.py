@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.command_line import assert_clear
 
 from solo_infer.diagnostics import benchmark
 from solo_infer.diagnostics.mmdet_baseline import measure_mmdet
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.stopwatch import Stopwatch
-
-pytest_plugins = ["helpers.command_line_fixtures"]
 
 
 def test_measurement(small_model, photo):
@@ -51,20 +48,6 @@ def test_stopwatch_adds_up(monkeypatch):
     assert watch.seconds == {"a": 4.0, "b": 2.0}
 
 
-def test_verb(run, photos, saved, tmp_path):
-    pytest.importorskip("matplotlib", reason="the chart needs the extra [train]")
-    common = ("benchmark", "photos/1.png", "--models", saved, "--runs", 1, "--warmup", 0)
-    code, out, err = run(*common, "--batch-sizes", 1, 3, "--chart", tmp_path / "chart.png")
-    assert (code, err) == (0, "")
-    table = [line.split() for line in out.splitlines()[2:4]]
-    assert [(line[0], line[1]) for line in table] == [(saved, "1"), (saved, "3")]
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    code, out, err = run(*common, "--json")
-    assert (code, err) == (0, "")
-    (found,) = json.loads(out)
-    assert found["name"] == saved and set(found["stages"]) == set(benchmark.STAGES)
-
-
 def test_ratios_to_mmdet(small_model, photo):
     ours = benchmark.measure(small_model, photo, name="ours", runs=1, warmup=0)
     total = replace(ours.total, median=3 * ours.total.median)
@@ -75,10 +58,9 @@ def test_ratios_to_mmdet(small_model, photo):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmdet") is not None, reason="mmdet is installed")
-def test_without_mmdet(run, photos, saved):
-    code, _, err = run("benchmark", "photos/1.png", "--models", saved, "--against", "mmdet", "--runs", 1)
-    assert code == 1
-    assert_clear(err, "ConfigError")
+def test_without_mmdet(procedural, photo):
+    with pytest.raises(ConfigError, match="needs mmdet 3.3"):
+        measure_mmdet(procedural("decoupled_light_r50"), photo, runs=1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="mmdet is not installed")

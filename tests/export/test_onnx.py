@@ -8,12 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import assert_clear
 from helpers.models import HEADS, small_config
 from torch import nn
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig
-from solo_infer.cli.main import main
 from solo_infer.config import find_preset
 from solo_infer.errors import ExportError
 from solo_infer.export.onnx import ExportedModel, detections_from_heads, export_onnx, fit, onnx_recorder
@@ -283,26 +281,6 @@ def test_without_onnx(small_model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ExportError, match=r"pip install 'solo-infer\[export\]'"):
         export_onnx(small_model, tmp_path / "model.onnx", size=SIZE)
-
-
-def test_verb(small_model, tmp_path, capsys):
-    folder = small_model.save_pretrained(tmp_path / "model")
-    target = tmp_path / "model.onnx"
-    arguments = ["export", str(folder), "--onnx", str(target), "--size", "64", "96", "--opset", "11"]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out == f"{target}\n"
-    (entry,) = onnx.load(str(target)).opset_import
-    assert entry.version == 11
-    assert ExportedModel.from_onnx(target).size == (64, 96)
-
-
-def test_verb_says_what_is_wrong(small_model, tmp_path, capsys):
-    folder = small_model.save_pretrained(tmp_path / "model")
-    verb, nowhere = ["export", str(folder), "--onnx"], str(tmp_path / "no" / "x.onnx")
-    assert main([*verb, str(tmp_path / "x.onnx"), "--size", "65", "96"]) == 1
-    assert_clear(capsys.readouterr().err, "ExportError", "65 x 96", "multiples of 32")
-    assert main([*verb, nowhere, "--size", "64", "96"]) == 1
-    assert_clear(capsys.readouterr().err, "ExportError", "cannot be written")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ BODIES = {"tiny_a": b"weights of a " * 400, "tiny_b": b"weights of b " * 500}
 def program(*arguments, **options):
     """Run the real program and return its exit code, stdout and stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "solo_infer", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -20,15 +20,16 @@ def program(*arguments, **options):
         env=environment,
         **options,
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def files_below(folder):
+    """Return the relative paths of all files in a folder and its subfolders."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def assert_clear(err, *parts):
-    """Check that an error message is one for people."""
+    """Check that an error message has these parts and no traceback."""
     assert "Traceback" not in err
     for part in parts:
         assert part in err

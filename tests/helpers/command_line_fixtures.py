@@ -1,4 +1,4 @@
-"""Fixtures for tests of the command line; a test module names this one in ``pytest_plugins``."""
+"""Fixtures for tests of the command line; test modules list this one in ``pytest_plugins``."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from helpers.command_line import BODIES
 from helpers.faulty_server import content, running_server
 from PIL import Image
 
-# The last ones are not used here: imported while the manifest is patched, they would keep the patch.
+# The unused modules are imported here because they would keep a patched manifest if a test imported them.
 from solo_infer import SOLO, PostprocessConfig
 from solo_infer.cli.main import main
 from solo_infer.runtime import environment
@@ -22,8 +22,8 @@ from solo_infer.weights.manifest import ManifestEntry
 @pytest.fixture(scope="session")
 def saved(small_model, tmp_path_factory):
     """The path of a model that finds a dozen instances with scores from 0.1 to 0.9."""
-    few = small_model.with_thresholds(PostprocessConfig(nms_pre=12, sigma=10.0))
-    return str(few.save_pretrained(tmp_path_factory.mktemp("saved") / "small"))
+    model = small_model.with_thresholds(PostprocessConfig(nms_pre=12, sigma=10.0))
+    return str(model.save_pretrained(tmp_path_factory.mktemp("saved") / "small"))
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +35,16 @@ def loaded(saved):
 def run(loaded, saved, monkeypatch, capsys):
     """Return a function that runs the command line on the CPU and returns exit code, stdout and stderr.
 
-    The saved model is read once only; options of its loading are remembered in ``run.loadings``.
+    The saved model is loaded once. ``run.loadings`` lists name and options of each call of ``load_model``.
     """
     loadings = []
     load_model = auto.load_model
 
-    def load(name, **options):
+    def load_recorded(name, **options):
         loadings.append((name, options))
         return loaded if name == saved else load_model(name, **options)
 
-    monkeypatch.setattr(auto, "load_model", load)
+    monkeypatch.setattr(auto, "load_model", load_recorded)
 
     def run(*arguments):
         code = main([str(argument) for argument in arguments])
@@ -56,7 +56,7 @@ def run(loaded, saved, monkeypatch, capsys):
 
 @pytest.fixture
 def photos(photo, tmp_path, monkeypatch):
-    """A working directory with a folder of three photos, of which one lies deeper."""
+    """A working directory with a folder of three photos, one of them in a subfolder."""
     folder = tmp_path / "work" / "photos"
     (folder / "deep").mkdir(parents=True)
     for name, width in (("1.png", 150), ("2.jpg", 120), ("deep/1.png", 90)):
@@ -67,7 +67,7 @@ def photos(photo, tmp_path, monkeypatch):
 
 @pytest.fixture
 def published(monkeypatch):
-    """Publish two tiny files of our own, without sources: only the mirror has them."""
+    """Replace the published models by two small files without sources; only ``mirror`` serves them."""
     entries = {
         name: ManifestEntry(
             name=name,

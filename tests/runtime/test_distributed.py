@@ -89,7 +89,7 @@ def test_two_processes_evaluate_as_one(run, saved, data_set, tmp_path):
     alone = json.loads(out)
     assert code == 0
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [*program, "-m", "solo_infer", *verb, "--device", "cpu", "--output", tmp_path / "all.json"]
+    arguments = [*program, "-m", "solo_infer", *verb, "--device", "cpu", "--save-json", tmp_path / "all.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

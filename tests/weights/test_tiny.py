@@ -68,11 +68,11 @@ def test_it_finds_the_people_of_a_photo(tiny):
 
 
 def test_predict_falls_back_on_it_and_says_so(run, photos, nowhere):
-    code, out, err = run("predict", "photos/1.png", "--no-pictures", "--offline")
+    code, out, err = run("predict", "photos/1.png", "--no-save", "--offline")
     assert code == 0 and out.startswith("photos/1.png: ")
-    assert_clear(err, f"{DEFAULT_MODEL} cannot be had", "using the small model 'tiny'", "--model tiny")
+    assert_clear(err, f"{DEFAULT_MODEL} is unavailable", "using 'tiny'", "--model tiny")
     assert [name for name, _ in run.loadings] == [DEFAULT_MODEL, EMBEDDED_MODEL]
-    code, _, err = run("predict", "photos/1.png", "--no-pictures", "--model", "tiny")
+    code, _, err = run("predict", "photos/1.png", "--no-save", "--model", "tiny")
     assert (code, err) == (0, "")
 
 
@@ -81,13 +81,13 @@ def test_predict_falls_back_for_want_of_weights_only(run, photos, monkeypatch):
         raise CheckpointError("this file is damaged")
 
     monkeypatch.setattr(auto, "load_model", load)
-    code, _, err = run("predict", "photos/1.png", "--no-pictures")
+    code, _, err = run("predict", "photos/1.png", "--no-save")
     assert code == 1
     assert_clear(err, "this file is damaged")
 
 
 def test_a_model_that_was_asked_for_is_never_replaced(run, photos, nowhere):
-    code, _, err = run("predict", "photos/1.png", "--no-pictures", "--offline", "--model", DEFAULT_MODEL)
+    code, _, err = run("predict", "photos/1.png", "--no-save", "--offline", "--model", DEFAULT_MODEL)
     assert code == 1
     assert_clear(err, "OfflineError")
     with pytest.raises((DownloadError, OfflineError)):
@@ -96,7 +96,13 @@ def test_a_model_that_was_asked_for_is_never_replaced(run, photos, nowhere):
 
 def test_as_a_program(tmp_path):
     code, out, err = program(
-        "predict", DATA / "people" / "astronaut.jpg", "--model", "tiny", "--json", "found.json", cwd=tmp_path
+        "predict",
+        DATA / "people" / "astronaut.jpg",
+        "--model",
+        "tiny",
+        "--save-json",
+        "found.json",
+        cwd=tmp_path,
     )
     assert (code, err) == (0, "")
     assert "1 person" in out

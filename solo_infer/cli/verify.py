@@ -1,0 +1,95 @@
+"""``solo-infer verify``: compare this device with reference results of mmdet."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from solo_infer.cli import options
+from solo_infer.cli.terminal import print_json, print_text
+from solo_infer.config.suggestions import did_you_mean
+from solo_infer.errors import ConfigError, DeviceError, SoloInferError
+
+if TYPE_CHECKING:
+    import torch
+
+    from solo_infer.diagnostics.verify import Check
+
+SUMMARY = "Compare this device with reference results of mmdet"
+EXAMPLES = (
+    "solo-infer verify",
+    "solo-infer verify --model solo_r50 yolact_r50 --device cuda --dtype bfloat16",
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of the command."""
+    parser = options.add_command(subparsers, "verify", SUMMARY, run, EXAMPLES)
+    parser.add_argument_group("model").add_argument(
+        "--model", nargs="+", metavar="PRESET", help="presets to compare, e.g. solo_r50 (default: all)"
+    )
+    options.add_json(parser.add_argument_group("output"), "the differences")
+    device = parser.add_argument_group("device")
+    options.add_device(device)
+    options.add_dtype(device)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare networks and detections; return 1 if any difference exceeds its tolerance."""
+    from solo_infer.diagnostics.verify import MODELS
+    from solo_infer.runtime.device import resolve_device
+
+    presets = args.model or MODELS
+    _require_known(presets, MODELS)
+    device = resolve_device(args.device)
+    checks = _compare(device, args, presets)
+    failed = sum(not check.passed for check in checks)
+    if args.json:
+        print_json([_to_dict(check) for check in checks])
+    else:
+        outcome = f"{failed} of {len(checks)} checks failed" if failed else "all checks passed"
+        print_text(f"{outcome} ({device}, {args.dtype})")
+    return 1 if failed else 0
+
+
+def _require_known(presets: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in presets if name not in known]
+    if unknown:
+        hint = did_you_mean(unknown[0], known)
+        raise ConfigError(
+            f"No reference results for {', '.join(unknown)}. {hint}Presets: {', '.join(known)}."
+        )
+
+
+def _compare(device: torch.device, args: argparse.Namespace, presets: Sequence[str]) -> list[Check]:
+    """Return all checks; without ``--json`` print each one when it is done."""
+    from solo_infer.diagnostics import verify
+
+    checks: list[Check] = []
+    if not args.json:
+        print_text(f"{'model':<22}{'quantity':<16}{'difference':>12}{'tolerance':>12}")
+    try:
+        for check in verify.verify(device, args.dtype, presets):
+            checks.append(check)
+            if not args.json:
+                numbers = f"{check.found:>12.2e}{check.limit:>12.0e}"
+                state = "ok" if check.passed else "FAILED"
+                print_text(f"{check.model:<22}{check.quantity:<16}{numbers}  {state}")
+    except RuntimeError as error:  # torch raises it for operators that a device lacks
+        if isinstance(error, SoloInferError):
+            raise
+        raise DeviceError(f"{device} cannot compute this in {args.dtype}: {error}") from error
+    return checks
+
+
+def _to_dict(check: Check) -> dict[str, Any]:
+    """Return a check as JSON-ready values, with None for NaN and infinity."""
+    return {
+        "model": check.model,
+        "quantity": check.quantity,
+        "difference": check.found if math.isfinite(check.found) else None,
+        "tolerance": check.limit,
+        "passed": check.passed,
+    }

@@ -1,0 +1,117 @@
+"""``solo-infer train``."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+from helpers.command_line import assert_clear
+from helpers.models import small_config
+from helpers.training_sets import instance, rectangle, write_set
+
+from solo_infer import SOLO
+from solo_infer.cli.main import build_parser
+from solo_infer.cli.train import RECIPE_SETTINGS, recipe_from_options
+from solo_infer.training import RECIPES, CocoFiles, init_model
+
+pytest_plugins = ["helpers.command_line_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    instances = [
+        instance(name, kind, rectangle(left, 20, right, 70), bbox=[left, 20, right - left, 50], area=2000)
+        for name, left in (("0.png", 10), ("1.png", 30), ("2.png", 50))
+        for kind, right in (("nut", left + 60), ("bolt", left + 30))
+    ]
+    sizes = {f"{number}.png": (90, 120) for number in range(4)}
+    return CocoFiles(*write_set(tmp_path_factory.mktemp("data"), sizes, {"nut": 7, "bolt": 3}, instances))
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    """The path of a small model with fresh weights."""
+    config = small_config("decoupled_light")
+    architecture = replace(config.architecture, backbone="efficientnet_lite0", stacked_convs=1)
+    model = init_model(replace(config, architecture=architecture))
+    return model.save_pretrained(tmp_path_factory.mktemp("initial") / "model")
+
+
+def files(data, output):
+    return ("--images", data.images, "--annotations", data.annotations, "--output", output)
+
+
+QUICK = ("--epochs", 1, "--batch-size", 2, "--workers", 0, "--crop-size", 96, "--device", "cpu")
+
+
+def test_training(run, data, initial, tmp_path):
+    options = (*QUICK, "--val-annotations", data.annotations)
+    code, out, err = run("train", "--model", initial, *files(data, tmp_path / "a"), *options)
+    assert (code, out) == (0, f"{tmp_path / 'a'}\n")
+    assert "loss_mask" in err and "evaluation after" in err
+    recipe = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    assert recipe[RECIPE_SETTINGS["crop_size"]] == 96
+    # From scratch, with the recipe of the first run.
+    again = ("--config", initial / "config.json", "--recipe", tmp_path / "a" / "recipe.json")
+    again += ("--scale", 64, 96, *options)
+    code, _, err = run("train", *again, *files(data, tmp_path / "b"))
+    assert code == 0, err
+    assert SOLO.from_pretrained(tmp_path / "b").config.preprocessing.long_side == 96
+
+
+def test_quiet_training(run, data, initial, tmp_path):
+    level = logging.getLogger("solo_infer.training").level
+    output = tmp_path / "run"
+    assert run("train", "--model", initial, *files(data, output), *QUICK, "--quiet") == (0, f"{output}\n", "")
+    assert logging.getLogger("solo_infer.training").level == level
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--model", "x", "--config", "y"], 2, "pass either --model, or --config"),
+        ([], 2, "pass either --model, or --config"),
+        (["--model", "x", "--backbone-weights", "y"], 2, "--backbone-weights requires --config"),
+        (["--model", "x", "--recipe", "2x"], 1, "Expected finetune, 1x, 3x"),
+        (["--model", "x", "--recipe", "yolct"], 1, "Did you mean 'yolact'"),
+        (["--model", "nowhere"], 1, "No model 'nowhere'"),
+    ],
+)
+def test_errors(run, options, code, message, data, tmp_path):
+    exit_code, out, err = run("train", *options, *files(data, tmp_path / "out"))
+    assert (exit_code, out) == (code, "")
+    assert_clear(err, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_of_another_run(run, data, initial, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    code, _, err = run("train", "--model", initial, *files(data, tmp_path))
+    assert code == 1
+    assert_clear(err, "not an empty directory")
+
+
+def recipe_of(*options):
+    files = ["--model", "tiny", "--images", "i", "--annotations", "a", "--output", "o"]
+    return recipe_from_options(build_parser().parse_args(["train", *files, *map(str, options)]))
+
+
+def test_recipe_without_options():
+    assert recipe_of("--recipe", "3x") == RECIPES["3x"]
+    assert recipe_of() == RECIPES["finetune"]
+
+
+def test_milestones_scale_with_the_epochs():
+    recipe = recipe_of("--recipe", "1x", "--epochs", 24)
+    assert (recipe.epochs, recipe.milestones) == (24, (16, 22))
+
+
+def test_learning_rate_of_sgd_scales_with_the_batch_size(capsys):
+    assert recipe_of("--recipe", "1x", "--batch-size", 4).lr == pytest.approx(0.01 / 4)
+    assert "learning rate 0.0025 for a batch size of 4" in capsys.readouterr().err
+    assert recipe_of("--recipe", "1x", "--batch-size", 4, "--lr", 0.02).lr == 0.02
+    assert recipe_of("--batch-size", 4).lr == RECIPES["finetune"].lr
+
+
+def test_dtype_is_the_autocast_dtype():
+    assert recipe_of("--dtype", "bfloat16").autocast == "bfloat16"
