@@ -21,8 +21,12 @@ from solo_infer.models.dense import raw_maps
 from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.optimized.optimize import inference_twin
 from solo_infer.models.solo.neck import FeaturePyramid
-from solo_infer.training.backbone_weights import load_backbone_weights
-from solo_infer.training.initialization import init_model, prepare_for_training, replace_classifier
+from solo_infer.training.initialization import (
+    init_model,
+    load_backbone_weights,
+    prepare_for_training,
+    replace_classifier,
+)
 from solo_infer.weights.match_state_dict import infer_config
 
 CONVOLVED = {"head_bias": True, "extra_level": "conv"}
