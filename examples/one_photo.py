@@ -1,21 +1,22 @@
-"""Segment one photo and print what is in it.
+"""Segment one photo and print its instances.
 
-    python examples/one_photo.py PHOTO [MODEL]
+python examples/one_photo.py PHOTO [MODEL]
 
-MODEL is a published name, a checkpoint file or a directory; decoupled_r50_3x if not given.
+MODEL is a published name, a checkpoint file or a directory. Defaults to decoupled_r50_3x.
 """
 
 import sys
 
-from solo_infer import SOLO
+from solo_infer import load_model
 
 
 def main(photo: str, model: str = "decoupled_r50_3x") -> None:
-    result = SOLO.from_pretrained(model)(photo)
+    result = load_model(model)(photo)
     for instance in result.filter(min_score=0.3):
-        pixels, box = int(instance.mask.sum()), [round(side) for side in instance.box]
+        pixels = int(instance.mask.sum())
+        box = [round(side) for side in instance.box]
         print(f"{instance.name} {instance.score:.2f}: {pixels} px in {box}")
-    print("drawn:", result.save("segmented.png", min_score=0.3))
+    print("Drawing:", result.save("segmented.png", min_score=0.3))
 
 
 if __name__ == "__main__":

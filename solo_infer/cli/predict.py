@@ -19,7 +19,7 @@ from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.results.result import Result
-    from solo_infer.results.writers import CocoFile, PictureFolder
+    from solo_infer.results.writers import CocoFile, ImageFolder
     from solo_infer.segmenters.base import Segmenter
 
 SUMMARY = "Segment images: draw instances, save COCO results, print JSON"
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _expand(sources: Sequence[str], report: Report) -> list[str]:
     """Return the files and URLs of all sources without duplicates; report sources that do not exist."""
-    from solo_infer.data.images import iterate_sources
+    from solo_infer.data.sources import check_source, iterate_sources
 
     names: dict[str, str] = {}  # as entered, by absolute path or URL
     for source in sources:
@@ -108,19 +108,11 @@ def _expand(sources: Sequence[str], report: Report) -> list[str]:
                     names.setdefault(name, name)
                     continue
                 path = os.path.abspath(os.path.expanduser(name))
-                _require_file(name, path)
+                check_source(name)
                 names.setdefault(path, name)
         except ImageError as error:
             report(source, error)
     return list(names.values())
-
-
-def _require_file(name: str, path: str) -> None:
-    """Raise ImageError if an image file does not exist."""
-    from solo_infer.data.images import load_image
-
-    if not os.path.exists(path):
-        load_image(name)
 
 
 def _segment(files: list[str], args: argparse.Namespace, report: Report) -> int:
@@ -163,18 +155,19 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
         return load_model(EMBEDDED_MODEL, **settings)
 
 
-def _image_folder(args: argparse.Namespace, files: list[str]) -> PictureFolder:
+def _image_folder(args: argparse.Namespace, files: list[str]) -> ImageFolder:
     """Create the folder of the drawings; no drawing overwrites a source."""
-    from solo_infer.results.writers import PictureFolder
+    from solo_infer.results.writers import ImageFolder
 
-    folder = PictureFolder(args.output, min_score=_draw_threshold(args), boxes=args.boxes, keep=files)
+    folder = ImageFolder(args.output, min_score=_draw_threshold(args), boxes=args.boxes, keep=files)
     folder.make()
     return folder
 
 
 def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
     """Return the COCO results file, and check that every image has an id."""
-    from solo_infer.results.writers import CocoFile, ImageIds, read_image_ids
+    from solo_infer.data.coco import read_image_ids
+    from solo_infer.results.writers import CocoFile, ImageIds
 
     ids = ImageIds(read_image_ids(args.image_ids) if args.image_ids else None)
     for file in files:
@@ -204,7 +197,7 @@ class _Outputs:
         args: Parsed arguments.
     """
 
-    drawings: PictureFolder | None
+    drawings: ImageFolder | None
     coco: CocoFile | None
     array: JsonArray | None
     args: argparse.Namespace

@@ -68,7 +68,7 @@ class YOLACTConfig(ArchitectureConfig):
 
     @property
     def name(self) -> str:
-        """ "yolact" or "yolact_original"."""
+        """Name of the variant, "yolact" or "yolact_original"."""
         return "yolact_original" if self.is_original else "yolact"
 
     @property

@@ -1,1 +1,1 @@
-"""Images, videos and COCO files as inputs."""
+"""Images and COCO files as inputs."""

@@ -1,38 +1,75 @@
-"""COCO files: annotation files, checked as they are read, and results files, read entry by entry."""
+"""Reader of COCO annotation files."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from solo_infer.config.categories import Categories
 from solo_infer.errors import ConfigError, DataError, SoloInferError
+from solo_infer.ops.rle import run_lengths
 
 _SECTIONS = ("images", "annotations", "categories")
-_CHUNK = 1 << 20  # characters of a results file that are read at a time
-_GAP = re.compile(r"[\s,]*")  # what may stand between the entries of a list
+_IMAGE_KEYS = {"id", "file_name", "height", "width"}
+_MAX_SUMMARY = 160  # characters of a value in a message
 
 ImageId = int | str
 
 
-class ImageRecord(NamedTuple):
-    """An image of an annotation file; sizes are in pixels."""
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image of an annotation file.
+
+    Attributes:
+        id: Image id, unique in the file.
+        file_name: File name, unique in the file.
+        height: Height in pixels.
+        width: Width in pixels.
+        extra: All other keys of the record, such as "license".
+    """
 
     id: ImageId
     file_name: str
     height: int
     width: int
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Annotation(NamedTuple):
+    """An instance of an annotation file.
+
+    Attributes:
+        id: Annotation id, None if the file has none.
+        image_id: Id of its image.
+        category_id: Id of its class.
+        segmentation: Polygons or RLE as in the file, not checked; see ``to_rle``. None if missing.
+        area: Area in pixels, None if missing.
+        is_crowd: Whether "iscrowd" is set; False if missing.
+        bbox: Box as in the file, not checked. None if missing.
+    """
+
+    id: Any
+    image_id: ImageId
+    category_id: int
+    segmentation: Any
+    area: float | None
+    is_crowd: bool
+    bbox: Any
+
+    @property
+    def name(self) -> str:
+        """Description for messages, such as "annotation 5 of image 139"."""
+        number = "" if self.id is None else f" {self.id!r}"
+        return f"annotation{number} of image {self.image_id!r}"
 
 
 class GroundTruth(NamedTuple):
-    """One annotated instance, its mask as compressed RLE; ``area`` is the file's, in pixels."""
+    """One annotated instance, its mask as compressed RLE; ``area`` is in pixels."""
 
     image_id: ImageId
     counts: bytes
@@ -40,211 +77,261 @@ class GroundTruth(NamedTuple):
     is_crowd: bool
 
 
-class Detection(NamedTuple):
-    """One instance of a results file, its mask as compressed RLE; ``area`` is the mask's, in pixels."""
-
-    image_id: ImageId
-    counts: bytes
-    area: int
-    score: float
-
-
 @dataclass(frozen=True)
 class CocoData:
-    """An annotation file, or a part of it.
+    """An annotation file, or a selection of its images and classes.
 
     Attributes:
-        path: The file.
-        images: The chosen images, in the file's order.
-        categories: The chosen classes.
-        annotations: Those of the chosen images and classes, as they stand in the file.
-        image_ids: Of all images of the file, chosen or not.
-        category_ids: Of all classes of the file, chosen or not.
+        path: Path of the file.
+        images: Selected images, in the order of the file.
+        categories: Selected classes, in the order of their ids.
+        annotations: Annotations of the selected images and classes, in the order of the file.
+        image_ids: Ids of all images of the file, selected or not.
+        category_ids: Ids of all classes of the file, selected or not.
     """
 
     path: Path
     images: tuple[ImageRecord, ...]
     categories: Categories
-    annotations: tuple[dict[str, Any], ...]
+    annotations: tuple[Annotation, ...]
     image_ids: frozenset[ImageId]
     category_ids: frozenset[int]
 
 
 def read_annotations(
-    path: Path, *, classes: Iterable[str] | None = None, limit: int | None = None
+    path: str | os.PathLike[str], *, classes: Iterable[str] | None = None, limit: int | None = None
 ) -> CocoData:
     """Read a COCO annotation file.
 
+    Masks are not decoded here; see ``read_ground_truth`` and ``to_rle``.
+
     Args:
-        path: JSON with "images" ("id", "file_name", "height", "width"), "categories" ("id", "name") and
-            "annotations" ("image_id", "category_id", "segmentation").
-        classes: Choose these classes, by name; all if not given.
-        limit: Choose the first so many images; all if not given.
+        path: JSON file with "images" ("id", "file_name", "height", "width"), "categories" ("id", "name") and
+            "annotations" ("image_id", "category_id", "segmentation"; optionally "id", "area", "iscrowd" and
+            "bbox").
+        classes: Names of the classes to select. Defaults to all.
+        limit: Number of images to select, from the first. Defaults to all.
 
     Raises:
-        DataError: It is no such file, it contradicts itself, or it lacks a class.
+        DataError: The file is not a COCO annotation file, is inconsistent, or does not list a class.
         ConfigError: ``limit`` is less than 1.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected at least 1 image.")
-    content = _read_json(path)
-    images = _images(path, content["images"])
-    categories = _categories(path, content["categories"])
-    known_images, known_categories = frozenset(image.id for image in images), frozenset(categories.ids)
-    for annotation in content["annotations"]:
-        _check_annotation(path, annotation, known_images, known_categories)
+    path = Path(path)
+    content = _read_json(path, _SECTIONS)
+    images = _read_images(path, content["images"])
+    categories = _read_categories(path, content["categories"])
+    image_ids, category_ids = frozenset(image.id for image in images), frozenset(categories.ids)
+    for entry in content["annotations"]:
+        _check_references(path, entry, image_ids, category_ids)
     if classes is not None:
-        categories = _choose(path, categories, classes)
+        categories = _select_classes(path, categories, classes)
     images = images[:limit]
-    chosen_images, chosen_categories = {image.id for image in images}, set(categories.ids)
+    selected_images, selected_categories = {image.id for image in images}, set(categories.ids)
     annotations = tuple(
-        annotation
-        for annotation in content["annotations"]
-        if annotation["image_id"] in chosen_images and annotation["category_id"] in chosen_categories
+        _read_annotation(path, entry)
+        for entry in content["annotations"]
+        if entry["image_id"] in selected_images and entry["category_id"] in selected_categories
     )
-    return CocoData(path, images, categories, annotations, known_images, known_categories)
+    return CocoData(path, images, categories, annotations, image_ids, category_ids)
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
+def read_image_ids(path: str | os.PathLike[str]) -> dict[str, ImageId]:
+    """Return {file name: image id} of a COCO annotation file.
+
+    The file only needs "images" with "id" and "file_name".
+
+    Raises:
+        DataError: The file is not a COCO annotation file, or two of its images share a name or an id.
+    """
+    path = Path(path)
+    entries = _read_json(path, ("images",))["images"]
+    _check_images(path, entries, sized=False)
+    return {entry["file_name"]: entry["id"] for entry in entries}
+
+
+def _read_json(path: Path, sections: tuple[str, ...]) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}): expected a COCO annotation file."
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _SECTIONS):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in sections):
         raise DataError(
-            f"{path} is no COCO annotation file: expected a JSON object with the lists "
-            f"{', '.join(_SECTIONS)}. (A list of detections belongs where detections are asked for.)"
+            f"{path} is not a COCO annotation file: expected a JSON object with the lists "
+            f"{', '.join(sections)}. (A COCO results file is a list of detections.)"
         )
     return content
 
 
-def _images(path: Path, entries: list[Any]) -> tuple[ImageRecord, ...]:
-    wrong = next((entry for entry in entries if not _is_image(entry)), None)
-    if wrong is not None:
-        raise DataError(
-            f'{path}: image {_short(wrong)}: expected "id" (a whole number or text), "file_name", and '
-            '"height" and "width" in pixels.'
+def _read_images(path: Path, entries: list[Any]) -> tuple[ImageRecord, ...]:
+    _check_images(path, entries, sized=True)
+    if len({type(entry["id"]) for entry in entries}) > 1:  # pycocotools sorts the ids
+        raise DataError(f"{path}: image ids of several types: expected only integers, or only strings.")
+    return tuple(
+        ImageRecord(
+            entry["id"],
+            entry["file_name"],
+            entry["height"],
+            entry["width"],
+            {key: value for key, value in entry.items() if key not in _IMAGE_KEYS},
         )
-    images = tuple(
-        ImageRecord(entry["id"], entry["file_name"], entry["height"], entry["width"]) for entry in entries
+        for entry in entries
     )
-    if not images:
+
+
+def _check_images(path: Path, entries: list[Any], *, sized: bool) -> None:
+    """Raise DataError unless each image has an id and a file name of its own and, if required, a size."""
+    for entry in entries:
+        if not _is_image(entry, sized):
+            size = ', "height" and "width" (in pixels)' if sized else ""
+            raise DataError(
+                f'{path}: image {summarize(entry)}: expected "id" (an integer or a string) and "file_name" '
+                f"(a string){size}."
+            )
+    if not entries:
         raise DataError(f"{path} lists no images: expected at least one.")
     for key in ("id", "file_name"):
-        values = [getattr(image, key) for image in images]
-        _refuse_repeated(path, f'"{key}" of images', values)
-    if len({type(image.id) for image in images}) > 1:
-        raise DataError(f"{path}: image ids of several types: expected all whole numbers, or all text.")
-    return images
+        _check_unique(path, f'"{key}" of images', [entry[key] for entry in entries])
 
 
-def _is_image(entry: Any) -> bool:
+def _is_image(entry: Any, sized: bool) -> bool:
     return (
         isinstance(entry, dict)
-        and (_is_whole(entry.get("id")) or isinstance(entry.get("id"), str))
+        and (_is_int(entry.get("id")) or isinstance(entry.get("id"), str))
         and isinstance(entry.get("file_name"), str)
-        and all(_is_whole(entry.get(side)) and entry[side] > 0 for side in ("height", "width"))
+        and (not sized or all(_is_int(entry.get(side)) and entry[side] > 0 for side in ("height", "width")))
     )
 
 
-def _is_whole(value: object) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _categories(path: Path, entries: list[Any]) -> Categories:
+def _read_categories(path: Path, entries: list[Any]) -> Categories:
     for entry in entries:
-        if not (
-            isinstance(entry, dict) and _is_whole(entry.get("id")) and isinstance(entry.get("name"), str)
-        ):
-            raise DataError(f'{path}: category {_short(entry)}: expected "id" (a whole number) and "name".')
+        if not (isinstance(entry, dict) and _is_int(entry.get("id")) and isinstance(entry.get("name"), str)):
+            raise DataError(
+                f'{path}: category {summarize(entry)}: expected "id" (an integer) and "name" (a string).'
+            )
     if not entries:
         raise DataError(f"{path} lists no categories: expected at least one.")
-    ordered = sorted(entries, key=lambda entry: entry["id"])  # as pycocotools orders them
+    ordered = sorted(entries, key=lambda entry: entry["id"])  # the order of pycocotools
     names, ids = tuple(entry["name"] for entry in ordered), tuple(entry["id"] for entry in ordered)
-    _refuse_repeated(path, '"id" of categories', ids)
-    _refuse_repeated(path, '"name" of categories', names)
+    _check_unique(path, '"id" of categories', ids)
+    _check_unique(path, '"name" of categories', names)
     return Categories(names, ids)
 
 
-def _refuse_repeated(path: Path, what: str, values: Sequence[Any]) -> None:
+def _check_unique(path: Path, label: str, values: Sequence[Any]) -> None:
     seen: set[Any] = set()
     for value in values:
         if value in seen:
-            raise DataError(f"{path}: {what}: {value!r} occurs more than once, expected different ones.")
+            raise DataError(f"{path}: {label}: {value!r} occurs more than once, expected unique values.")
         seen.add(value)
 
 
-def _choose(path: Path, categories: Categories, classes: Iterable[str]) -> Categories:
+def _select_classes(path: Path, categories: Categories, classes: Iterable[str]) -> Categories:
     try:
         labels = sorted(set(categories.labels(classes)))
     except SoloInferError as error:
         raise DataError(f"{path}: {error}") from error
     if not labels:
-        raise DataError(f"{path}: no class was chosen: name at least one, or give none to take all.")
+        raise DataError(f"{path}: no class was selected: name at least one, or pass None for all.")
     return Categories(
         tuple(categories.names[label] for label in labels), tuple(categories.ids[label] for label in labels)
     )
 
 
-def _check_annotation(path: Path, entry: Any, images: frozenset[ImageId], categories: frozenset[int]) -> None:
+def _check_references(
+    path: Path, entry: Any, image_ids: frozenset[ImageId], category_ids: frozenset[int]
+) -> None:
     try:
-        fits = entry["image_id"] in images and entry["category_id"] in categories
-    except (TypeError, KeyError):  # no object, a key is missing, or an id is a list
-        fits = False
-    if not fits:
+        is_listed = entry["image_id"] in image_ids and entry["category_id"] in category_ids
+    except (TypeError, KeyError):  # not an object, a key is missing, or an id is a list
+        is_listed = False
+    if not is_listed:
         raise DataError(
-            f'{path}: annotation {_short(entry)}: expected "image_id" and "category_id" that "images" and '
-            '"categories" of the file list.'
+            f'{path}: annotation {summarize(entry)}: expected "image_id" and "category_id" that are listed '
+            'in "images" and "categories" of the file.'
         )
 
 
+def _read_annotation(path: Path, entry: dict[str, Any]) -> Annotation:
+    annotation = Annotation(
+        id=entry.get("id"),
+        image_id=entry["image_id"],
+        category_id=entry["category_id"],
+        segmentation=entry.get("segmentation"),
+        area=entry.get("area"),
+        is_crowd=bool(entry.get("iscrowd", 0)),
+        bbox=entry.get("bbox"),
+    )
+    try:
+        for key in ("area", "iscrowd"):
+            if key in entry:
+                check_number(key, entry[key])
+    except ValueError as error:
+        raise DataError(f"{path}: {annotation.name}: {error}") from error
+    return annotation
+
+
 def read_ground_truth(data: CocoData) -> dict[int, list[GroundTruth]]:
-    """Return the annotated instances by category id.
+    """Return the annotated instances by category id; a missing area is that of the mask.
 
     Raises:
         DataError: A mask is missing, malformed or of another size than its image.
     """
     sizes = {image.id: (image.height, image.width) for image in data.images}
-    found: dict[int, list[GroundTruth]] = {number: [] for number in data.categories.ids}
-    for entry in data.annotations:
+    instances: dict[int, list[GroundTruth]] = {number: [] for number in data.categories.ids}
+    for annotation in data.annotations:
         try:
-            counts, area = to_rle(entry.get("segmentation"), *sizes[entry["image_id"]])
-            given_area = _number(entry.get("area", area), "area")
-            is_crowd = bool(_number(entry.get("iscrowd", 0), "iscrowd"))
+            counts, mask_area = to_rle(annotation.segmentation, *sizes[annotation.image_id])
         except ValueError as error:
-            raise DataError(f"{data.path}: annotation {_short(entry)}: {error}") from error
-        found[entry["category_id"]].append(GroundTruth(entry["image_id"], counts, given_area, is_crowd))
-    return found
+            raise DataError(f"{data.path}: {annotation.name}: {error}") from error
+        area = mask_area if annotation.area is None else annotation.area
+        instances[annotation.category_id].append(
+            GroundTruth(annotation.image_id, counts, area, annotation.is_crowd)
+        )
+    return instances
 
 
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f'"{what}" is {value!r}: expected a number.')
-    return value
+def check_number(key: str, value: Any) -> float:
+    """Return the value of a key.
+
+    Raises:
+        ValueError: The value is not a finite number.
+    """
+    try:
+        if isinstance(value, int | float) and math.isfinite(value):
+            return value
+    except OverflowError:  # an integer beyond the range of float
+        value = summarize(value)
+    raise ValueError(f'"{key}" is {value!r}: expected a finite number.')
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """Return any COCO segmentation as the counts of compressed RLE, and its area in pixels.
+    """Convert a COCO segmentation to the counts of compressed RLE and the area in pixels.
 
     Args:
-        segmentation: Polygons ([[x, y, x, y, ...], ...] in pixels), or RLE with "size" and "counts" as a
-            list or text.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        segmentation: Polygons ([[x, y, x, y, ...], ...] in pixels), or RLE with "size" and "counts" (a list
+            or a string).
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Raises:
-        ValueError: It is none of these, or RLE of another size.
+        ValueError: The segmentation is neither polygons nor RLE, or is of another size.
     """
     if isinstance(segmentation, dict):
         counts = _rle_counts(segmentation, height, width)
     elif isinstance(segmentation, list) and segmentation:
         counts = _polygon_counts(segmentation, height, width)
     else:
-        raise ValueError(f'"segmentation" is {_short(segmentation)}: expected polygons or RLE.')
+        raise ValueError(f'"segmentation" is {summarize(segmentation)}: expected polygons or RLE.')
     runs = run_lengths(counts)
-    # pycocotools never comes to an end with two masks whose runs are of different length in all.
+    # pycocotools loops forever when it compares masks whose run lengths have different sums.
     if runs.min(initial=0) < 0 or runs.sum() != height * width:
         raise ValueError(f"RLE counts do not add up to the {height * width} pixels of the image.")
     return counts, int(runs[1::2].sum())
@@ -255,8 +342,8 @@ def _polygon_counts(polygons: list[Any], height: int, width: int) -> bytes:
 
     try:
         return mask.merge(mask.frPyObjects(polygons, height, width))["counts"]
-    except Exception as error:  # pycocotools raises bare ones
-        raise ValueError(f"polygons that pycocotools does not take ({error})") from error
+    except Exception as error:  # pycocotools raises bare exceptions
+        raise ValueError(f"pycocotools cannot read the polygons ({error})") from error
 
 
 def _rle_counts(rle: dict[str, Any], height: int, width: int) -> bytes:
@@ -267,120 +354,14 @@ def _rle_counts(rle: dict[str, Any], height: int, width: int) -> bytes:
         raise ValueError(f"RLE of size {size} for an image of height {height}, width {width}.")
     if isinstance(counts, str) and counts.isascii():
         return counts.encode("ascii")
-    if isinstance(counts, list) and all(_is_whole(count) and 0 <= count < 1 << 32 for count in counts):
+    if isinstance(counts, list) and all(_is_int(count) and 0 <= count < 1 << 32 for count in counts):
         return mask.frPyObjects(rle, height, width)["counts"]
-    raise ValueError('RLE "counts" are no list of whole numbers and no (ASCII) text.')
+    raise ValueError('RLE "counts" are neither a list of integers nor ASCII text.')
 
 
-def run_lengths(counts: bytes) -> np.ndarray:
-    """Decode the counts of compressed RLE: pixels (runs,) int64 outside and inside the mask, in turn.
-
-    Each number is written in digits of five bits, lowest first, six bits a character: the highest says
-    that another digit follows. From the fourth on, numbers are differences to the last but one.
-
-    Raises:
-        ValueError: The text is damaged.
-    """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
-    if codes.size == 0 or codes.min() < 0 or codes.max() >= 64 or codes[-1] >= 32:
-        raise ValueError("RLE text is damaged or cut off.")
-    ends = np.flatnonzero(codes < 32)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:  # more than 32 bits
-        raise ValueError("RLE text is damaged: a number is too large.")
-    runs = np.add.reduceat((codes & 31) << (5 * places), starts)
-    runs -= np.where(codes[ends] & 16, np.int64(32) << (5 * places[ends]), 0)  # two's complement
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs
-
-
-def read_detections(files: Iterable[Path], data: CocoData) -> dict[int, list[Detection]]:
-    """Return the detections of the chosen images and classes by category id.
-
-    Only what scoring needs is kept, so that memory grows by little more than the masks' RLE text.
-    Detections of classes that the annotation file lacks are left out.
-
-    Args:
-        files: COCO results files (lists of "image_id", "category_id", "score" and "segmentation").
-        data: The annotation file.
-
-    Raises:
-        DataError: A file is none, has detections on unknown images, or none of a known class.
-    """
-    sizes = {image.id: (image.height, image.width) for image in data.images}
-    found: dict[int, list[Detection]] = {number: [] for number in data.categories.ids}
-    anything = anything_known = False
-    for path in files:
-        for entry in iterate_list(path):
-            anything = True
-            try:
-                known_image = entry["image_id"] in data.image_ids
-                category, score = entry["category_id"], _number(entry["score"], "score")
-                anything_known |= category in data.category_ids
-                if category in found and entry["image_id"] in sizes:
-                    mask = to_rle(entry["segmentation"], *sizes[entry["image_id"]])
-                    found[category].append(Detection(entry["image_id"], *mask, score))
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}: detection {_short(entry)} ({type(error).__name__}: {error}): expected "
-                    '"image_id", "category_id", "score" and "segmentation" (RLE of the image\'s size).'
-                ) from error
-            if not known_image:
-                raise DataError(
-                    f"{path}: image {entry['image_id']!r} is not in {data.path}: expected detections on the "
-                    "images of that file, under its ids."
-                )
-    if anything and not anything_known:
-        raise DataError(
-            f"No detection is of a category of {data.path} (ids {_short(sorted(data.category_ids))}): "
-            "expected its category ids."
-        )
-    return found
-
-
-def iterate_list(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON list one by one, holding little more than one of them.
-
-    Raises:
-        DataError: The file cannot be read or is no list of objects.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from _entries(path, file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Expected a COCO results file.") from error
-
-
-def _entries(path: Path, file: Any) -> Iterator[dict[str, Any]]:
-    decode = json.JSONDecoder().raw_decode
-    text = file.read(_CHUNK).lstrip()
-    at = 1
-    if not text.startswith("["):
-        raise DataError(f"{path} is no COCO results file: expected a JSON list of detections.")
-    while True:
-        at = _GAP.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
-        if text.startswith("]", at):
-            return
-        try:
-            entry, at = decode(text, at)
-        except json.JSONDecodeError as error:  # mostly because the rest of the entry is still to be read
-            more = file.read(max(_CHUNK, len(text) - at))
-            if not more:
-                raise DataError(
-                    f"{path} is no complete COCO results file: {error.msg} after {_short(text[at:])}."
-                ) from error
-            text, at = text[at:] + more, 0
-            continue
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: {_short(entry)} in the list: expected only objects.")
-        yield entry
-
-
-def _short(value: Any) -> str:
-    """Return a value for a message, without its mask and cut where it is long."""
+def summarize(value: Any) -> str:
+    """Return a value for a message, without its mask and cut to a maximum length."""
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if key != "segmentation"}
     text = repr(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    return text if len(text) <= _MAX_SUMMARY else f"{text[: _MAX_SUMMARY - 3]}..."

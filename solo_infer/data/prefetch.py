@@ -1,4 +1,4 @@
-"""Images on their way to a model: in order, ahead of their turn where that changes nothing."""
+"""Prefetch images in a background thread, preserving their order."""
 
 from __future__ import annotations
 
@@ -7,46 +7,60 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeAlias
 
-from solo_infer.data.images import Color, ImageSource, LoadedImage, iterate_sources, load_image
+from solo_infer.data.images import Color, LoadedImage, load_image
+from solo_infer.data.sources import ImageSource, iterate_sources
 from solo_infer.errors import ImageError, OfflineError, SoloInferError
 
-AHEAD = 2  # images that are decoded before their turn
+MAX_PREFETCHED = 2  # images decoded before they are needed
 
-# An image, and seconds: "load", that its loading took, and "wait", that the model waited for that.
-Loaded = tuple[LoadedImage, dict[str, float]]
-OnError = Callable[[str, SoloInferError], None]
+OnError: TypeAlias = Callable[[str, SoloInferError], None]
+_Load: TypeAlias = Callable[[], tuple[LoadedImage, float]]
 
 
-def load_all(
+class PrefetchedImage(NamedTuple):
+    """A loaded image and the time spent on loading it.
+
+    Attributes:
+        image: The decoded image.
+        timings: Seconds by stage: "load" for loading, "wait" for the time that the consumer was blocked.
+    """
+
+    image: LoadedImage
+    timings: dict[str, float]
+
+
+def prefetch_images(
     source: ImageSource | Iterable[ImageSource], color: Color, on_error: OnError | None
-) -> Iterator[Loaded]:
-    """Yield the images of a source, each with the seconds that its loading took.
+) -> Iterator[PrefetchedImage]:
+    """Iterate over the loaded images of a source, in its order.
+
+    Images of folders, glob patterns and lists of files are decoded in advance by one background thread. Other
+    iterables are consumed one image at a time, because they may be live: a camera's frame would be outdated
+    when it is needed.
 
     Args:
-        source: What ``iterate_sources`` takes.
+        source: Any source that ``iterate_sources`` accepts.
         color: Channel order of arrays and tensors.
-        on_error: Called with the name and error of an image that cannot be read, which is then left out;
-            if not given, the error is raised, when it is the image's turn.
+        on_error: Called with the name and the error of each image that cannot be loaded, which is then
+            skipped. With None, the error is raised when the image is due.
     """
-    in_turn = _load_ahead if _is_known_beforehand(source) else _load_in_turn
-    for item, load in in_turn(iterate_sources(source), color):
+    start_loading = _load_in_background if _is_known_in_advance(source) else _load_on_demand
+    for item, load in start_loading(iterate_sources(source), color):
         start = time.perf_counter()
         try:
-            loaded, seconds = load()
+            image, seconds = load()
         except (ImageError, OfflineError) as error:
             if on_error is None:
                 raise
             on_error(str(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
             continue
-        yield loaded, {"load": seconds, "wait": time.perf_counter() - start}
+        yield PrefetchedImage(image, {"load": seconds, "wait": time.perf_counter() - start})
 
 
-def _is_known_beforehand(source: object) -> bool:
-    """Return whether a source is a folder, a pattern or a list with files (or addresses, or bytes) in it.
-
-    An iterator may be a camera: what it gives ahead of its turn would be old by then.
-    """
+def _is_known_in_advance(source: object) -> bool:
+    """Return whether a source is a folder, a glob pattern, or a list that contains files, URLs or bytes."""
     if isinstance(source, list | tuple):
         return len(source) > 1 and any(isinstance(item, str | os.PathLike | bytes) for item in source)
     return isinstance(source, str | os.PathLike)
@@ -54,30 +68,27 @@ def _is_known_beforehand(source: object) -> bool:
 
 def _load_timed(item: ImageSource, color: Color) -> tuple[LoadedImage, float]:
     start = time.perf_counter()
-    loaded = load_image(item, color=color)
-    return loaded, time.perf_counter() - start
+    image = load_image(item, color=color)
+    return image, time.perf_counter() - start
 
 
-Load = Callable[[], tuple[LoadedImage, float]]
-
-
-def _load_in_turn(items: Iterator[ImageSource], color: Color) -> Iterator[tuple[ImageSource, Load]]:
+def _load_on_demand(items: Iterator[ImageSource], color: Color) -> Iterator[tuple[ImageSource, _Load]]:
     for item in items:
         yield item, lambda item=item: _load_timed(item, color)  # type: ignore[misc]
 
 
-def _load_ahead(items: Iterator[ImageSource], color: Color) -> Iterator[tuple[ImageSource, Load]]:
+def _load_in_background(items: Iterator[ImageSource], color: Color) -> Iterator[tuple[ImageSource, _Load]]:
     pending: deque[tuple[ImageSource, Future[tuple[LoadedImage, float]]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="solo_infer-decode") as pool:
         try:
             for item in items:
                 pending.append((item, pool.submit(_load_timed, item, color)))
-                if len(pending) > AHEAD:
-                    first, future = pending.popleft()
-                    yield first, future.result
+                if len(pending) > MAX_PREFETCHED:
+                    next_item, future = pending.popleft()
+                    yield next_item, future.result
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result
+                next_item, future = pending.popleft()
+                yield next_item, future.result
         finally:
             for _, future in pending:
                 future.cancel()

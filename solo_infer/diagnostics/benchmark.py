@@ -20,8 +20,8 @@ import torch
 
 from solo_infer._version import __version__
 from solo_infer.data import images
-from solo_infer.data.images import ImageSource
-from solo_infer.data.prefetch import Loaded
+from solo_infer.data.prefetch import PrefetchedImage
+from solo_infer.data.sources import ImageSource
 from solo_infer.errors import ConfigError
 from solo_infer.inference.preprocess import plan
 from solo_infer.ops import dispatch
@@ -119,7 +119,7 @@ def measure(
     if min(batch_size, runs) < 1 or warmup < 0:
         raise ConfigError(f"batch_size={batch_size}, runs={runs}, warmup={warmup}: expected 1, 1, 0 or more.")
     loaded = images.load_image(source)
-    batch: list[Loaded] = [(loaded, {})] * batch_size
+    batch = [PrefetchedImage(loaded, {})] * batch_size
     thresholds = model.config.thresholds
 
     def run(synchronized: bool) -> dict[str, float]:

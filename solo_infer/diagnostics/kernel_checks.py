@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infer.config import PreprocessConfig, SOLOConfig
+from solo_infer.config import PreprocessConfig
 from solo_infer.inference.preprocess import plan, prepare_batch
-from solo_infer.inference.solo_static import measure, measure_torch
-from solo_infer.models.optimized.static_masks import CellTable, DecoupledSlotMaps, PlainSlotMaps
-from solo_infer.models.solo.network import DecoupledHead, PlainHead
 from solo_infer.ops import dispatch, packed_masks
-from solo_infer.ops.batched_nms import decay_factors, decay_factors_torch
-from solo_infer.ops.group_norm_relu import group_norm_relu, group_norm_relu_torch
-from solo_infer.ops.paste_masks import enlarge, enlarge_torch
+from solo_infer.ops.group_norm_relu import group_norm_relu
+from solo_infer.ops.mask_statistics import axis_mask_statistics, cell_mask_statistics
+from solo_infer.ops.matrix_nms import decay_factors
+from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.device import FastPaths, fast_paths, is_corex_card
 
 TRITON = "triton"
@@ -77,7 +75,7 @@ def _group_norm_agrees(device: torch.device) -> bool:
     x = _random(1, 64, 19, 23).sub(0.3).to(device, memory_format=torch.channels_last)
     weight, bias = _random(2, 64).to(device)
     found = group_norm_relu(x, 32, weight, bias, 1e-5)
-    expected = group_norm_relu_torch(x.contiguous(), 32, weight, bias, 1e-5)
+    expected = group_norm_relu.reference(x.contiguous(), 32, weight, bias, 1e-5)
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -86,31 +84,41 @@ def _matrix_nms_agrees(device: torch.device) -> bool:
     packed, areas = packed_masks.pack(masks).to(device), masks.sum(2).float().to(device)
     labels = (torch.arange(40) % 3)[None].to(device)
     arguments = packed, areas, labels, "gaussian", 2.0
-    return torch.allclose(decay_factors(*arguments), decay_factors_torch(*arguments), rtol=0, atol=1e-5)
+    return torch.allclose(decay_factors(*arguments), decay_factors.reference(*arguments), rtol=0, atol=1e-5)
 
 
-def _enlarging_agrees(device: torch.device) -> bool:
+def _mask_pasting_agrees(device: torch.device) -> bool:
+    sizes = (64, 96), (61, 90), (101, 77)
     soft = _random(3, 16, 24).to(device)
-    found, _ = enlarge(soft, (64, 96), (61, 90), (101, 77), 0.5)
-    surely, maybe = (enlarge_torch(soft, (64, 96), (61, 90), (101, 77), 0.5 + by)[0] for by in (1e-5, -1e-5))
-    return not bool((surely & ~found).any() or (found & ~maybe).any())
+    packed = paste_masks(soft, *sizes, 0.5).packed
+    lower, upper = (paste_masks.reference(soft, *sizes, 0.5 + offset).packed for offset in (1e-5, -1e-5))
+    return _is_between(packed, lower, upper)
 
 
-def _measuring_agrees(device: torch.device) -> bool:
-    config = SOLOConfig(num_classes=1, stacked_convs=1, pyramid_channels=32, head_channels=32)
-    table = CellTable.of(config, device)
-    cells = torch.arange(0, config.num_cells, 97, device=device)[None]
-    sizes = ((8, 12), (8, 12), (4, 6), (2, 3), (2, 3))
-    levels = [_random(1, 32, *size).to(device) for size in sizes]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(0)
-        plain, decoupled = PlainHead(config).to(device), DecoupledHead(config).to(device)
-    for maps in (PlainSlotMaps(plain, levels, table), DecoupledSlotMaps(decoupled, levels, table)):
-        _, _, found = measure(maps, cells, 0.25)
-        surely, maybe = (measure_torch(maps, cells, 0.25 + by)[2] for by in (1e-4, -1e-4))
-        if (surely & ~found).any() or (found & ~maybe).any():
-            return False
-    return True
+def _mask_statistics_agree(device: torch.device) -> bool:
+    sizes, out_size = ((8, 12), (4, 6), (2, 3)), (16, 24)
+    logits = (8 * _random(1, 40, sum(height * width for height, width in sizes)) - 4).to(device)
+    levels = (torch.arange(40) % 5)[None].to(device)
+    packed = cell_mask_statistics(logits, levels, sizes, out_size, 0.25).packed
+    lower, upper = (
+        cell_mask_statistics.reference(logits, levels, sizes, out_size, 0.25 + offset).packed
+        for offset in (1e-4, -1e-4)
+    )
+    if not _is_between(packed, lower, upper):
+        return False
+    column_masks, row_masks = _random(2, 1, 7, 16, 24).to(device)
+    columns, rows = levels, 6 - levels
+    packed = axis_mask_statistics(column_masks, row_masks, columns, rows, 0.25).packed
+    lower, upper = (
+        axis_mask_statistics.reference(column_masks, row_masks, columns, rows, 0.25 + offset).packed
+        for offset in (1e-4, -1e-4)
+    )
+    return _is_between(packed, lower, upper)
+
+
+def _is_between(packed: Tensor, lower: Tensor, upper: Tensor) -> bool:
+    """Return whether packed masks include the lower ones and are included in the upper ones."""
+    return not bool((lower & ~packed).any() or (packed & ~upper).any())
 
 
 def _random(*shape: int) -> Tensor:
@@ -120,7 +128,7 @@ def _random(*shape: int) -> Tensor:
 CHECKS = {
     "preprocessing": _preprocessing_agrees,
     "GroupNorm": _group_norm_agrees,
-    "mask measuring": _measuring_agrees,
+    "mask statistics": _mask_statistics_agree,
     "Matrix-NMS": _matrix_nms_agrees,
-    "mask enlargement": _enlarging_agrees,
+    "mask pasting": _mask_pasting_agrees,
 }

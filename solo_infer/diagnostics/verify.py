@@ -21,7 +21,7 @@ from solo_infer.diagnostics import procedural_weights
 from solo_infer.inference import solo
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models import build_network
-from solo_infer.models.yolact.network import ANCHORS_PER_CELL
+from solo_infer.models.yolact.head import ANCHORS_PER_CELL
 from solo_infer.ops import packed_masks, rle
 from solo_infer.runtime.device import resolve_device, resolve_dtype
 from solo_infer.segmenters.auto import build_segmenter

@@ -23,7 +23,8 @@ from typing import Any
 
 from torch import distributed
 
-from solo_infer.data.coco import CocoData, read_annotations, read_detections, read_ground_truth
+from solo_infer.data.coco import CocoData, read_annotations, read_ground_truth
+from solo_infer.data.coco_results import read_detections
 from solo_infer.errors import ConfigError, DataError, ResultError
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS, ClassMetrics, check_max_detections, measure
 from solo_infer.evaluation.predict import (

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from solo_infer.data.coco import CocoData, Detection, GroundTruth, ImageId
+from solo_infer.data.coco import CocoData, GroundTruth, ImageId
+from solo_infer.data.coco_results import Detection
 from solo_infer.errors import ConfigError
 
 AREAS = ("", "s", "m", "l")  # all, below 32^2, from 32^2 to 96^2, above 96^2 pixels: pycocotools' order

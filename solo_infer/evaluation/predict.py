@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from solo_infer.config import BasePostprocessConfig
 from solo_infer.config.categories import Categories
-from solo_infer.data.coco import CocoData, ImageRecord, iterate_list
+from solo_infer.data.coco import CocoData, ImageRecord
+from solo_infer.data.coco_results import iterate_list
+from solo_infer.data.exif import upright_size
 from solo_infer.errors import DataError, ResultError
 from solo_infer.results.result import Result
 from solo_infer.results.writers import CocoFile
@@ -28,7 +30,6 @@ from solo_infer.segmenters.base import Segmenter
 logger = logging.getLogger(__name__)
 
 _NAMED = 5  # files or classes that a message names
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -157,23 +158,13 @@ def _problem(path: Path, image: ImageRecord) -> str | None:
     if not path.is_file():
         return "are missing"
     try:
-        height, width = _upright_size(path)
+        height, width = upright_size(path)
     except UnidentifiedImageError:
         return "are not images"
     except Exception as error:  # a damaged header raises almost anything; decoding will tell more
         logger.info("%s: size not checked beforehand: %s", path, error)
         return None
     return "have another size" if (height, width) != (image.height, image.width) else None
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) in pixels from the file's header."""
-    with Image.open(path) as picture:
-        width, height = picture.size
-        exif = Image.Exif()
-        # Not getexif(), which decodes the picture of some formats to look for more, and reads XMP too.
-        exif.load(picture.info.get("exif", b""))
-    return (width, height) if exif.get(ExifTags.Base.Orientation) in _SIDEWAYS else (height, width)
 
 
 def _check_size(annotations: Path, image: ImageRecord, result: Result) -> None:

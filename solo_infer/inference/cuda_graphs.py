@@ -1,8 +1,8 @@
-"""CUDA graphs: a recorded sequence of launches that one call replays, in place of hundreds.
+"""Cache of CUDA graphs: one call replays a recorded sequence of launches.
 
-A graph works on buffers of its own, and all graphs of a cache share the memory of what they need on the way.
-So only one of them is in use at a time: a lock keeps other threads from it on the host, an event on the
-device.
+Each graph has its own input and output buffers; all graphs of a cache share the memory pool of their
+intermediates. Only one of them may therefore run at a time, which a lock ensures on the host and an event on
+the device.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ import torch
 from torch import Tensor
 
 _LOGGER = logging.getLogger(__name__)
-_CAPTURING = threading.Lock()  # CUDA records one graph at a time
+_CAPTURE_LOCK = threading.Lock()  # CUDA records one graph at a time
 
-# Graphs that are kept, and what their inputs and outputs may take together. COCO has some 35 padded sizes.
-MOST_GRAPHS = 48
-MOST_BYTES = 4 << 30
-# Keys whose sightings are counted.
-_MOST_SEEN = 1024
+# Greatest number of graphs, and of bytes of their inputs and outputs. COCO has about 35 padded sizes.
+MAX_GRAPHS = 48
+MAX_BYTES = 4 << 30
+_MAX_COUNTED_KEYS = 1024
 
 Function = Callable[..., Any]
 
 
 class Captured(Protocol):
-    """A recorded function with buffers of its own."""
+    """A recorded function with its own buffers."""
 
-    size: int  # bytes of inputs and outputs
+    size: int  # bytes of the inputs and outputs
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
-        """Run on inputs of the recorded shapes; return the outputs, which the next replay overwrites."""
+        """Run on inputs of the recorded shapes; the next replay overwrites the returned outputs."""
 
     def release(self) -> None:
-        """Tell that all work that reads the outputs has been handed to the current stream."""
+        """Record an event after the last read of the outputs on the current stream."""
 
 
-# Function, inputs, and one that was made before (or None), whose memory may be shared.
+# Function, inputs, and an earlier recording (or None) whose memory pool may be shared.
 Capture = Callable[[Function, Sequence[Tensor], Any], Captured]
 
 
@@ -49,41 +48,41 @@ class CudaGraph:
     """A function recorded as a CUDA graph; see ``Captured``.
 
     Args:
-        function: Takes and returns tensors on one CUDA device, and waits for nothing.
-        inputs: Of the shapes, dtypes and layouts to come.
-        neighbor: Another graph on the device, never in use while this one is, to share its memory.
+        function: Takes and returns tensors on one CUDA device, without host synchronization.
+        inputs: Tensors with the shapes, dtypes and layouts of all later inputs.
+        pool_owner: Another graph on the device that never runs at the same time; its memory pool is shared.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor], neighbor: CudaGraph | None) -> None:
+    def __init__(self, function: Function, inputs: Sequence[Tensor], pool_owner: CudaGraph | None) -> None:
         self._device = inputs[0].device
         self._read: torch.cuda.Event
         self._graph = torch.cuda.CUDAGraph()
-        pool = None if neighbor is None else neighbor._graph.pool()
-        # Buffers made in a caller's inference mode could not be written to outside of it.
-        with _CAPTURING, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self._device):
+        pool = None if pool_owner is None else pool_owner._graph.pool()
+        # Buffers created in a caller's inference mode could not be written outside of it.
+        with _CAPTURE_LOCK, torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self._device):
             self._inputs = [tensor.clone() for tensor in inputs]
-            self._read = torch.cuda.Event() if neighbor is None else neighbor._read
+            self._read = torch.cuda.Event() if pool_owner is None else pool_owner._read
             current, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(current)
-            with torch.cuda.stream(side):  # libraries choose and compile what they will launch
+            with torch.cuda.stream(side):  # libraries select and compile their kernels
                 function(*self._inputs)
             current.wait_stream(side)
-            # Not torch's own stream for captures, which belongs to the device that captured first.
+            # Not torch's default capture stream, which belongs to the device that captured first.
             with torch.cuda.graph(self._graph, pool, side, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
         self.size = sum(map(_bytes_of, (self._inputs, self._outputs)))
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
-        """Run on inputs of the recorded shapes; return the outputs, which the next replay overwrites."""
+        """Run on inputs of the recorded shapes; the next replay overwrites the returned outputs."""
         with torch.cuda.device(self._device):
             torch.cuda.current_stream().wait_event(self._read)
-            for own, given in zip(self._inputs, inputs, strict=True):
-                own.copy_(given, non_blocking=True)
+            for buffer, tensor in zip(self._inputs, inputs, strict=True):
+                buffer.copy_(tensor, non_blocking=True)
             self._graph.replay()
         return self._outputs
 
     def release(self) -> None:
-        """Tell that all work that reads the outputs has been handed to the current stream."""
+        """Record an event after the last read of the outputs on the current stream."""
         with torch.cuda.device(self._device):
             self._read.record(torch.cuda.current_stream())
 
@@ -95,28 +94,27 @@ def _bytes_of(value: Any) -> int:
 
 
 class GraphCache:
-    """Recorded functions by key, the least recently used one dropped when there are too many.
+    """Least-recently-used cache of recorded functions.
 
-    A key is captured when it comes for the second time: an image of a size of its own does not pay for a
-    capture. Each time as many graphs as fit have been dropped, this number doubles, so that a stream of more
-    sizes than fit does not capture on and on. What cannot be captured runs as usual, which is logged once for
-    its key.
+    A key is captured at its second use, so that a rare image size does not pay for a capture. Whenever as
+    many graphs have been dropped as fit, the number of uses doubles: a stream of more sizes than fit does not
+    capture forever. Functions that cannot be captured run as usual, which is logged once per key.
 
     Args:
-        capture: What records a function; another one in tests.
-        most: Graphs that are kept.
-        most_bytes: That their inputs and outputs may take together.
+        capture: Records a function; replaced in tests.
+        max_graphs: Greatest number of graphs.
+        max_bytes: Greatest number of bytes of their inputs and outputs.
     """
 
     def __init__(
-        self, capture: Capture = CudaGraph, most: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES
+        self, capture: Capture = CudaGraph, max_graphs: int = MAX_GRAPHS, max_bytes: int = MAX_BYTES
     ) -> None:
-        self._capture, self._most, self._most_bytes = capture, most, most_bytes
-        self._counting, self._using = threading.Lock(), threading.Lock()
+        self._capture, self._max_graphs, self._max_bytes = capture, max_graphs, max_bytes
+        self._count_lock, self._run_lock = threading.Lock(), threading.Lock()
         self._owner: object = None
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._uses: OrderedDict[Hashable, int] = OrderedDict()
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
-        self._refused: set[Hashable] = set()
+        self._uncapturable: set[Hashable] = set()
         self._dropped = 0
 
     def __len__(self) -> int:
@@ -126,17 +124,17 @@ class GraphCache:
     def run(
         self, owner: object, key: Hashable, function: Function, inputs: Sequence[Tensor]
     ) -> Iterator[Any]:
-        """Yield ``function(*inputs)``; what is to be kept must be copied before the context ends.
+        """Yield ``function(*inputs)``; outputs that are kept must be copied before the context ends.
 
         Args:
-            owner: Whose weights the function uses and keeps alive; another owner's graphs are dropped.
-            key: What the function's launches depend on, shapes and device included.
-            function: Takes and returns tensors; its launches depend on nothing but the key.
-            inputs: Tensors.
+            owner: Object that owns the weights. The graphs of another owner are dropped.
+            key: Everything that the launches of the function depend on, including shapes and device.
+            function: Takes and returns tensors; its launches depend on the key only.
+            inputs: Arguments of the function.
         """
         key = (id(owner), key)
-        if self._is_due(key):
-            with self._using:
+        if self._should_capture(key):
+            with self._run_lock:
                 captured = self._find(owner, key, function, inputs)
                 if captured is not None:
                     try:
@@ -146,39 +144,41 @@ class GraphCache:
                     return
         yield function(*inputs)
 
-    def _is_due(self, key: Hashable) -> bool:
-        """Count a sighting; return whether the key has come often enough for a graph."""
-        with self._counting:
-            seen = self._seen[key] = self._seen.pop(key, 0) + 1
-            if len(self._seen) > _MOST_SEEN:
-                self._seen.popitem(last=False)
-            return seen >= 2 << self._dropped // self._most and key not in self._refused
+    def _should_capture(self, key: Hashable) -> bool:
+        """Count a use of the key; return whether it is used often enough for a graph."""
+        with self._count_lock:
+            uses = self._uses[key] = self._uses.pop(key, 0) + 1
+            if len(self._uses) > _MAX_COUNTED_KEYS:
+                self._uses.popitem(last=False)
+            return uses >= 2 << self._dropped // self._max_graphs and key not in self._uncapturable
 
     def _find(
         self, owner: object, key: Hashable, function: Function, inputs: Sequence[Tensor]
     ) -> Captured | None:
-        """Return the graph of a key, captured if it is new, None if that cannot be done."""
+        """Return the graph of a key, captured if it is new; None if it cannot be captured."""
         if owner is not self._owner:
             self._owner, self._dropped = owner, 0
             self._graphs.clear()
-            self._refused.clear()
+            self._uncapturable.clear()
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
-        neighbor = next(iter(self._graphs.values()), None)
+        pool_owner = next(iter(self._graphs.values()), None)
         try:
-            captured = self._capture(function, inputs, neighbor)
-        except RuntimeError as error:  # CUDA's own errors, and want of memory
-            self._refused.add(key)
+            captured = self._capture(function, inputs, pool_owner)
+        except RuntimeError as error:  # CUDA errors, including out of memory
+            self._uncapturable.add(key)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            _LOGGER.warning("No CUDA graph for this input, it runs without one: %s", reason)
+            _LOGGER.warning("No CUDA graph can be captured for this input, it runs without one: %s", reason)
             return None
         self._graphs[key] = captured
-        while len(self._graphs) > self._most or (len(self._graphs) > 1 and self._total() > self._most_bytes):
+        while len(self._graphs) > self._max_graphs or (
+            len(self._graphs) > 1 and self._total() > self._max_bytes
+        ):
             dropped, _ = self._graphs.popitem(last=False)
             self._dropped += 1
-            with self._counting:
-                self._seen.pop(dropped, None)
+            with self._count_lock:
+                self._uses.pop(dropped, None)
         return captured
 
     def _total(self) -> int:

@@ -1,52 +1,102 @@
-"""From class scores and lazy masks to detections, with bounded memory; mmdet's rules and order.
+"""From network inputs to detections of SOLO, with mmdet's rules and order and with bounded memory.
 
-The masks of all candidates never exist at once. They are computed in chunks, of which only area,
-maskness and packed bits are kept; the few that survive the NMS are computed again for the
-up-sampling to the original size, a few at a time.
+The masks of all candidates never exist at the same time. They are computed in chunks, of which only area,
+maskness and packed bits are kept. The masks that survive NMS are computed again, a few at a time, for the
+resize to the original size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
+from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.solo.network import MaskMaps
-from solo_infer.ops import packed_masks
-from solo_infer.ops.banded_resize import packed_at_file_size
-from solo_infer.ops.boxes import packed_boxes
+from solo_infer.models.solo.head import class_scores_from_logits
+from solo_infer.models.solo.masks import CandidateMasks
+from solo_infer.models.solo.network import SOLONetwork
 from solo_infer.ops.greedy_nms import greedy_nms_packed
 from solo_infer.ops.matrix_nms import NMSResult, matrix_nms_packed
-
-# Bytes of float32 maps that one step may hold at a time; a step needs about four times this. On the CPU few
-# enough that they stay in the cache and that the allocator keeps their memory.
-CHUNK_BYTES = 64 << 20
-CACHED_BYTES = 16 << 20
+from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.runtime.stopwatch import Stopwatch
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """(Cell, class) pairs of one image whose class score is high enough, in mmdet's order."""
+class Candidates(NamedTuple):
+    """(Cell, class) pairs of one image above the score threshold, in mmdet's order."""
 
     cells: Tensor  # (K,) int64, ascending
     labels: Tensor  # (K,) int64
     scores: Tensor  # (K,) float32
 
 
-@dataclass(frozen=True)
-class Detections:
-    """The instances of one image, best first, at its original size."""
+class Features(NamedTuple):
+    """Feature maps and class scores of a batch."""
 
-    scores: Tensor  # (N,) float32
-    labels: Tensor  # (N,) int64
-    boxes: Tensor  # (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive; see Result.boxes
-    packed_masks: Tensor  # (N, H, ceil(W / 8)) uint8, see ops.bits
+    levels: list[Tensor]  # five inputs of the head
+    scores: Tensor  # (N, cells, classes) float32, zero for excluded classes
+
+
+def detect_batch(
+    network: SOLONetwork,
+    inputs: Tensor,
+    geometries: Sequence[Geometry],
+    thresholds: PostprocessConfig,
+    class_mask: Tensor | None,
+    stopwatch: Stopwatch,
+) -> list[Detections]:
+    """Return the detections of each image of a batch.
+
+    Args:
+        network: Network, plain or optimized.
+        inputs: (N, 3, H, W) network inputs.
+        geometries: Sizes of the images.
+        thresholds: Post-processing settings.
+        class_mask: (classes,) float32, 0 for excluded classes. Defaults to no excluded classes.
+        stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
+    """
+    features = extract_features(network, inputs, class_mask, stopwatch)
+    return detect_features(network, features, geometries, thresholds, stopwatch)
+
+
+def extract_features(
+    network: SOLONetwork, inputs: Tensor, class_mask: Tensor | None, stopwatch: Stopwatch
+) -> Features:
+    """Run a network up to the class scores; see ``detect_batch``."""
+    maps = network.backbone(inputs)
+    stopwatch.mark("backbone")
+    levels = network.neck(maps)
+    stopwatch.mark("pyramid")
+    scores = class_scores_from_logits(network.mask_head.class_logits(levels))
+    if class_mask is not None:
+        scores = scores * class_mask
+    stopwatch.mark("classes")
+    return Features(levels, scores)
+
+
+def detect_features(
+    network: SOLONetwork,
+    features: Features,
+    geometries: Sequence[Geometry],
+    thresholds: PostprocessConfig,
+    stopwatch: Stopwatch,
+) -> list[Detections]:
+    """Turn feature maps and class scores of a batch into detections; see ``detect_batch``."""
+    candidates = [find_candidates(scores, thresholds.score_thr) for scores in features.scores]
+    cells = [image.cells.unique_consecutive() for image in candidates]
+    masks = network.mask_head.masks(features.levels, cells)
+    stopwatch.mark("masks")
+    strides = network.mask_head.cells.stride
+    detections = [
+        detect_image(*image, strides, geometry, thresholds)
+        for *image, geometry in zip(candidates, masks, geometries, strict=True)
+    ]
+    stopwatch.mark("post")
+    return detections
 
 
 def find_candidates(class_scores: Tensor, score_thr: float) -> Candidates:
@@ -55,10 +105,9 @@ def find_candidates(class_scores: Tensor, score_thr: float) -> Candidates:
     return Candidates(cells, labels, class_scores[cells, labels])
 
 
-def detect(
+def detect_image(
     candidates: Candidates,
-    maps: MaskMaps | None,
-    image: int,
+    masks: CandidateMasks,
     strides: Tensor,
     geometry: Geometry,
     thresholds: PostprocessConfig,
@@ -66,126 +115,67 @@ def detect(
     """Turn the candidates of one image into its detections.
 
     Args:
-        candidates: From ``find_candidates``.
-        maps: The masks of (at least) their cells; not needed if there are no candidates.
-        image: Index of the image in the batch.
-        strides: (cells,) float32, the stride of each cell's level.
-        geometry: The image's sizes.
-        thresholds: All settings.
+        candidates: Result of ``find_candidates``.
+        masks: Masks of their cells.
+        strides: (cells,) stride of the level of each cell.
+        geometry: Sizes of the image.
+        thresholds: Post-processing settings.
     """
-    kept = None
-    if maps is not None and len(candidates.cells):
-        kept = suppress(candidates, maps, image, strides, thresholds)
-    if maps is None or kept is None or len(kept.scores) == 0:
-        return _nothing(geometry.original, candidates.scores.device)
-    packed, boxes = full_size_masks(maps, image, candidates.cells[kept.keep], geometry, thresholds.mask_thr)
+    kept = apply_nms(candidates, masks, strides, thresholds) if len(candidates.cells) else None
+    if kept is None or len(kept.scores) == 0:
+        return empty_detections(geometry.original, candidates.scores.device)
+    packed, boxes = full_size_masks(masks, candidates.cells[kept.keep], geometry, thresholds.mask_thr)
     return Detections(kept.scores, kept.labels, boxes, packed)
 
 
-def suppress(
-    candidates: Candidates, maps: MaskMaps, image: int, strides: Tensor, thresholds: PostprocessConfig
+def apply_nms(
+    candidates: Candidates, masks: CandidateMasks, strides: Tensor, thresholds: PostprocessConfig
 ) -> NMSResult | None:
-    """Rescore candidates by maskness, drop small masks, run the NMS; ``keep`` indexes candidates."""
-    # Cells are ascending, so the classes of one cell follow each other and share its mask.
-    cells, owners = candidates.cells.unique_consecutive(return_inverse=True)
-    areas, maskness, packed = measure_masks(maps, image, cells, thresholds.mask_thr)
-    large = torch.nonzero((areas > strides[cells])[owners]).flatten()
+    """Rescore candidates by maskness, drop small masks and run NMS; see ``detect_image``.
+
+    Returns:
+        The result of NMS, whose ``keep`` indexes the candidates; None if all masks are too small.
+    """
+    # Cells are ascending: the classes of one cell are adjacent and share its mask.
+    cells, mask_index = candidates.cells.unique_consecutive(return_inverse=True)
+    areas, sums, packed = masks.statistics(cells, thresholds.mask_thr)
+    maskness = sums / areas.clamp(min=1)  # mean mask score inside the mask
+    large = torch.nonzero((areas > strides[cells])[mask_index]).flatten()
     if len(large) == 0:
         return None
-    owners = owners[large]
-    kept = _nms(thresholds)(
+    mask_index = mask_index[large]
+    kept = _nms_function(thresholds)(
         packed,
-        areas[owners],
+        areas[mask_index],
         candidates.labels[large],
-        candidates.scores[large] * maskness[owners],
+        candidates.scores[large] * maskness[mask_index],
         nms_pre=thresholds.nms_pre,
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
-        owners=owners,
+        mask_index=mask_index,
     )
     return kept._replace(keep=large[kept.keep])
 
 
-def _nms(thresholds: PostprocessConfig) -> Callable[..., NMSResult]:
+def _nms_function(thresholds: PostprocessConfig) -> Callable[..., NMSResult]:
     if thresholds.nms == "greedy":
         return partial(greedy_nms_packed, iou_thr=thresholds.nms_iou)
     return partial(matrix_nms_packed, kernel=thresholds.kernel, sigma=thresholds.sigma)
 
 
-def measure_masks(
-    maps: MaskMaps, image: int, cells: Tensor, mask_thr: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the masks of cells (K,), ascending, chunk by chunk.
-
-    Returns:
-        areas (K,) float32 in mask pixels, maskness (K,) float32 in 0..1 (the mean mask score inside the
-        mask, 0 if that is empty), packed masks (K, B) uint8.
-    """
-    areas, maskness, packed = [], [], []
-    for chunk in cells.split(_chunk_length(maps.size, cells.device)):
-        scores = maps.scores(image, chunk).flatten(1)  # (k, H/4 * W/4)
-        packed.append(packed_masks.pack(scores > mask_thr))
-        area = packed_masks.count(packed[-1]).float()
-        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=1)
-        areas.append(area)
-        maskness.append(inside / area.clamp(min=1))
-    return torch.cat(areas), torch.cat(maskness), torch.cat(packed)
-
-
 def full_size_masks(
-    maps: MaskMaps, image: int, cells: Tensor, geometry: Geometry, mask_thr: float
+    masks: CandidateMasks, cells: Tensor, geometry: Geometry, mask_thr: float
 ) -> tuple[Tensor, Tensor]:
     """Return packed masks and boxes of cells (N,) at the original size of the image.
 
-    The soft masks are up-sampled to four times their size, which is the padded input's if that is a
-    multiple of 32, cropped to the part that the image fills and resized to its original size, all
-    bilinearly, before the threshold.
+    Soft masks are up-sampled by 4 (to the padded input if that is a multiple of 32), cropped to the part that
+    the image fills and resized to its original size, all bilinearly, before the threshold.
     """
     order = cells.argsort(stable=True)
-    packed = []
-    for chunk in cells[order].split(_chunk_length(_largest(maps, geometry, cells.device), cells.device)):
-        soft = maps.scores(image, chunk)  # (k, H/4, W/4)
-        if soft.device.type == "cpu":
-            enlarged = _enlarged(soft)
-            packed.append(packed_at_file_size(soft, enlarged, geometry.resized, geometry.original, mask_thr))
-        else:
-            packed.append(packed_masks.pack(resized_to_file(soft, geometry) > mask_thr))
-    masks = torch.empty_like(joined := torch.cat(packed))
-    masks[order] = joined
-    return masks, packed_boxes(masks, geometry.original[1])
-
-
-def resized_to_file(soft: Tensor, geometry: Geometry) -> Tensor:
-    """Return soft masks (k, H/4, W/4) at the original size, (k, H, W): the plain way, on any device."""
-    height, width = geometry.resized
-    soft = F.interpolate(soft[None], size=_enlarged(soft), mode="bilinear", align_corners=False)
-    soft = soft[:, :, :height, :width]
-    return F.interpolate(soft, size=geometry.original, mode="bilinear", align_corners=False)[0]
-
-
-def _enlarged(soft: Tensor) -> tuple[int, int]:
-    """Return the size that soft masks (k, h, w) are up-sampled to (mmdet's ``upsampled_size``)."""
-    return 4 * soft.shape[1], 4 * soft.shape[2]
-
-
-def _largest(maps: MaskMaps, geometry: Geometry, device: torch.device) -> tuple[int, int]:
-    """Return the size of the largest maps that the way to the original size needs."""
-    if device.type == "cpu":
-        return maps.size
-    return max(geometry.padded, geometry.original, key=lambda size: size[0] * size[1])
-
-
-def _chunk_length(size: tuple[int, int], device: torch.device) -> int:
-    """Return how many float32 maps of this size one step may hold."""
-    limit = CACHED_BYTES if device.type == "cpu" else CHUNK_BYTES
-    return max(limit // (4 * size[0] * size[1]), 1)
-
-
-def _nothing(size: tuple[int, int], device: torch.device) -> Detections:
-    height, width = size
-    return Detections(
-        torch.zeros(0, device=device),
-        torch.zeros(0, dtype=torch.int64, device=device),
-        torch.zeros((0, 4), device=device),
-        torch.zeros((0, height, (width + 7) // 8), dtype=torch.uint8, device=device),
-    )
+    upsampled = (4 * masks.size[0], 4 * masks.size[1])
+    chunks = [
+        paste_masks(masks.scores(chunk), upsampled, geometry.resized, geometry.original, mask_thr)
+        for chunk in cells[order].split(masks.chunk_length(cells))
+    ]
+    packed, boxes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return packed[order.argsort()], boxes[order.argsort()]

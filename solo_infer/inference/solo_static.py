@@ -1,162 +1,206 @@
-"""From a network input to detections in arrays of fixed size, without a question to the device on the way.
+"""From network inputs to detections of SOLO with static shapes and one host synchronization per batch.
 
-``postprocessing`` does the same with arrays that are as long as there are candidates, for which it must wait
-for the device again and again. Here candidates fill the first of a fixed number of slots, in the same order;
-what the other slots hold is computed too and masked out. All shapes follow from the batch, the padded size,
-the number of slots and the thresholds, so that one CUDA graph can hold all of it.
+Preprocessing, the network, NMS and the soft masks of the detections are launched without reading a result;
+all shapes follow from the batch, the padded size and the settings, so that one CUDA graph can hold them. Then
+the host reads the numbers of detections and candidates and resizes just those masks. Images with more
+candidates than ``CAPACITIES[0]`` run again with a larger capacity. Images with more than ``CAPACITIES[-1]``
+are left to the dynamic path (``inference.solo``), whose memory is bounded for any number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
-from solo_infer.models.optimized.static_masks import CellTable, SlotMaps, slot_maps
+from solo_infer.inference.cuda_graphs import Capture, CudaGraph, GraphCache
+from solo_infer.inference.detections import Detections
+from solo_infer.inference.preprocess import Geometry
+from solo_infer.inference.solo import Features, detect_features, extract_features
+from solo_infer.models.optimized.static_masks import static_masks
+from solo_infer.models.solo.cells import CellTable
+from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.models.solo.network import SOLONetwork
-from solo_infer.ops import dispatch, packed_masks
-from solo_infer.ops.batched_nms import decay_factors
+from solo_infer.ops.matrix_nms import decay_factors
+from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.runtime.device import graphs_allowed
+from solo_infer.runtime.stopwatch import Stopwatch
 
-# Bytes of float32 maps that one step may hold at a time; a step needs about six times this.
-CHUNK_BYTES = 256 << 20
-
-Mark = Callable[[str], None]
+# Candidates per image. A COCO photo has a few hundred at the published thresholds.
+CAPACITIES = (512, 2048)
 
 
-class Slots(NamedTuple):
-    """The candidates of each image of a batch, in mmdet's order, in the first of S slots."""
+class StaticCandidates(NamedTuple):
+    """The candidates of each image of a batch, in mmdet's order, padded to a capacity S."""
 
-    cells: Tensor  # (N, S) int64, 0 where nothing is
-    labels: Tensor  # (N, S) int64, 0 where nothing is
+    cells: Tensor  # (N, S) int64, 0 in the padding
+    labels: Tensor  # (N, S) int64, 0 in the padding
     scores: Tensor  # (N, S) float32
-    filled: Tensor  # (N, S) bool
-    counts: Tensor  # (N,) int64, candidates, which may be more than there are slots
+    valid: Tensor  # (N, S) bool
+    counts: Tensor  # (N,) int64, number of candidates, which may exceed S
 
 
-class Features(NamedTuple):
-    """What the network sees in a batch."""
-
-    levels: list[Tensor]  # five level inputs
-    scores: Tensor  # (N, cells, classes) float32, of the classes that are wanted
-
-
-class SlotDetections(NamedTuple):
-    """The detections of each image of a batch, best first, in the first of M slots."""
+class StaticDetections(NamedTuple):
+    """The detections of each image of a batch, best first, padded to M."""
 
     scores: Tensor  # (N, M) float32
     labels: Tensor  # (N, M) int64
     masks: Tensor  # (N, M, H/4, W/4) float32 in 0..1
-    counts: Tensor  # (2, N) int64: detections; candidates, more than slots where some found no place
+    counts: Tensor  # (2, N) int64: detections; candidates, which may exceed the capacity
 
 
-def extract(
-    network: SOLONetwork, inputs: Tensor, wanted: Tensor, mark: Mark = lambda stage: None
-) -> Features:
-    """Run the network up to the class scores.
+class StaticDetector:
+    """Detections of batches with one host synchronization each. Thread-safe.
 
     Args:
-        network: The one that predicts.
-        inputs: (N, 3, H, W).
-        wanted: (classes,) float32, 1 for the classes to be found, 0 for others.
-        mark: Called with the name of each stage when it is done.
+        capture: Records a CUDA graph; replaced in tests.
     """
-    maps = network.backbone(inputs)
-    mark("backbone")
-    levels = network.neck.solo_levels(maps)
-    mark("pyramid")
-    scores = network.class_scores(levels) * wanted
-    mark("classes")
-    return Features(levels, scores)
+
+    def __init__(self, capture: Capture = CudaGraph) -> None:
+        self._capture = capture
+        self.graphs = GraphCache(capture)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"capture": self._capture}  # copies and pickles capture their own graphs
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @staticmethod
+    def is_supported(device: torch.device, thresholds: PostprocessConfig) -> bool:
+        """Return whether a device gains from static shapes and the settings allow them."""
+        return thresholds.nms == "matrix" and graphs_allowed(device)
+
+    def detect_batch(
+        self,
+        network: SOLONetwork,
+        inputs: Tensor,
+        geometries: Sequence[Geometry],
+        thresholds: PostprocessConfig,
+        class_mask: Tensor,
+        stopwatch: Stopwatch,
+    ) -> list[Detections]:
+        """Return the detections of each image of a batch.
+
+        Args:
+            network: Optimized network.
+            inputs: (N, 3, H, W) network inputs, channels_last, in the network's dtype.
+            geometries: Sizes of the images.
+            thresholds: Post-processing settings.
+            class_mask: (classes,) float32, 0 for excluded classes.
+            stopwatch: Marks the stages. If it synchronizes at each mark, no graph is used.
+        """
+        if stopwatch.synchronizes:
+            features = extract_features(network, inputs, class_mask, stopwatch)
+            detections = detect_static(network, features, thresholds, CAPACITIES[0], stopwatch)
+            results = _read_back(network, features, detections, geometries, thresholds)
+        else:
+
+            def compute(inputs: Tensor, class_mask: Tensor) -> tuple[Features, StaticDetections]:
+                features = extract_features(network, inputs, class_mask, Stopwatch())
+                return features, detect_static(network, features, thresholds, CAPACITIES[0], Stopwatch())
+
+            key = (tuple(inputs.shape), inputs.dtype, inputs.device, CAPACITIES[0], thresholds)
+            with self.graphs.run(network, key, compute, (inputs, class_mask)) as (features, detections):
+                results = _read_back(network, features, detections, geometries, thresholds)
+        stopwatch.mark("post")
+        return results
 
 
-def detect(
+def detect_static(
     network: SOLONetwork,
     features: Features,
-    table: CellTable,
     thresholds: PostprocessConfig,
-    slots: int,
-    mark: Mark = lambda stage: None,
-) -> SlotDetections:
-    """Turn class scores and level inputs into detections, for images with at most ``slots`` candidates."""
-    maps = slot_maps(network, features.levels, table)
-    mark("masks")
-    filled = fill(features.scores, thresholds.score_thr, slots)
-    return suppress(filled, maps, table, thresholds)
+    capacity: int,
+    stopwatch: Stopwatch,
+) -> StaticDetections:
+    """Turn feature maps and class scores into detections, for images with at most ``capacity`` candidates."""
+    masks = static_masks(network.mask_head, features.levels)
+    stopwatch.mark("masks")
+    candidates = select_candidates(features.scores, thresholds.score_thr, capacity)
+    return apply_matrix_nms(candidates, masks, network.mask_head.cells, thresholds)
 
 
-def fill(scores: Tensor, score_thr: float, slots: int) -> Slots:
-    """Put the candidates among the class scores (N, cells, classes) into slots."""
+def select_candidates(scores: Tensor, score_thr: float, capacity: int) -> StaticCandidates:
+    """Return the candidates among the class scores (N, cells, classes), padded to a capacity."""
     images, _, classes = scores.shape
     flat = scores.flatten(1)
     above = flat > score_thr
-    place = above.cumsum(1) - 1
-    place = place.masked_fill(~above, slots).clamp(max=slots)  # the last one takes what has no place
-    numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(place)
-    chosen = torch.zeros((images, slots + 1), dtype=torch.int64, device=flat.device)
-    chosen = chosen.scatter_(1, place, numbers)[:, :slots]
+    position = above.cumsum(1) - 1
+    # One more position than the capacity takes everything else.
+    position = position.masked_fill(~above, capacity).clamp(max=capacity)
+    pairs = torch.arange(flat.shape[1], device=flat.device).expand_as(position)
+    selected = torch.zeros((images, capacity + 1), dtype=torch.int64, device=flat.device)
+    selected = selected.scatter_(1, position, pairs)[:, :capacity]
     counts = above.sum(1)
-    filled = torch.arange(slots, device=flat.device) < counts[:, None]
-    return Slots(chosen // classes, chosen % classes, flat.gather(1, chosen), filled, counts)
+    valid = torch.arange(capacity, device=flat.device) < counts[:, None]
+    cells = selected.div(classes, rounding_mode="floor")
+    return StaticCandidates(cells, selected % classes, flat.gather(1, selected), valid, counts)
 
 
-def suppress(slots: Slots, maps: SlotMaps, table: CellTable, thresholds: PostprocessConfig) -> SlotDetections:
-    """Rescore by maskness, drop small masks, run Matrix-NMS; see ``postprocessing.suppress``."""
-    areas, maskness, packed = measure(maps, slots.cells, thresholds.mask_thr)
-    valid = slots.filled & (areas > table.stride[slots.cells])
-    scores, entering = _best((slots.scores * maskness).masked_fill(~valid, -1.0), thresholds.nms_pre)
-    labels, areas = slots.labels.gather(1, entering), areas.gather(1, entering)
+def apply_matrix_nms(
+    candidates: StaticCandidates, masks: CandidateMasks, table: CellTable, thresholds: PostprocessConfig
+) -> StaticDetections:
+    """Rescore by maskness, drop small masks and run Matrix-NMS; see ``inference.solo.apply_nms``."""
+    areas, sums, packed = masks.statistics(candidates.cells, thresholds.mask_thr)
+    maskness = sums / areas.clamp(min=1)
+    valid = candidates.valid & (areas > table.stride[candidates.cells])
+    scores, entering = _top((candidates.scores * maskness).masked_fill(~valid, -1.0), thresholds.nms_pre)
+    labels, areas = candidates.labels.gather(1, entering), areas.gather(1, entering)
     packed = packed.gather(1, entering[..., None].expand(-1, -1, packed.shape[2]))
     factors = decay_factors(packed, areas, labels, thresholds.kernel, thresholds.sigma)
     scores = (scores * factors).masked_fill(scores < 0, -1.0)
-    scores, best = _best(scores, thresholds.max_per_image)
-    cells = slots.cells.gather(1, entering.gather(1, best))
+    scores, best = _top(scores, thresholds.max_per_image)
+    cells = candidates.cells.gather(1, entering.gather(1, best))
     kept = (scores >= thresholds.filter_thr).sum(1)
-    soft = _in_chunks(maps, cells, maps.scores)
-    return SlotDetections(scores, labels.gather(1, best), soft, torch.stack([kept, slots.counts]))
+    chunks = cells.split(masks.chunk_length(cells), dim=1)
+    soft = torch.cat([masks.scores(chunk) for chunk in chunks], dim=1)
+    return StaticDetections(scores, labels.gather(1, best), soft, torch.stack([kept, candidates.counts]))
 
 
-def measure(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return areas and maskness (N, S), float32, and packed masks (N, S, B), uint8, of cells (N, S)."""
-    if maps.fuses:
-        areas, sums, packed = dispatch.run(
-            "mask measuring",
-            cells.device,
-            lambda: maps.measure_fused(cells, mask_thr),
-            lambda: measure_torch(maps, cells, mask_thr),
-        )
-    else:
-        areas, sums, packed = measure_torch(maps, cells, mask_thr)
-    return areas, sums / areas.clamp(min=1), packed
-
-
-def measure_torch(maps: SlotMaps, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return areas and sums of scores inside (N, S), float32, and packed masks (N, S, B), in chunks."""
-
-    def measure_chunk(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scores = maps.scores(chunk).flatten(2)  # (N, k, H/4 * W/4)
-        packed = packed_masks.pack(scores > mask_thr)
-        inside = F.threshold(scores, mask_thr, 0.0, inplace=True).sum(dim=2)
-        return packed_masks.count(packed).float(), inside, packed
-
-    length = _chunk_length(maps, len(cells))
-    areas, sums, packed = zip(*map(measure_chunk, cells.split(length, dim=1)), strict=True)
-    return torch.cat(areas, dim=1), torch.cat(sums, dim=1), torch.cat(packed, dim=1)
-
-
-def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the ``most`` greatest scores (N, k) of each image and where they were, ties in order."""
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` greatest scores (N, k) of each image and their indices, ties in order."""
     values, order = scores.sort(dim=1, descending=True, stable=True)
-    return values[:, :most], order[:, :most]
+    return values[:, :count], order[:, :count]
 
 
-def _in_chunks(maps: SlotMaps, cells: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat([compute(chunk) for chunk in cells.split(_chunk_length(maps, len(cells)), dim=1)], dim=1)
+def _read_back(
+    network: SOLONetwork,
+    features: Features,
+    detections: StaticDetections,
+    geometries: Sequence[Geometry],
+    thresholds: PostprocessConfig,
+) -> list[Detections]:
+    """Return the detections of each image; images with too many candidates run again."""
+    kept, candidates = detections.counts.tolist()  # the one host synchronization
+    results = []
+    for image, geometry in enumerate(geometries):
+        if candidates[image] <= CAPACITIES[0]:
+            results.append(_full_size(detections, image, kept[image], geometry, thresholds))
+            continue
+        own = Features([level[image, None] for level in features.levels], features.scores[image, None])
+        if candidates[image] > CAPACITIES[-1]:
+            results += detect_features(network, own, [geometry], thresholds, Stopwatch())
+            continue
+        capacity = next(capacity for capacity in CAPACITIES if capacity >= candidates[image])
+        again = detect_static(network, own, thresholds, capacity, Stopwatch())
+        results.append(_full_size(again, 0, int(again.counts[0, 0]), geometry, thresholds))
+    return results
 
 
-def _chunk_length(maps: SlotMaps, images: int) -> int:
-    height, width = maps.size
-    return max(CHUNK_BYTES // (4 * images * height * width), 1)
+def _full_size(
+    detections: StaticDetections,
+    image: int,
+    count: int,
+    geometry: Geometry,
+    thresholds: PostprocessConfig,
+) -> Detections:
+    """Return the first ``count`` detections of an image as copies; the originals may belong to a graph."""
+    soft = detections.masks[image, :count]
+    upsampled = 4 * soft.shape[1], 4 * soft.shape[2]
+    packed, boxes = paste_masks(soft, upsampled, geometry.resized, geometry.original, thresholds.mask_thr)
+    scores, labels = detections.scores[image, :count].clone(), detections.labels[image, :count].clone()
+    return Detections(scores, labels, boxes, packed)

@@ -1,108 +1,161 @@
-"""From YOLACT's predictions to detections, with bounded memory; mmdet's rules and order, or the author's."""
+"""From network inputs to detections of YOLACT, with mmdet's or the original rules and order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import YOLACTPostprocessConfig
+from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import CHUNK_BYTES, Detections
-from solo_infer.models.yolact.anchors import Sizes, clip, decode
+from solo_infer.models.yolact.anchors import LevelSizes, clip, decode, level_sizes
+from solo_infer.models.yolact.head import ANCHORS_PER_CELL, Predictions
 from solo_infer.models.yolact.masks import crop, mask_scores
-from solo_infer.models.yolact.network import ANCHORS_PER_CELL, Predictions
-from solo_infer.ops import packed_masks
-from solo_infer.ops.banded_resize import packed_at_file_size
-from solo_infer.ops.fast_nms import FastNMSResult, fast_nms
+from solo_infer.models.yolact.network import YOLACTNetwork, YOLACTOutput
+from solo_infer.ops.fast_nms import fast_nms
+from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.runtime.stopwatch import Stopwatch
+
+CHUNK_BYTES = 64 << 20  # bytes of float32 masks per step; a step needs about four times this
 
 
-@dataclass(frozen=True)
-class Instances:
-    """What is found in one image, before its masks are made."""
+class Instances(NamedTuple):
+    """Instances of one image before their masks are computed."""
 
     boxes: Tensor  # (K, 4) float32 x1 y1 x2 y2 in pixels of the network input
-    scores: Tensor  # (K,) float32, falling
+    scores: Tensor  # (K,) float32, descending
     labels: Tensor  # (K,) int64
     coefficients: Tensor  # (K, P) float32
 
 
+def detect_batch(
+    network: YOLACTNetwork,
+    inputs: Tensor,
+    geometries: Sequence[Geometry],
+    thresholds: YOLACTPostprocessConfig,
+    class_mask: Tensor | None,
+    stopwatch: Stopwatch,
+) -> list[Detections]:
+    """Return the detections of each image of a batch.
+
+    Args:
+        network: Network, plain or optimized.
+        inputs: (N, 3, H, W) network inputs.
+        geometries: Sizes of the images.
+        thresholds: Post-processing settings.
+        class_mask: (classes,) float32, 0 for excluded classes. Defaults to no excluded classes.
+        stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
+    """
+    maps = network.backbone(inputs)
+    stopwatch.mark("backbone")
+    levels = network.neck(maps[1:])
+    stopwatch.mark("pyramid")
+    predictions = network.bbox_head(levels)
+    stopwatch.mark("classes")
+    output = YOLACTOutput(predictions, network.mask_head(levels[0]), level_sizes(levels))
+    stopwatch.mark("masks")
+    detections = decode_output(network, output, geometries, thresholds, class_mask)
+    stopwatch.mark("post")
+    return detections
+
+
+def decode_output(
+    network: YOLACTNetwork,
+    output: YOLACTOutput,
+    geometries: Sequence[Geometry],
+    thresholds: YOLACTPostprocessConfig,
+    class_mask: Tensor | None = None,
+) -> list[Detections]:
+    """Turn the raw outputs of a network for a batch into detections; see ``detect_batch``."""
+    anchors = network.anchors(output.sizes, geometries[0].padded, output.prototypes.device)
+    detections = []
+    for index, geometry in enumerate(geometries):
+        predictions = Predictions(*(values[index] for values in output.predictions))
+        scores = class_scores(predictions.logits)
+        if class_mask is not None:
+            scores = scores * class_mask
+        # mmdet clips boxes before it compares them; the original implementation does not.
+        clip_size = None if network.config.is_original else geometry.resized
+        instances = find_instances(scores, predictions, anchors, output.sizes, clip_size, thresholds)
+        detections.append(make_detections(instances, output.prototypes[index], geometry, thresholds.mask_thr))
+    return detections
+
+
 def class_scores(logits: Tensor) -> Tensor:
-    """Return the scores (..., classes) of logits (..., classes + 1), of which the background is the last."""
+    """Return the scores (..., classes) of logits (..., classes + 1) with the background last."""
     return logits.softmax(dim=-1)[..., :-1]
 
 
 def find_instances(
     scores: Tensor,
-    found: Predictions,
-    image: int,
+    predictions: Predictions,
     anchors: Tensor,
-    levels: Sizes,
-    clip_to: tuple[int, int] | None,
+    sizes: LevelSizes,
+    clip_size: tuple[int, int] | None,
     thresholds: YOLACTPostprocessConfig,
 ) -> Instances:
-    """Choose anchors, decode their boxes and run Fast NMS.
+    """Select anchors, decode their boxes and run Fast NMS.
 
     Args:
         scores: (A, classes) float32 in 0..1 of one image.
-        found: Of the batch.
-        image: Index of the image in the batch.
+        predictions: Predictions of the anchors of the image, without the batch axis.
         anchors: (A, 4) float32 x1 y1 x2 y2 in pixels.
-        levels: (height, width) of each level's feature map.
-        clip_to: Height and width in pixels that boxes are clipped to before they are compared (mmdet);
-            None to compare them as they are (the author).
-        thresholds: All settings.
+        sizes: (height, width) of the feature map of each level.
+        clip_size: (height, width) in pixels that boxes are clipped to before NMS; None to not clip them.
+        thresholds: Post-processing settings.
     """
-    chosen = _best_anchors(scores, levels, thresholds)
-    boxes = decode(found.deltas[image, chosen], anchors[chosen], clip_to)
-    kept: FastNMSResult = fast_nms(
+    candidates = _select_anchors(scores, sizes, thresholds)
+    boxes = decode(predictions.deltas[candidates], anchors[candidates], clip_size)
+    kept = fast_nms(
         boxes,
-        scores[chosen],
+        scores[candidates],
         iou_thr=thresholds.iou_thr,
         filter_thr=thresholds.filter_thr,
         top_k=thresholds.top_k,
         max_num=thresholds.max_per_image,
     )
-    coefficients = found.coefficients[image, chosen[kept.keep]]
+    coefficients = predictions.coefficients[candidates[kept.keep]]
     return Instances(boxes[kept.keep], kept.scores, kept.labels, coefficients)
 
 
-def _best_anchors(scores: Tensor, levels: Sizes, thresholds: YOLACTPostprocessConfig) -> Tensor:
+def _select_anchors(scores: Tensor, sizes: LevelSizes, thresholds: YOLACTPostprocessConfig) -> Tensor:
     """Return the anchors (K,) int64, ascending, that enter Fast NMS."""
     best = scores.amax(dim=1)
-    parts, start = [], 0
-    for height, width in levels:
+    selected, start = [], 0
+    for height, width in sizes:
         count = height * width * ANCHORS_PER_CELL
         level = best[start : start + count]
         if count > thresholds.nms_pre:
-            members = level.topk(thresholds.nms_pre).indices.sort().values
-            members = members[level[members] > thresholds.score_thr]
+            anchors = level.topk(thresholds.nms_pre).indices.sort().values
+            anchors = anchors[level[anchors] > thresholds.score_thr]
         else:
-            members = torch.nonzero(level > thresholds.score_thr).flatten()
-        parts.append(members + start)
+            anchors = torch.nonzero(level > thresholds.score_thr).flatten()
+        selected.append(anchors + start)
         start += count
-    return torch.cat(parts)
+    return torch.cat(selected)
 
 
 def make_detections(
     instances: Instances, prototypes: Tensor, geometry: Geometry, mask_thr: float
 ) -> Detections:
-    """Return instances with their masks, all at the original size of the image.
+    """Return instances with their masks at the original size of the image.
 
     Args:
-        instances: Of one image.
+        instances: Instances of one image.
         prototypes: (P, h, w) float32.
-        geometry: The image's sizes; it fills the whole network input.
-        mask_thr: A pixel belongs to a mask if its score is greater.
+        geometry: Sizes of the image; it fills the whole network input.
+        mask_thr: Mask score that a pixel of a mask must exceed.
     """
+    if len(instances.scores) == 0:
+        return empty_detections(geometry.original, prototypes.device)
     height, width = geometry.original
     limits = instances.boxes.new_tensor([*geometry.resized[::-1]] * 2)
     relative = instances.boxes / limits
-    scale = instances.boxes.new_tensor([width, height] * 2)
+    boxes = clip(relative * relative.new_tensor([width, height] * 2), geometry.original)
     packed = _packed_masks(instances.coefficients, prototypes, relative, geometry.original, mask_thr)
-    boxes = clip(relative * scale, geometry.original)
     return Detections(instances.scores, instances.labels, boxes, packed)
 
 
@@ -110,18 +163,9 @@ def _packed_masks(
     coefficients: Tensor, prototypes: Tensor, relative: Tensor, size: tuple[int, int], mask_thr: float
 ) -> Tensor:
     """Return masks (K, H, ceil(W / 8)) of one image, some at a time."""
-    if len(coefficients) == 0:
-        return torch.zeros((0, size[0], (size[1] + 7) // 8), dtype=torch.uint8, device=prototypes.device)
-    sides = (prototypes.shape[-2], prototypes.shape[-1])
-    on_cpu = prototypes.device.type == "cpu"
-    largest = sides if on_cpu else max(sides, size, key=lambda side: side[0] * side[1])
-    length = max(CHUNK_BYTES // (4 * largest[0] * largest[1]), 1)
+    step = max(CHUNK_BYTES // (4 * prototypes.shape[-2] * prototypes.shape[-1]), 1)
     packed = []
-    for weights, boxes in zip(coefficients.split(length), relative.split(length), strict=True):
+    for weights, boxes in zip(coefficients.split(step), relative.split(step), strict=True):
         soft = crop(mask_scores(weights, prototypes), boxes)  # (k, h, w)
-        if on_cpu:
-            packed.append(packed_at_file_size(soft, size, size, size, mask_thr))
-        else:
-            soft = F.interpolate(soft[None], size=size, mode="bilinear", align_corners=False)[0]
-            packed.append(packed_masks.pack(soft > mask_thr))
+        packed.append(paste_masks(soft, size, size, size, mask_thr).packed)
     return torch.cat(packed)

@@ -1,1 +1,1 @@
-"""Functions on tensors: Matrix-NMS, resampling, bit-packed masks."""
+"""Tensor operations: mask NMS, resizing, packed masks, and the choice between PyTorch and Triton."""

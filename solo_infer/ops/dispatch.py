@@ -1,60 +1,141 @@
-"""Triton kernel or torch twin: the one place that chooses.
+"""Choice between a PyTorch function and its Triton kernel.
 
-A kernel runs where ``device.triton_allowed`` says so. One that cannot be compiled or launched is left alone
-from then on, which is logged once; its torch twin computes the same.
+``triton_kernel`` decorates the PyTorch function. A call of the decorated function runs the kernel on devices
+that allow Triton and the PyTorch function elsewhere. A kernel that cannot be compiled or launched is logged
+once and replaced by the PyTorch function for the rest of the process.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import logging
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
-from solo_infer.runtime.device import triton_allowed
+from solo_infer.errors import SoloInferError
+from solo_infer.runtime.device import fast_paths
 
 _LOGGER = logging.getLogger(__name__)
 _LOCK = threading.Lock()
-_failed: dict[str, str] = {}  # name of a kernel -> why
+_failed: dict[str, str] = {}  # name of a kernel -> reason
 
-_Found = TypeVar("_Found")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def run(name: str, device: torch.device, fused: Callable[[], _Found], plain: Callable[[], _Found]) -> _Found:
-    """Return what a fused kernel gives, or its torch twin where it cannot run.
+class DispatchedFunction(Protocol[P, R]):
+    """A function with a Triton kernel.
+
+    Attributes:
+        reference: The PyTorch function.
+    """
+
+    reference: Callable[P, R]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the kernel or the PyTorch function."""
+
+
+def triton_kernel(
+    name: str, implementation: str, *, supports: Callable[..., bool] | None = None
+) -> Callable[[Callable[P, R]], DispatchedFunction[P, R]]:
+    """Return a decorator that gives a PyTorch function a Triton kernel.
+
+    The device is the argument ``device`` if the function has one, otherwise the device of the first tensor
+    argument. While ``torch.compile`` or ``torch.export`` traces, the PyTorch function runs.
 
     Args:
-        name: Of the kernel, for the log and ``failures``.
-        device: Where its inputs lie.
-        fused: Imports and launches the kernel.
-        plain: The twin.
+        name: Name of the kernel in the log and in ``failures``.
+        implementation: "module:function" that launches the kernel, with the parameters of the decorated
+            function. The module is imported at the first call that runs the kernel.
+        supports: Function of the same arguments that returns whether the kernel can process them. Defaults
+            to any arguments.
     """
-    if name in _failed or not triton_allowed(device):
-        return plain()
-    # Triton launches on the current device, wherever its tensors lie.
-    here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    try:
-        with here:
-            return fused()
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers, linkers and drivers raise almost anything
-        _give_up(name, error)
-        return plain()
+
+    def decorate(reference: Callable[P, R]) -> DispatchedFunction[P, R]:
+        parameters = list(inspect.signature(reference).parameters)
+        device_position = parameters.index("device") if "device" in parameters else None
+
+        @functools.wraps(reference)
+        def dispatched(*args: P.args, **kwargs: P.kwargs) -> R:
+            if _is_compiling() or name in _failed:
+                return reference(*args, **kwargs)
+            device = _device_of(args, kwargs, device_position)
+            if device is None or not triton_allowed(device):
+                return reference(*args, **kwargs)
+            if supports is not None and not supports(*args, **kwargs):
+                return reference(*args, **kwargs)
+            # Triton launches on the current device, which may not be the one of the tensors.
+            current_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+            try:
+                with current_device:
+                    return cast(R, _load(implementation)(*args, **kwargs))
+            except Exception as error:
+                if not _is_kernel_failure(error):
+                    raise
+                _record_failure(name, error)
+            return reference(*args, **kwargs)
+
+        function = cast("DispatchedFunction[P, R]", dispatched)
+        function.reference = reference
+        return function
+
+    return decorate
+
+
+def triton_allowed(device: torch.device) -> bool:
+    """Return whether kernels may run on a device."""
+    return fast_paths(device).triton
 
 
 def failures() -> dict[str, str]:
-    """Return the kernels that failed in this process, and why."""
+    """Return the names of the kernels that failed in this process, with the reasons."""
     return dict(_failed)
 
 
-def _give_up(name: str, error: Exception) -> None:
+def _is_compiling() -> bool:
+    if hasattr(torch.compiler, "is_compiling"):  # torch 2.3 or newer
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
+
+
+def _device_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any], device_position: int | None
+) -> torch.device | None:
+    if device_position is not None:
+        device = args[device_position] if device_position < len(args) else kwargs.get("device")
+        return device if isinstance(device, torch.device) else None
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value.device
+    return None
+
+
+def _load(implementation: str) -> Callable[..., Any]:
+    module, _, function = implementation.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _is_kernel_failure(error: Exception) -> bool:
+    """Return whether the compiler or the device failed, in contrast to invalid arguments."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | SoloInferError):
+        return False
+    if isinstance(error, ImportError | OSError | subprocess.SubprocessError | RuntimeError):
+        return True
+    return any(base.__module__.partition(".")[0] == "triton" for base in type(error).__mro__)
+
+
+def _record_failure(name: str, error: Exception) -> None:
     reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     with _LOCK:
         if name in _failed:
             return
         _failed[name] = reason
-    _LOGGER.warning("The Triton kernel %r does not run here, PyTorch does its work: %s", name, reason)
+    _LOGGER.warning("The Triton kernel %r failed, its PyTorch implementation is used: %s", name, reason)

@@ -1,6 +1,6 @@
-"""Fast NMS (YOLACT, arXiv 1904.02689, section 3.2): one comparison of all boxes of a class.
+"""Fast NMS (YOLACT, arXiv 1904.02689, section 3.2): one parallel comparison of the boxes of each class.
 
-A box goes if any better one of its class overlaps it too much, also one that goes itself.
+A box is suppressed by any higher-scoring box of its class, including suppressed ones.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solo_infer.models.yolact.anchors import pairwise_iou
-
-_MOST_PAIRS = 1 << 20  # of boxes that are compared at a time, which needs some tens of MiB
+_MAX_PAIRS = 1 << 20  # pairs of boxes that are compared at the same time, with some tens of MiB
 
 
 class FastNMSResult(NamedTuple):
-    """What Fast NMS keeps, best first."""
+    """Detections that Fast NMS keeps, highest score first."""
 
     scores: Tensor  # (K,) float32
     labels: Tensor  # (K,) int64
@@ -26,34 +24,43 @@ class FastNMSResult(NamedTuple):
 def fast_nms(
     boxes: Tensor, scores: Tensor, *, iou_thr: float, filter_thr: float, top_k: int, max_num: int
 ) -> FastNMSResult:
-    """Run Fast NMS, each class by itself; mmdet's ``fast_nms``, and the author's with ``filter_thr`` 0.
+    """Run Fast NMS in each class, as mmdet's ``fast_nms`` and, with ``filter_thr`` 0, YOLACT's own code.
 
     Args:
         boxes: (A, 4) float32 x1 y1 x2 y2.
         scores: (A, classes) float32 in 0..1.
-        iou_thr: Greatest IoU with a better box of the class.
-        filter_thr: Only scores above this are kept.
-        top_k: Boxes of each class that enter, best first.
-        max_num: Boxes of all classes that are kept, best first.
+        iou_thr: Maximum IoU with a higher-scoring box of the class.
+        filter_thr: Scores must be greater than this.
+        top_k: Number of boxes of each class that enter, highest scores first.
+        max_num: Maximum number of boxes of all classes to keep, highest scores first.
     """
     ranked, order = scores.T.sort(dim=1, descending=True, stable=True)
     ranked, order = ranked[:, :top_k], order[:, :top_k]  # (classes, K)
     keep = ranked > filter_thr
-    # Scores fall from left to right: what lies beyond the last one kept overlaps nothing that counts.
+    # Scores decrease along the rows. Columns after the last kept score suppress nothing that is kept.
     length = int(keep.any(dim=0).sum())
     classes = torch.nonzero(keep.any(dim=1)).flatten()
     ranked, order = ranked[classes, :length], order[classes, :length]
     keep = keep[classes, :length]
     if length:
-        keep &= _greatest_overlaps(boxes[order]) <= iou_thr
-    rows, places = torch.nonzero(keep, as_tuple=True)
-    kept = ranked[rows, places]
-    best = kept.argsort(descending=True, stable=True)[:max_num]
-    rows, places = rows[best], places[best]
-    return FastNMSResult(kept[best], classes[rows], order[rows, places])
+        keep &= _max_ious(boxes[order]) <= iou_thr
+    rows, ranks = torch.nonzero(keep, as_tuple=True)
+    kept_scores = ranked[rows, ranks]
+    best = kept_scores.argsort(descending=True, stable=True)[:max_num]
+    rows, ranks = rows[best], ranks[best]
+    return FastNMSResult(kept_scores[best], classes[rows], order[rows, ranks])
 
 
-def _greatest_overlaps(boxes: Tensor) -> Tensor:
-    """Return the greatest IoU (C, K) of each box with one before it, of groups (C, K, 4)."""
-    groups = max(_MOST_PAIRS // boxes.shape[1] ** 2, 1)
-    return torch.cat([pairwise_iou(some).triu(diagonal=1).amax(dim=1) for some in boxes.split(groups)])
+def pairwise_iou(boxes: Tensor) -> Tensor:
+    """Return the IoU (C, K, K) of all pairs of boxes within each group of boxes (C, K, 4)."""
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    top_left = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    bottom_right = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    intersections = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    return intersections / (areas[:, :, None] + areas[:, None] - intersections).clamp(min=1e-6)
+
+
+def _max_ious(boxes: Tensor) -> Tensor:
+    """Return the maximum IoU (C, K) of each box (C, K, 4) with the boxes before it in its class."""
+    classes = max(_MAX_PAIRS // boxes.shape[1] ** 2, 1)
+    return torch.cat([pairwise_iou(chunk).triu(diagonal=1).amax(dim=1) for chunk in boxes.split(classes)])

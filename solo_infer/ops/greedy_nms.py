@@ -1,7 +1,14 @@
-"""Greedy mask NMS: best first, a mask drops those of its class that overlap it too much; scores stay.
+"""Greedy mask NMS: detections of equal label that overlap a kept one are dropped; scores do not change.
 
-It is what the authors' AdelaiDet has beside Matrix-NMS and calls the original one (``mask_nms``, with a
-threshold of 0.5).
+AdelaiDet, the code of the SOLO authors, offers it beside Matrix-NMS (``mask_nms``, threshold 0.5).
+
+Both functions share these arguments:
+
+* ``labels``: (N,) int64, ``scores``: (N,) float32, ``areas``: (N,) float32 pixels of the masks.
+* ``iou_thr``: maximum IoU of two kept masks of equal label, 0..1. Of equal scores the first one ranks higher.
+* ``nms_pre``: number of detections that enter, highest scores first; all if it is not positive.
+* ``max_num``: maximum number of detections to keep, highest scores first; all if it is not positive.
+* ``filter_thr``: minimum score; no minimum if it is not positive.
 """
 
 from __future__ import annotations
@@ -23,18 +30,7 @@ def greedy_nms(
     max_num: int = -1,
     filter_thr: float = -1.0,
 ) -> NMSResult:
-    """Run greedy NMS on masks.
-
-    Args:
-        masks: (N, H, W) bool.
-        labels: (N,) int64.
-        scores: (N,) float32.
-        iou_thr: A mask is dropped if its IoU with a kept one of equal label and higher score is greater,
-            0..1; of equal scores the first in the list counts as higher.
-        nms_pre: Only this many of the best enter; all if not positive.
-        max_num: Only this many of the best are kept; all if not positive.
-        filter_thr: Only scores of at least this are kept; all if not positive.
-    """
+    """Run greedy NMS on bool masks (N, H, W); the module docstring describes the other arguments."""
     return greedy_nms_packed(
         packed_masks.pack(masks.flatten(1)),
         masks.flatten(1).sum(1).float(),
@@ -57,39 +53,31 @@ def greedy_nms_packed(
     nms_pre: int,
     max_num: int,
     filter_thr: float,
-    owners: Tensor | None = None,
+    mask_index: Tensor | None = None,
 ) -> NMSResult:
-    """Run greedy NMS on bit-packed masks; see ``greedy_nms``.
+    """Run greedy NMS on packed masks; the module docstring describes the other arguments.
 
-    Args:
-        packed: (M, B) uint8, flattened masks as ``packed_masks.pack`` gives them.
-        areas: (N,) float32, pixels of each detection's mask.
-        labels: (N,) int64.
-        scores: (N,) float32.
-        iou_thr: Greatest IoU that two kept masks of equal label may have.
-        nms_pre: Only this many of the best enter; all if not positive.
-        max_num: Only this many of the best are kept; all if not positive.
-        filter_thr: Only scores of at least this are kept; all if not positive.
-        owners: (N,) int64, the row of ``packed`` of each detection (several may share one); N = M and
-            each its own row if not given.
+    ``packed`` (M, B) uint8 are flattened masks packed by ``packed_masks.pack``. ``mask_index`` (N,) int64 is
+    the row of ``packed`` of each detection, where detections may share a row. It defaults to one row per
+    detection, in the same order.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[:nms_pre] if nms_pre > 0 else order
-    if filter_thr > 0:  # first: what is below it could only drop what is below it too
+    if filter_thr > 0:  # detections below the minimum can only suppress others below it
         order = order[scores[order] >= filter_thr]
-    rows = order if owners is None else owners[order]
-    common = same_label_intersections(packed, rows, labels[order])
-    unions = areas[order][:, None] + areas[order][None] - common
-    kept = _drop_in_turn((common / unions.clamp(min=1) > iou_thr).cpu())
+    rows = order if mask_index is None else mask_index[order]
+    intersections = same_label_intersections(packed[rows], labels[order])
+    unions = areas[order][:, None] + areas[order][None] - intersections
+    kept = _suppress_in_order((intersections / unions.clamp(min=1) > iou_thr).cpu())
     best = order[kept.to(order.device)]
     best = best[:max_num] if max_num > 0 else best
     return NMSResult(scores[best], labels[best], best)
 
 
-def _drop_in_turn(overlaps: Tensor) -> Tensor:
-    """Return which masks (n,) are left when each that still is drops the later ones it overlaps (n, n)."""
-    left = torch.ones(len(overlaps), dtype=torch.bool)
-    for index in range(len(left)):
-        if left[index]:
-            left[index + 1 :] &= ~overlaps[index, index + 1 :]
-    return left
+def _suppress_in_order(overlaps: Tensor) -> Tensor:
+    """Return which detections (N,) remain if each remaining one drops later ones by overlaps (N, N)."""
+    kept = torch.ones(len(overlaps), dtype=torch.bool, device="cpu")
+    for index in range(len(kept)):
+        if kept[index]:
+            kept[index + 1 :] &= ~overlaps[index, index + 1 :]
+    return kept

@@ -1,34 +1,22 @@
-"""GroupNorm followed by a ReLU, which the heads have seventy (SOLO) or a hundred and five (Decoupled) of."""
+"""GroupNorm followed by ReLU, which SOLO's heads apply 70 times and the decoupled heads 105 times."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_infer.ops import dispatch
+from solo_infer.ops.dispatch import triton_kernel
 
 
+@triton_kernel("GroupNorm", "solo_infer.ops.triton.group_norm_relu:group_norm_relu")
 def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return relu(group_norm(x)), statistics in float32.
+    """Return relu(group_norm(x)), with statistics in float32.
 
     Args:
         x: (N, C, H, W) float32, float16 or bfloat16.
-        groups: Of the channels.
+        groups: Number of groups of channels.
         weight: (C,).
         bias: (C,).
-        eps: Added to the variance.
+        eps: Constant that is added to the variance.
     """
-
-    def fused() -> Tensor:
-        from solo_infer.ops.triton import group_norm_relu
-
-        return group_norm_relu.group_norm_relu(x, groups, weight, bias, eps)
-
-    return dispatch.run(
-        "GroupNorm", x.device, fused, lambda: group_norm_relu_torch(x, groups, weight, bias, eps)
-    )
-
-
-def group_norm_relu_torch(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Do what ``group_norm_relu`` does with torch's own operations."""
     return F.group_norm(x, groups, weight, bias, eps).relu_()

@@ -1,10 +1,18 @@
-"""Matrix-NMS (SOLOv2, arXiv 2003.10152, section 3.3): duplicates lose score, in one step, in parallel.
+"""Matrix-NMS (SOLOv2, arXiv 2003.10152, section 3.3): suppression by one parallel rescoring.
 
-The decay of detection j, when all are sorted by score and only equal labels count, is
+With detections sorted by score and IoUs between detections of equal label only, the decay of detection j is
 
-    min over i before j of f(iou(i, j)) / f(greatest iou of i with any one before it)
+    min over i before j of f(iou(i, j)) / f(maximum IoU of i with the detections before it)
 
-with f(t) = exp(-sigma * t^2) (gaussian) or 1 - t (linear), as in mmdet's ``mask_matrix_nms``.
+where f(t) = exp(-sigma * t^2) ("gaussian") or 1 - t ("linear"), as in mmdet's ``mask_matrix_nms``.
+
+All functions share these arguments:
+
+* ``labels``: (N,) int64, ``scores``: (N,) float32, ``areas``: (N,) float32 pixels of the masks.
+* ``kernel``: "gaussian" or "linear"; ``sigma``: coefficient of the gaussian kernel.
+* ``nms_pre``: number of detections that enter, highest scores first; all if it is not positive.
+* ``max_num``: maximum number of detections to keep, highest scores first; all if it is not positive.
+* ``filter_thr``: minimum score after the decay; no minimum if it is not positive.
 """
 
 from __future__ import annotations
@@ -16,12 +24,16 @@ from torch import Tensor
 
 from solo_infer.errors import ConfigError
 from solo_infer.ops import packed_masks
+from solo_infer.ops.dispatch import triton_kernel
 
-_UNPACKED_BYTES = 8 << 20  # of float32 masks at a time
+KERNELS = ("gaussian", "linear")
+# Bytes of masks that are unpacked to float32 at the same time. On the CPU they fit the cache.
+_UNPACKED_BYTES_CPU = 8 << 20
+_UNPACKED_BYTES = 128 << 20
 
 
 class NMSResult(NamedTuple):
-    """What Matrix-NMS keeps, best first."""
+    """Detections that an NMS keeps, highest score first."""
 
     scores: Tensor  # (K,) float32, after the decay
     labels: Tensor  # (K,) int64
@@ -39,26 +51,15 @@ def matrix_nms(
     max_num: int = -1,
     filter_thr: float = -1.0,
 ) -> NMSResult:
-    """Run Matrix-NMS on masks.
-
-    Args:
-        masks: (N, H, W) bool.
-        labels: (N,) int64.
-        scores: (N,) float32.
-        kernel: "gaussian" or "linear".
-        sigma: Width of the gaussian kernel.
-        nms_pre: Only this many of the best enter; all if not positive.
-        max_num: Only this many of the best are kept; all if not positive.
-        filter_thr: Only scores of at least this are kept; all if not positive.
+    """Run Matrix-NMS on bool masks (N, H, W); the module docstring describes the other arguments.
 
     Raises:
-        ConfigError: The kernel is unknown.
+        ConfigError: ``kernel`` is unknown.
     """
-    packed = packed_masks.pack(masks.flatten(1))  # (N, ceil(H * W / 8))
-    areas = masks.flatten(1).sum(1).float()
+    check_kernel(kernel)
     return matrix_nms_packed(
-        packed,
-        areas,
+        packed_masks.pack(masks.flatten(1)),  # (N, ceil(H * W / 8))
+        masks.flatten(1).sum(1).float(),
         labels,
         scores,
         kernel=kernel,
@@ -80,31 +81,24 @@ def matrix_nms_packed(
     nms_pre: int,
     max_num: int,
     filter_thr: float,
-    owners: Tensor | None = None,
+    mask_index: Tensor | None = None,
 ) -> NMSResult:
-    """Run Matrix-NMS on bit-packed masks; see ``matrix_nms``.
+    """Run Matrix-NMS on packed masks; the module docstring describes the other arguments.
 
-    Args:
-        packed: (M, B) uint8, flattened masks as ``packed_masks.pack`` gives them.
-        areas: (N,) float32, pixels of each detection's mask.
-        labels: (N,) int64.
-        scores: (N,) float32.
-        kernel: "gaussian" or "linear".
-        sigma: Width of the gaussian kernel.
-        nms_pre: Only this many of the best enter; all if not positive.
-        max_num: Only this many of the best are kept; all if not positive.
-        filter_thr: Only scores of at least this are kept; all if not positive.
-        owners: (N,) int64, the row of ``packed`` of each detection (several may share one); N = M and
-            each its own row if not given.
+    ``packed`` (M, B) uint8 are flattened masks packed by ``packed_masks.pack``. ``mask_index`` (N,) int64 is
+    the row of ``packed`` of each detection, where detections may share a row. It defaults to one row per
+    detection, in the same order.
+
+    Raises:
+        ConfigError: ``kernel`` is unknown.
     """
+    check_kernel(kernel)
     order = scores.argsort(descending=True, stable=True)
     order = order[:nms_pre] if nms_pre > 0 else order
-    scores, labels, areas = scores[order], labels[order], areas[order]
-    rows = order if owners is None else owners[order]
-    intersections = same_label_intersections(packed, rows, labels)
-    unions = areas[:, None] + areas[None] - intersections
-    ious = (intersections / unions.clamp(min=1)).triu(diagonal=1)
-    scores = scores * decay(ious, kernel, sigma)
+    scores, labels = scores[order], labels[order]
+    rows = order if mask_index is None else mask_index[order]
+    factors = decay_factors(packed[rows][None], areas[order][None], labels[None], kernel, sigma)
+    scores = scores * factors[0]
     if filter_thr > 0:
         passed = scores >= filter_thr
         scores, labels, order = scores[passed], labels[passed], order[passed]
@@ -113,44 +107,96 @@ def matrix_nms_packed(
     return NMSResult(scores[best], labels[best], order[best])
 
 
-def same_label_intersections(packed: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """Return the common pixels (N, N), float32, of masks of equal label; 0 between different labels.
+@triton_kernel("Matrix-NMS", "solo_infer.ops.triton.matrix_nms:decay_factors")
+def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, sigma: float) -> Tensor:
+    """Return the decay (N, P) float32 in 0..1 of P detections in each of N images.
 
-    Label by label and part by part of the masks, so that few are ever unpacked. Counts up to 2^24 are exact.
+    The shape of the result depends on the shapes of the arguments only, and the device is not synchronized
+    except on the CPU. The kernel and the PyTorch implementation differ by at most 1e-5.
+
+    Args:
+        packed: (N, P, B) uint8, flattened masks packed by ``packed_masks.pack``, highest score first.
+        areas: (N, P) float32, pixels of the masks.
+        labels: (N, P) int64.
+        kernel: "gaussian" or "linear".
+        sigma: Coefficient of the gaussian kernel.
+
+    Raises:
+        ConfigError: ``kernel`` is unknown.
     """
-    intersections = torch.zeros((len(labels), len(labels)), device=packed.device)
+    check_kernel(kernel)
+    if packed.device.type == "cpu":
+        pairs = zip(packed, labels, strict=True)
+        images = [same_label_intersections(masks, classes) for masks, classes in pairs]
+        intersections = torch.stack(images) if images else areas.new_zeros((*areas.shape, areas.shape[1]))
+    else:
+        intersections = pairwise_intersections(packed) * (labels[:, :, None] == labels[:, None])
+    unions = areas[:, :, None] + areas[:, None] - intersections
+    ious = (intersections / unions.clamp(min=1)).triu(diagonal=1)
+    return decay(ious, kernel, sigma)
+
+
+def decay(ious: Tensor, kernel: str, sigma: float) -> Tensor:
+    """Return the decay (N, P) of detections.
+
+    Args:
+        ious: (N, P, P) float32, IoU of detections i and j at [i, j] if i is before j and their labels are
+            equal, otherwise 0.
+        kernel: "gaussian" or "linear".
+        sigma: Coefficient of the gaussian kernel.
+    """
+    if ious.shape[-1] == 0:
+        return ious.new_zeros(ious.shape[:2])
+    compensation = ious.amax(dim=1)[:, :, None]  # of detection i, in row i
+    if kernel == "gaussian":
+        factors = torch.exp(-sigma * ious**2) / torch.exp(-sigma * compensation**2)
+    else:
+        # The compensation of a copy of a better mask is 1, and its decay of other copies is 0 / 0 (NaN in
+        # mmdet). The better mask already decays those to 0.
+        factors = ((1 - ious) / (1 - compensation)).nan_to_num(nan=0.0, posinf=torch.inf)
+    return factors.amin(dim=1)
+
+
+def check_kernel(kernel: str) -> None:
+    """Raise a ConfigError if a kernel is unknown."""
+    if kernel not in KERNELS:
+        raise ConfigError(f"kernel={kernel!r}: expected 'gaussian' or 'linear'.")
+
+
+def same_label_intersections(packed: Tensor, labels: Tensor) -> Tensor:
+    """Return the common pixels of masks of equal label, 0 for different labels.
+
+    Masks are unpacked label by label and in chunks, which bounds the memory. It is the fastest method on
+    the CPU and synchronizes other devices. Counts up to 2^24 are exact.
+
+    Args:
+        packed: (P, B) uint8.
+        labels: (P,) int64.
+
+    Returns:
+        (P, P) float32.
+    """
+    intersections = torch.zeros((len(labels), len(labels)), dtype=torch.float32, device=packed.device)
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
         if len(members) == 1:
             continue
-        masks, common = packed[rows[members]], intersections.new_zeros((len(members), len(members)))
-        for part in masks.split(max(_UNPACKED_BYTES // (32 * len(members)), 1), dim=1):
-            pixels = packed_masks.unpack_float(part)
-            common.addmm_(pixels, pixels.T)
-        intersections[members[:, None], members] = common
+        counts = intersections.new_zeros((len(members), len(members)))
+        for chunk in packed[members].split(max(_UNPACKED_BYTES_CPU // (32 * len(members)), 1), dim=1):
+            pixels = packed_masks.unpack_float(chunk)
+            counts.addmm_(pixels, pixels.T)
+        intersections[members[:, None], members] = counts
     return intersections
 
 
-def decay(ious: Tensor, kernel: str, sigma: float) -> Tensor:
-    """Return the factor (N,) in 0..1 of each detection.
+def pairwise_intersections(packed: Tensor) -> Tensor:
+    """Return the common pixels (N, P, P) float32 of all masks (N, P, B) of each image.
 
-    Args:
-        ious: (N, N) float32, the IoU of i and j at [i, j] for i before j and equal labels, else 0.
-        kernel: "gaussian" or "linear".
-        sigma: Width of the gaussian kernel.
-
-    Raises:
-        ConfigError: The kernel is unknown.
+    The device is not synchronized. Counts up to 2^24 are exact.
     """
-    if len(ious) == 0:
-        return ious.new_zeros(0)
-    compensation = ious.amax(dim=0)[:, None]  # of i, for row i
-    if kernel == "gaussian":
-        factors = torch.exp(-sigma * ious**2) / torch.exp(-sigma * compensation**2)
-    elif kernel == "linear":
-        # A mask equal to a better one has compensation 1. Against its own copies that is 0 / 0 (NaN in
-        # mmdet); they equal the better one too, which already takes them to 0.
-        factors = ((1 - ious) / (1 - compensation)).nan_to_num(nan=0.0, posinf=torch.inf)
-    else:
-        raise ConfigError(f"kernel={kernel!r}: expected 'gaussian' or 'linear'.")
-    return factors.amin(dim=0)
+    images, count, _ = packed.shape
+    intersections = torch.zeros((images, count, count), dtype=torch.float32, device=packed.device)
+    for chunk in packed.split(max(_UNPACKED_BYTES // (32 * max(images * count, 1)), 1), dim=2):
+        masks = packed_masks.unpack(chunk, chunk.shape[2] * 8).float()
+        intersections += masks @ masks.mT
+    return intersections

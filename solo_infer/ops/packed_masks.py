@@ -1,7 +1,7 @@
-"""Masks as packed bits: an eighth of the memory of bool, and exact.
+"""Bit-packed masks: an eighth of the memory of bool masks, without loss.
 
-A row of W pixels becomes ceil(W / 8) bytes, the first pixel in the highest bit, as
-``numpy.packbits(axis=-1)`` does it.
+A row of W pixels becomes ceil(W / 8) bytes. The first pixel is the highest bit of the first byte, as in
+``numpy.packbits(axis=-1)``.
 """
 
 from __future__ import annotations
@@ -13,45 +13,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SHIFTS = (7, 6, 5, 4, 3, 2, 1, 0)
-# A product with it moves the lowest bits of eight bytes into the highest byte, the first byte's on top.
+# Multiplication by this constant moves the lowest bits of eight bytes into the highest byte of an int64, the
+# bit of the first byte in front. The product wraps around.
 _GATHER = 0x8040201008040201 if sys.byteorder == "little" else 0x0102040810204080
-_GATHER -= 1 << 64 if _GATHER >= 1 << 63 else 0  # as int64, whose products wrap around
+_GATHER -= 1 << 64 if _GATHER >= 1 << 63 else 0
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Pack bool masks (..., W) into uint8 (..., ceil(W / 8)); missing last pixels count as False."""
-    short = -masks.shape[-1] % 8
-    if short:
-        masks = F.pad(masks, (0, short))
+    """Pack bool masks (..., W) into uint8 (..., ceil(W / 8)); the bits after the last pixel are 0."""
+    padding = -masks.shape[-1] % 8
+    if padding:
+        masks = F.pad(masks, (0, padding))
     words = masks.contiguous().view(torch.uint8).view(torch.int64)
     return ((words * _GATHER) >> 56).to(torch.uint8)
 
 
 def unpack(packed: Tensor, width: int) -> Tensor:
-    """Return the bool masks (..., width) of packed bits (..., ceil(width / 8))."""
+    """Return the bool masks (..., width) of packed masks (..., ceil(width / 8))."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
-    eights = (packed[..., None] >> shifts) & 1
-    return eights.bool().flatten(-2)[..., :width]
+    bits = (packed[..., None] >> shifts) & 1
+    return bits.bool().flatten(-2)[..., :width]
 
 
 def unpack_float(packed: Tensor) -> Tensor:
-    """Return packed bits (..., B) as zeros and ones (..., 8 * B) float32."""
-    return F.embedding(packed.int(), _table(packed.device)).flatten(-2)
+    """Return packed masks (..., B) as zeros and ones (..., 8 * B) float32."""
+    return F.embedding(packed.int(), _bits_of_bytes(packed.device)).flatten(-2)
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
-    values = torch.arange(256, dtype=torch.int32)[:, None]
-    return ((values >> torch.tensor(_SHIFTS)) & 1).float().to(device)  # (256, 8)
+def _bits_of_bytes(device: torch.device) -> Tensor:
+    """Return the bits (256, 8) float32 of each byte, the highest bit first."""
+    values = torch.arange(256, dtype=torch.uint8, device="cpu")[:, None]
+    return unpack(values, 8).to(device, torch.float32)
 
 
-def count(packed: Tensor) -> Tensor:
-    """Return how many bits are set, (...) int64, in packed bits (..., B)."""
-    short = -packed.shape[-1] % 8
-    if short:
-        packed = F.pad(packed, (0, short))
-    # Sums of neighboring bits, pairs and nibbles, side by side in 64 bits (Warren, "Hacker's Delight", 5-1).
+def popcount(packed: Tensor) -> Tensor:
+    """Return the number of set bits (...) int64 in packed masks (..., B)."""
+    padding = -packed.shape[-1] % 8
+    if padding:
+        packed = F.pad(packed, (0, padding))
+    # Parallel sums of bits, pairs and nibbles in words of 64 bits (Warren, "Hacker's Delight", 5-1).
     words = packed.contiguous().view(torch.int64)
     words = words - ((words >> 1) & 0x5555555555555555)
     words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
@@ -60,9 +61,31 @@ def count(packed: Tensor) -> Tensor:
 
 
 def union_rows(packed: Tensor) -> Tensor:
-    """Return the union (N, B) of the rows of packed bits (N, H, B)."""
+    """Return the union (N, B) of the rows of packed masks (N, H, B)."""
     while packed.shape[1] > 1:
         half = packed.shape[1] // 2
-        united = packed[:, :half] | packed[:, -half:]
-        packed = torch.cat([united, packed[:, half : half + 1]], dim=1) if packed.shape[1] % 2 else united
+        merged = packed[:, :half] | packed[:, -half:]
+        if packed.shape[1] % 2:
+            merged = torch.cat([merged, packed[:, half : half + 1]], dim=1)
+        packed = merged
     return packed[:, 0]
+
+
+def mask_boxes(packed: Tensor, width: int) -> Tensor:
+    """Return the tight boxes of packed masks.
+
+    Args:
+        packed: (N, H, ceil(width / 8)) uint8.
+        width: Width of the masks in pixels.
+
+    Returns:
+        (N, 4) float32 x1 y1 x2 y2 with exclusive right and bottom edges; zeros for empty masks.
+    """
+    columns, rows = unpack(union_rows(packed), width), packed.any(dim=2)
+    edges = []
+    for occupied in (columns, rows):
+        first = occupied.int().argmax(dim=1)
+        end = occupied.shape[1] - occupied.flip(1).int().argmax(dim=1)
+        edges.append((first, end))
+    (left, right), (top, bottom) = edges
+    return torch.stack([left, top, right, bottom], dim=1).float() * rows.any(dim=1)[:, None]

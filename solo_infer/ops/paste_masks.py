@@ -1,62 +1,127 @@
-"""Soft masks at a quarter of the input size to bits at the original size of the image."""
+"""Soft masks at a fraction of the network input's size to packed masks at the original size of an image.
+
+mmdet up-samples each soft mask to the padded network input, crops the padding and resizes the rest to the
+original size of the image, all bilinearly.
+
+On the CPU this is computed as two matrix products. Each step is linear and acts on rows and columns
+separately, so that all steps together are one matrix for the rows and one for the columns. A row of such a
+matrix has two or three nonzero entries, so the products are restricted to bands of the matrices.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_infer.ops import dispatch, packed_masks
-from solo_infer.ops.boxes import packed_boxes
+from solo_infer.ops import packed_masks
+from solo_infer.ops.dispatch import triton_kernel
 
-# Bytes of float32 maps that one step of the twin may hold at a time; a step needs about four times this.
+# Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES_CPU = 4 << 20
+# Output rows or columns of one product: small enough to need few inputs, large enough to be efficient.
+_BAND_LENGTH = 32
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # (height, width) in pixels
 
 
-def enlarge(
-    soft: Tensor, padded: Size, resized: Size, original: Size, mask_thr: float
-) -> tuple[Tensor, Tensor]:
-    """Up-sample to the network input, crop, resize to the original size, all bilinearly, and threshold.
+class PastedMasks(NamedTuple):
+    """Masks at the original size of an image."""
+
+    packed: Tensor  # (K, height, ceil(width / 8)) uint8, see packed_masks
+    boxes: Tensor  # (K, 4) float32 x1 y1 x2 y2, exclusive right and bottom edges; zeros for empty masks
+
+
+@triton_kernel("mask pasting", "solo_infer.ops.triton.paste_masks:paste_masks")
+def paste_masks(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> PastedMasks:
+    """Up-sample soft masks to the network input, crop, resize to the original size, threshold and pack.
+
+    The Triton kernel and the PyTorch implementation may decide differently on pixels whose score is within
+    1e-5 of the threshold, because PyTorch may fuse multiplications and additions.
 
     Args:
-        soft: (K, H/4, W/4) float32 in 0..1.
-        padded: (height, width) in pixels that they are up-sampled to: of the network input.
-        resized: (height, width) in pixels of the part of it that the image fills.
-        original: (height, width) of the image in pixels.
-        mask_thr: A pixel is inside where its mask score is greater.
-
-    Returns:
-        Packed masks (K, height, ceil(width / 8)) uint8 and their boxes (K, 4) float32 x1 y1 x2 y2, zeros for
-        empty ones. The Triton kernel may decide otherwise than its twin where the score lies within 1e-5 of
-        the threshold: torch may fuse multiplications and additions, the kernel does not.
+        soft: (K, h, w) float32 in 0..1.
+        padded: (height, width) of the network input, to which masks are up-sampled.
+        resized: (height, width) of the part of the network input that the image fills.
+        original: (height, width) of the image.
+        threshold: Pixels with a greater score are inside, at least 0.
     """
-
-    def fused() -> tuple[Tensor, Tensor]:
-        from solo_infer.ops.triton import paste_masks
-
-        return paste_masks.enlarge(soft, padded, resized, original, mask_thr)
-
-    return dispatch.run(
-        "mask enlargement",
-        soft.device,
-        fused,
-        lambda: enlarge_torch(soft, padded, resized, original, mask_thr),
-    )
+    paste = _paste_by_bands if soft.device.type == "cpu" else _paste_by_interpolation
+    packed = paste(soft, padded, resized, original, threshold)
+    return PastedMasks(packed, packed_masks.mask_boxes(packed, original[1]))
 
 
-def enlarge_torch(
-    soft: Tensor, padded: Size, resized: Size, original: Size, mask_thr: float
-) -> tuple[Tensor, Tensor]:
-    """Do what ``enlarge`` does with torch's own operations."""
-    height, width = resized
+def _paste_by_interpolation(
+    soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float
+) -> Tensor:
+    """Return packed masks, computed by ``F.interpolate``."""
     largest = max(padded[0] * padded[1], original[0] * original[1])
     packed = [torch.zeros((0, original[0], (original[1] + 7) // 8), dtype=torch.uint8, device=soft.device)]
     for chunk in soft.split(max(_CHUNK_BYTES // (4 * largest), 1)) if len(soft) else ():
-        large = F.interpolate(chunk[None], size=padded, mode="bilinear", align_corners=False)
-        large = large[:, :, :height, :width]
-        large = F.interpolate(large, size=original, mode="bilinear", align_corners=False)
-        packed.append(packed_masks.pack(large[0] > mask_thr))
-    masks = torch.cat(packed)
-    return masks, packed_boxes(masks, original[1])
+        maps = F.interpolate(chunk[None], size=padded, mode="bilinear", align_corners=False)
+        maps = maps[:, :, : resized[0], : resized[1]]
+        if resized != original:
+            maps = F.interpolate(maps, size=original, mode="bilinear", align_corners=False)
+        packed.append(packed_masks.pack(maps[0] > threshold))
+    return torch.cat(packed)
+
+
+def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
+    """Return packed masks, computed by products with banded matrices."""
+    _, rows = _bands(soft.shape[1], padded[0], resized[0], original[0], multiple=1)
+    width, columns = _bands(soft.shape[2], padded[1], resized[1], original[1], multiple=8)
+    packed = soft.new_empty((len(soft), original[0], width // 8), dtype=torch.uint8)
+    length = max(_CHUNK_BYTES_CPU // (4 * soft.shape[1] * width), 1)
+    for start in range(0, len(soft), length):
+        chunk = soft[start : start + length]
+        # The rows of the masks are the first axis, so that a band of rows of all masks is one matrix.
+        lines = chunk.transpose(0, 1).reshape(-1, soft.shape[2])
+        widened = soft.new_empty((len(lines), width))
+        for band in columns:
+            torch.mm(lines[:, band.inputs], band.matrix.T, out=widened[:, band.outputs])
+        widened = widened.view(soft.shape[1], -1)
+        for band in rows:
+            inside = torch.mm(band.matrix, widened[band.inputs]) > threshold
+            bits = packed_masks.pack(inside.view(-1, len(chunk), width))
+            packed[start : start + length, band.outputs] = bits.transpose(0, 1)
+    return packed
+
+
+class _Band(NamedTuple):
+    """Consecutive outputs of a resize, with the inputs that contribute to them."""
+
+    outputs: slice
+    inputs: slice
+    matrix: Tensor  # (outputs, inputs) float32
+
+
+@lru_cache(maxsize=32)
+def _bands(soft: int, padded: int, resized: int, original: int, multiple: int) -> tuple[int, list[_Band]]:
+    """Return the output length, rounded up to a multiple by zeros, and the bands of a side."""
+    matrix = _resize_matrix(soft, padded, resized, original)
+    matrix = F.pad(matrix, (0, 0, 0, -original % multiple))
+    bands = []
+    for start in range(0, len(matrix), _BAND_LENGTH):
+        rows = matrix[start : start + _BAND_LENGTH]
+        used = torch.nonzero(rows.any(dim=0)).flatten()
+        inputs = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append(_Band(slice(start, start + len(rows)), inputs, rows[:, inputs].contiguous()))
+    return len(matrix), bands
+
+
+def _resize_matrix(soft: int, padded: int, resized: int, original: int) -> Tensor:
+    """Return the matrix (original, soft) float32 that pastes one side of the masks.
+
+    Args:
+        soft: Length of the side of the soft masks.
+        padded: Length of the side of the network input.
+        resized: Length of the part of the network input that the image fills.
+        original: Length of the side of the image.
+    """
+    impulses = torch.eye(soft, dtype=torch.float32, device="cpu")[:, None]
+    maps = F.interpolate(impulses, size=padded, mode="linear", align_corners=False)[..., :resized]
+    return F.interpolate(maps, size=original, mode="linear", align_corners=False)[:, 0].T.contiguous()

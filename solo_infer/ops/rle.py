@@ -1,4 +1,4 @@
-"""COCO's run-length encoding of masks, by pycocotools."""
+"""COCO's run-length encoding (RLE) of masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,37 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode(encoded: dict[str, Any]) -> np.ndarray:
-    """Return the bool mask (H, W) of an RLE as ``encode`` gives it."""
+    """Return the bool mask (H, W) of a compressed RLE as returned by ``encode``."""
     from pycocotools import mask as coco
 
     return coco.decode(encoded).astype(bool)
+
+
+def run_lengths(counts: bytes) -> np.ndarray:
+    """Decode the counts of compressed RLE.
+
+    A number is written in digits of five bits, lowest digit first, one character per digit; the sixth bit of
+    a character marks that another digit follows. From the fourth number on, a number is the difference to the
+    number two places before it.
+
+    Returns:
+        Run lengths (runs,) int64 in pixels, alternately outside and inside the mask.
+
+    Raises:
+        ValueError: The counts are damaged.
+    """
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
+    if codes.size == 0 or codes.min() < 0 or codes.max() >= 64 or codes[-1] >= 32:
+        raise ValueError("RLE text is damaged or cut off.")
+    last_digits = np.flatnonzero(codes < 32)
+    first_digits = np.concatenate([[0], last_digits[:-1] + 1])
+    digits = np.arange(codes.size) - np.repeat(first_digits, last_digits - first_digits + 1)
+    if digits.max() > 6:  # more than 32 bits
+        raise ValueError("RLE text is damaged: a number is too large.")
+    runs = np.add.reduceat((codes & 31) << (5 * digits), first_digits)
+    runs -= np.where(
+        codes[last_digits] & 16, np.int64(32) << (5 * digits[last_digits]), 0
+    )  # two's complement
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs

@@ -1,1 +1,1 @@
-"""Prediction results: access, drawing, formats, files."""
+"""Prediction results: access, drawing, formats and files."""

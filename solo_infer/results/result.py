@@ -1,4 +1,4 @@
-"""What users get: the instances of one image."""
+"""Prediction results: the instances of one image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from solo_infer.runtime.device import resolve_device
 if TYPE_CHECKING:
     from PIL import Image
 
-Several = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
-_NOTEBOOK_PIXELS = 1200  # greatest side of the picture in a notebook, which stores it in its file
+MultiIndex = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+_NOTEBOOK_PIXELS = 1200  # longest side of the drawing in a notebook, which embeds it in its file
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Instance:
     """One instance of a result.
 
     Attributes:
-        score: 0..1.
-        label: 0..classes-1.
+        score: Confidence, 0..1.
+        label: Class index, 0..classes-1.
         name: Class name.
         box: (x1, y1, x2, y2) in pixels of the image; see ``Result.boxes``.
     """
@@ -47,28 +47,28 @@ class Instance:
 
     @property
     def mask(self) -> Tensor:
-        """The mask (H, W), bool."""
+        """Mask (H, W), bool."""
         return packed_masks.unpack(self._packed, self._width)
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The instances of one image, best first; an image without any gives the same type with N = 0.
+    """The instances of one image, best first. A result without instances has N = 0.
 
     Attributes:
-        scores: (N,) float32, descending, 0..1.
-        labels: (N,) int64, 0..classes-1, in the order of ``categories``.
-        boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive. SOLO's are tight
-            around the masks, zeros for an empty one; YOLACT's are the boxes that it detected.
-        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels a byte, the first in the highest bit.
+        scores: (N,) float32 in 0..1, descending.
+        labels: (N,) int64, class indices 0..classes-1, in the order of ``categories``.
+        boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive. SOLO's boxes are tight
+            around the masks, and zeros for an empty mask; YOLACT's boxes are those that it detected.
+        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels per byte, the first in the highest bit.
         image_size: (height, width) in pixels.
-        categories: The names and COCO ids of all classes of the model.
+        categories: Names and COCO ids of all classes of the model.
         image: (H, W, 3) uint8 RGB, for drawing; None if it was not kept.
-        source: The path or URL that the image was given by, "" for one in memory.
-        timings: Seconds spent on this image, by stage: "load" (which may go on beside other images' stages),
-            "wait" (for that, with nothing else done), "preprocess", "backbone", "pyramid", "classes", "masks"
-            and "post". Images that shared a batch share its time evenly. On CUDA the stages before the last
-            only count the launching of their work.
+        source: Path or URL of the image, "" for an image in memory.
+        timings: Seconds spent on this image by stage: "load" (possibly while other images were processed),
+            "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks" and "post".
+            The time of a batch is divided evenly among its images. On CUDA, the stages before the last only
+            measure kernel launches.
     """
 
     scores: Tensor
@@ -83,17 +83,17 @@ class Result:
 
     @property
     def names(self) -> list[str]:
-        """The class name of each instance."""
+        """Class name of each instance."""
         return [self.categories.names[label] for label in self.labels.tolist()]
 
     @property
     def masks(self) -> Tensor:
-        """The masks (N, H, W), bool; unpacked at each access, N x H x W bytes."""
+        """Masks (N, H, W), bool; unpacked at each access to N x H x W bytes."""
         return packed_masks.unpack(self.packed_masks, self.image_size[1])
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """Device of the tensors."""
         return self.scores.device
 
     def __len__(self) -> int:
@@ -117,25 +117,25 @@ class Result:
     def __getitem__(self, index: int | np.integer) -> Instance: ...
 
     @overload
-    def __getitem__(self, index: Several) -> Result: ...
+    def __getitem__(self, index: MultiIndex) -> Result: ...
 
     def __getitem__(self, index: Any) -> Instance | Result:
-        """Return an ``Instance`` for an int, else a ``Result`` (slice, boolean mask, list of ints).
+        """Return an ``Instance`` for an int, or a ``Result`` for a slice, a boolean mask or a list of ints.
 
-        Numpy's and torch's integers, masks and arrays of positions count too. What comes back shares no
-        memory with the masks of this result, so that a few kept instances do not keep all of them.
+        Integers, boolean masks and index arrays of numpy and torch are supported too. The returned masks are
+        copies, so that keeping a few instances does not keep all masks in memory.
 
         Raises:
-            IndexError: An int is out of range, as with a list.
-            ResultError: A boolean mask has not one value per instance, a position in a list is out of
+            IndexError: An int is out of range.
+            ResultError: A boolean mask does not have one value per instance, an index in a list is out of
                 range, or the index is of another type.
         """
         number = _as_int(index)
         if number is None:
-            return self._select(self._positions(index))
+            return self._select(self._indices(index))
         if not -len(self) <= number < len(self):
             raise IndexError(f"instance {number} of a result with {len(self)}")
-        (instance,) = self._select(self._positions([number]))
+        (instance,) = self._select(self._indices([number]))
         return instance
 
     def _select(self, index: Tensor) -> Result:
@@ -147,55 +147,59 @@ class Result:
             packed_masks=self.packed_masks[index],
         )
 
-    def _positions(self, index: Any) -> Tensor:
-        """Turn a slice, a boolean mask or a list of positions into positions (K,) int64."""
+    def _indices(self, index: MultiIndex) -> Tensor:
+        """Convert a slice, a boolean mask or a list of ints to indices (K,) int64."""
         count = len(self)
-        given = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
-        if given.ndim != 1 or given.dtype.kind not in "biu":
+        indices = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
+        if indices.ndim != 1 or indices.dtype.kind not in "biu":
             raise ResultError(
-                f"Index of type {type(index).__name__} ({given.dtype} {given.shape}): expected an int, "
-                "a slice, a boolean mask with a value per instance, or a list of ints. For classes use "
-                "filter(classes=...)."
+                f"Index of type {type(index).__name__} ({indices.dtype} {indices.shape}): expected an "
+                "int, a slice, a boolean mask with one value per instance, or a list of ints. To select "
+                "classes, use filter(classes=...)."
             )
-        if given.dtype == np.bool_:
-            if len(given) != count:
+        if indices.dtype == np.bool_:
+            if len(indices) != count:
                 raise ResultError(
-                    f"Boolean mask of {len(given)} values for {count} instances: expected one value each."
+                    f"Boolean mask of {len(indices)} values for {count} instances: expected one value each."
                 )
-            given = np.flatnonzero(given)
-        if not all(-count <= position < count for position in given.tolist()):
-            raise ResultError(f"Positions {given.tolist()}: expected each in {-count}..{count - 1}.")
-        return torch.from_numpy(given.astype(np.int64)).to(self.device)
+            indices = np.flatnonzero(indices)
+        if not all(-count <= position < count for position in indices.tolist()):
+            raise ResultError(f"Indices {indices.tolist()}: expected each in {-count}..{count - 1}.")
+        return torch.from_numpy(indices.astype(np.int64)).to(self.device)
 
     def filter(
         self, min_score: float = 0.0, classes: str | int | Iterable[str | int] | None = None
     ) -> Result:
-        """Return the instances with at least this score, of these classes (names or labels, or just one).
+        """Return the instances with at least a given score, of the given classes.
+
+        Args:
+            min_score: Lowest score to keep, 0..1.
+            classes: Names or labels of the classes to keep, or a single one. Defaults to all.
 
         Raises:
-            ResultError: A class is not one of the model's, or the score is not in 0..1.
+            ResultError: The model does not have a class, or the score is not in 0..1.
         """
         if not 0.0 <= min_score <= 1.0:
             raise ResultError(f"min_score={min_score!r}: expected a score in 0..1.")
         keep = self.scores >= min_score
         if classes is not None:
-            wanted = torch.tensor(self.categories.labels(classes), dtype=torch.int64)
-            keep &= torch.isin(self.labels, wanted.to(self.device))
+            labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64)
+            keep &= torch.isin(self.labels, labels.to(self.device))
         return self._select(keep)
 
     def to(self, device: str | torch.device) -> Result:
         """Return the result with its tensors on a device.
 
         Raises:
-            DeviceError: The device is unknown or not available here.
+            DeviceError: The device is unknown or not available.
         """
-        where = resolve_device(device)
+        target = resolve_device(device)
         return replace(
             self,
-            scores=self.scores.to(where),
-            labels=self.labels.to(where),
-            boxes=self.boxes.to(where),
-            packed_masks=self.packed_masks.to(where),
+            scores=self.scores.to(target),
+            labels=self.labels.to(target),
+            boxes=self.boxes.to(target),
+            packed_masks=self.packed_masks.to(target),
         )
 
     def cpu(self) -> Result:
@@ -203,20 +207,21 @@ class Result:
         return self.to("cpu")
 
     def numpy(self) -> dict[str, np.ndarray]:
-        """Return "scores", "labels", "boxes" and "masks" as numpy arrays of the same shapes and types."""
-        here = self.cpu()
-        return {name: getattr(here, name).numpy() for name in ("scores", "labels", "boxes", "masks")}
+        """Return "scores", "labels", "boxes" and "masks" as numpy arrays of the same shapes and dtypes."""
+        result = self.cpu()
+        return {name: getattr(result, name).numpy() for name in ("scores", "labels", "boxes", "masks")}
 
     def to_coco(self, image_id: int | str = 0, *, boxes: bool = True) -> list[dict[str, Any]]:
-        """Return the instances as COCO results, as ``pycocotools`` reads them.
+        """Return the instances as COCO results for ``pycocotools``.
 
-        Each has "image_id", "category_id" (the official id for COCO's classes), "score", "bbox"
+        Each entry has "image_id", "category_id" (the official id for COCO's classes), "score", "bbox"
         (x, y, width, height in pixels) and "segmentation" (compressed RLE with text counts).
 
         Args:
-            image_id: The image's id in the annotation file.
-            boxes: Give "bbox". ``COCO.loadRes`` takes its area for the mask's, which shifts mask AP by
-                object size; without "bbox" it derives both box and area from the mask, as mmdet does.
+            image_id: Id of the image in the annotation file.
+            boxes: Include "bbox". ``COCO.loadRes`` then uses the area of the box instead of that of the mask,
+                which changes mask AP by object size. Without "bbox", it derives both from the mask, as mmdet
+                does.
         """
         number = image_id if isinstance(image_id, str) else operator.index(image_id)
         ids = self.categories.ids
@@ -232,7 +237,7 @@ class Result:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values: the image's size and source, each instance with its RLE mask."""
+        """Return JSON-ready values: source, image size and instances with masks as compressed RLE."""
         height, width = self.image_size
         return {
             "source": self.source,
@@ -266,64 +271,68 @@ class Result:
         """Return the image with the instances drawn on it.
 
         Args:
-            image: (H, W, 3) uint8 RGB; the image that was segmented if not given.
-            min_score: Leave out instances below this score.
+            image: (H, W, 3) uint8 RGB. Defaults to the segmented image.
+            min_score: Lowest score to draw, 0..1.
             alpha: Opacity of the masks, 0..1.
-            boxes: Draw boxes.
-            captions: Write class name and score.
+            boxes: Whether to draw boxes.
+            captions: Whether to write class names and scores.
 
         Raises:
-            ResultError: No image was kept, or it has another size than the masks.
+            ResultError: The image was not kept, or is of another size than the masks.
         """
         from solo_infer.results.drawing import draw_instances
 
         canvas = self.image if image is None else image
         if canvas is None:
-            raise ResultError("The result holds no image to draw on: pass it as image=(H, W, 3) uint8 RGB.")
-        shown = self.filter(min_score).cpu()
+            raise ResultError("The result has no image to draw on: pass it as image=(H, W, 3) uint8 RGB.")
+        result = self.filter(min_score).cpu()
         return draw_instances(
             canvas,
-            masks=(instance.mask.numpy() for instance in shown),
-            boxes=shown.boxes.numpy(),
-            labels=shown.labels.numpy(),
-            names=shown.names,
-            scores=shown.scores.numpy(),
+            masks=(instance.mask.numpy() for instance in result),
+            boxes=result.boxes.numpy(),
+            labels=result.labels.numpy(),
+            names=result.names,
+            scores=result.scores.numpy(),
             alpha=alpha,
             boxes_visible=boxes,
             captions=captions,
         )
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write the drawing to a picture file (type by suffix); options are those of ``plot``.
+        """Write the drawing to an image file and return its path.
+
+        Args:
+            path: Path of the file; its suffix selects the format.
+            options: Options of ``plot``.
 
         Raises:
-            ResultError: The suffix is no picture's, or the file cannot be written.
+            ResultError: The suffix is not that of an image format, or the file cannot be written.
         """
-        from solo_infer.results.drawing import save_picture
+        from solo_infer.results.drawing import save_image
 
-        return save_picture(self.plot(**options), Path(path))
+        return save_image(self.plot(**options), path)
 
     def _repr_png_(self) -> bytes | None:
-        """Show the drawing in notebooks, made smaller where it is large."""
+        """Return the drawing as PNG for notebooks, reduced in size if it is large."""
         if self.image is None:
             return None
-        picture = self.plot()
-        picture.thumbnail((_NOTEBOOK_PIXELS, _NOTEBOOK_PIXELS))
+        drawing = self.plot()
+        drawing.thumbnail((_NOTEBOOK_PIXELS, _NOTEBOOK_PIXELS))
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        drawing.save(buffer, format="PNG")
         return buffer.getvalue()
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        shown = ", ".join(f"{instance.name} {instance.score:.2f}" for instance in self[:5])
-        found = f"{len(self)} instance{'' if len(self) == 1 else 's'}" + (f": {shown}" if shown else "")
+        first = ", ".join(f"{instance.name} {instance.score:.2f}" for instance in self[:5])
+        instances = f"{len(self)} instance{'' if len(self) == 1 else 's'}" + (f": {first}" if first else "")
         more = ", ..." if len(self) > 5 else ""
         source = f" {self.source!r}" if self.source else ""
-        return f"<Result{source} {width}x{height} px, {found}{more}>"
+        return f"<Result{source} {width}x{height} px, {instances}{more}>"
 
 
 def _as_int(index: Any) -> int | None:
-    """Return the int that an int, or a 0-d integer of numpy or torch, stands for; None for all else."""
+    """Convert an int, or a 0-d integer of numpy or torch, to int; return None for all other types."""
     is_bool = isinstance(index, bool) or "bool" in str(getattr(index, "dtype", ""))
     if is_bool or getattr(index, "ndim", 0) > 0:
         return None
@@ -334,12 +343,12 @@ def _as_int(index: Any) -> int | None:
 
 
 def _as_array(index: Any) -> np.ndarray:
-    """Return an index as a numpy array; what holds nothing counts as no positions."""
+    """Convert an index to a numpy array; an empty list becomes an empty array of int64."""
     try:
-        given = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+        array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
     except (TypeError, ValueError) as error:
         raise ResultError(f"Index of type {type(index).__name__}: {error}.") from error
-    return given.astype(np.int64) if given.dtype.kind == "f" and given.shape == (0,) else given
+    return array.astype(np.int64) if array.dtype.kind == "f" and array.shape == (0,) else array
 
 
 def _xywh(box: tuple[float, float, float, float]) -> list[float]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
+
+USER_AGENT = f"solo-infer/{__version__}"  # header of every HTTP request of this library
 
 HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"

@@ -21,8 +21,8 @@ class Stopwatch:
         self._last = self._now()
 
     @property
-    def waits(self) -> bool:
-        """Whether each mark waits for a device."""
+    def synchronizes(self) -> bool:
+        """Whether each mark synchronizes with a device."""
         return self._waits_for is not None
 
     def mark(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""What all families of models share: from any sources to results, on a device, in a dtype."""
+"""Base class of all segmentation models: loading, batching, prediction."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solo_infer.config import ArchitectureConfig, BasePostprocessConfig, ModelConfig
-from solo_infer.data import images
-from solo_infer.data.images import Color, ImageSource, LoadedImage
-from solo_infer.data.prefetch import Loaded, OnError, load_all
+from solo_infer.config.families import family_of
+from solo_infer.data.images import Color, LoadedImage
+from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
+from solo_infer.data.sources import ImageSource, is_single_source
 from solo_infer.errors import ConfigError, ImageError
-from solo_infer.inference.preprocess import Geometry, plan, prepare_batch
-from solo_infer.inference.solo import Detections
+from solo_infer.inference.detections import Detections
+from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models import build_network
-from solo_infer.models.base import SegmentationNetwork as Network
-from solo_infer.models.optimized.optimize import InferenceTwin, compiled_twin
+from solo_infer.models.base import SegmentationNetwork
+from solo_infer.models.optimized.compiled import compile_for_inference
+from solo_infer.models.optimized.optimize import OptimizedNetworkCache
+from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.stopwatch import Stopwatch
@@ -38,25 +42,28 @@ Images = list[ImageSource] | tuple[ImageSource, ...]
 
 
 class Segmenter(ABC):
-    """A network with its configuration: images in, results out.
+    """Base class of all segmentation models: a network with its configuration.
 
-    Calls keep no state, but for CUDA graphs, which they take turns with: any number of threads may share
-    one model. ``to`` changes it, and is for the one who set it up.
+    Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Do not call ``to``
+    while other threads predict.
+
+    Copies made by ``with_thresholds``, ``only`` and ``compile`` share the network. ``to`` moves that network,
+    and so every copy.
 
     Attributes:
         config: Architecture, preprocessing, thresholds and categories.
-        network: The ``torch.nn.Module``, in eval mode.
+        network: Plain ``torch.nn.Module``, in eval mode.
     """
 
-    architecture: ClassVar[type]  # of the configurations that this class takes
-    network: Network
+    config: ModelConfig
+    network: SegmentationNetwork
 
-    def __init__(self, config: ModelConfig, network: Network) -> None:
-        self._require_own(config.architecture)
+    def __init__(self, config: ModelConfig, network: SegmentationNetwork) -> None:
+        self._require_family(config.architecture)
         self.config = config
         self.network = network
-        self._twin: InferenceTwin[Any] = InferenceTwin(network)
-        self._wanted: Tensor | None = None  # (classes,) float32, 0 or 1
+        self._optimized: OptimizedNetworkCache[Any] = OptimizedNetworkCache(network)
+        self._class_mask: Tensor | None = None  # (classes,) float32 on the CPU, 0 for excluded classes
 
     @classmethod
     def from_pretrained(
@@ -73,123 +80,128 @@ class Segmenter(ABC):
         """Load a model.
 
         Args:
-            name_or_path: A published model (``solo_infer.available_models()``), a checkpoint file (mmdet's,
-                the authors', a state dict, safetensors), a directory of ``save_pretrained``, or a Hub repo
-                (owner/name) that holds such a directory.
-            device: "cpu", "cuda", "cuda:1", ...; CUDA if there is any, else the CPU, if not given.
-            dtype: What the network computes in: float32, float16 or bfloat16. Scores and masks are
-                always decided in float32.
-            thresholds: Settings of the post-processing; the model's own if not given.
-            config: The whole configuration, where the file does not tell.
+            name_or_path: Name of a published model (``solo_infer.available_models()``), checkpoint file
+                (mmdet's, the authors', a state dict, safetensors), directory of ``save_pretrained``, or id
+                (owner/name) of a Hub repo with such a directory.
+            device: "cpu", "cuda", "cuda:1", ... Defaults to CUDA if available, else the CPU.
+            dtype: Dtype of the network: float32, float16 or bfloat16. Scores and masks are always computed
+                in float32.
+            thresholds: Post-processing settings. Defaults to the model's own.
+            config: Configuration of the model. Defaults to the one found with or inferred from the weights.
             revision: Branch, tag or commit of a Hub repo.
-            offline: Never touch the network; the environment decides if not given.
+            offline: Whether network access is forbidden. Defaults to the environment
+                (``SOLO_INFER_OFFLINE``).
 
         Raises:
-            WeightsError: The weights cannot be found, fetched, read or fitted to a model.
-            OfflineError: They would have to be downloaded, but must not.
-            ConfigError: They are of another family of models (``load_model`` takes any), or the
-                ``config.json`` beside them is wrong.
+            WeightsError: The weights cannot be found, fetched, read or matched with a model.
+            OfflineError: The weights would have to be downloaded, which is forbidden.
+            ConfigError: The weights belong to another family of models (``load_model`` accepts any), or the
+                ``config.json`` beside them is invalid.
             DeviceError: The device or dtype is not available.
         """
-        where, kind = resolve_device(device), resolve_dtype(dtype)
+        resolved_device, resolved_dtype = resolve_device(device), resolve_dtype(dtype)
         checkpoint = load_checkpoint(
             name_or_path,
             config=config,
             revision=revision,
             offline=offline,
-            check=lambda found: cls._require_own(found.architecture),
+            check=lambda found: cls._require_family(found.architecture),
         )
-        model = cls.from_checkpoint(checkpoint).to(where, kind)
+        model = cls.from_checkpoint(checkpoint).to(resolved_device, resolved_dtype)
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Return the model of a checkpoint that has been read, on the CPU.
+        """Return the model of a checkpoint, on the CPU.
 
         Raises:
-            ConfigError: It is of another family of models.
+            ConfigError: The checkpoint belongs to another family of models.
         """
-        cls._require_own(checkpoint.config.architecture)
-        network = build_network(checkpoint.config.architecture, device="meta")
+        architecture = checkpoint.config.architecture
+        segmenter = cls._require_family(architecture)
+        network = build_network(architecture, device="meta")
         network.load_state_dict(checkpoint.state_dict, assign=True)
         network.requires_grad_(False).to(memory_format=torch.channels_last)
-        return cls(checkpoint.config, network)
+        return segmenter(checkpoint.config, network)
 
     @classmethod
-    def _require_own(cls, architecture: ArchitectureConfig) -> None:
-        """Raise ConfigError if an architecture is of another family."""
-        if not isinstance(architecture, cls.architecture):
+    def _require_family(cls, architecture: ArchitectureConfig) -> type[Self]:
+        """Return the class of the models of an architecture; raise ConfigError if it is not a ``cls``."""
+        segmenter = family_of(architecture).load("segmenter")
+        if not issubclass(segmenter, cls):
             raise ConfigError(
-                f"{cls.__name__} takes no {architecture.name} model: use the class of its family, or "
-                "load_model, which takes any."
+                f"{cls.__name__} cannot load a {architecture.name} model: use {segmenter.__name__}, or "
+                "load_model, which loads any."
             )
+        return segmenter
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """Dtype of the network."""
         return next(self.network.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Move the model to a device, a dtype or both, in place, and return it.
+        """Move the network to a device, a dtype or both, in place, and return this model.
 
         Raises:
             DeviceError: The device is not available, or cannot compute in the dtype.
         """
-        where = self.device if device is None else resolve_device(device)
-        kind = self.dtype if dtype is None else resolve_dtype(dtype)
-        require_dtype(where, kind)
-        self.network.to(where, kind)
+        resolved_device = self.device if device is None else resolve_device(device)
+        resolved_dtype = self.dtype if dtype is None else resolve_dtype(dtype)
+        require_dtype(resolved_device, resolved_dtype)
+        self.network.to(resolved_device, resolved_dtype)
         return self
 
     def with_thresholds(self, thresholds: BasePostprocessConfig) -> Self:
-        """Return a model with other thresholds that shares this one's network."""
+        """Return a copy with other post-processing settings that shares the network."""
         other = copy.copy(self)
         other.config = replace(self.config, thresholds=thresholds)
         return other
 
     def only(self, classes: str | int | Iterable[str | int]) -> Self:
-        """Return a model that finds some of its classes only and shares this one's network.
+        """Return a copy that detects only some of the classes and shares the network.
 
-        Unlike ``Result.filter``, the others take no place among the best candidates and detections.
+        Excluded classes are removed before NMS, so they do not use up ``nms_pre`` or ``max_per_image``.
 
         Args:
-            classes: Names or labels; labels of results stay what they are.
+            classes: Names or labels. The labels of results do not change.
 
         Raises:
-            ResultError: There is no such class; the message suggests similar names.
+            ResultError: A class does not exist; the message suggests similar names.
         """
-        other = self.with_thresholds(self.config.thresholds)
-        wanted = torch.zeros(len(self.config.categories))
-        wanted[self.config.categories.labels(classes)] = 1
-        other._wanted = wanted
+        other = copy.copy(self)
+        class_mask = torch.zeros(len(self.config.categories), dtype=torch.float32, device="cpu")
+        class_mask[self.config.categories.labels(classes)] = 1
+        other._class_mask = class_mask
         return other
 
     def compile(self, **options: Any) -> Self:
-        """Return a model with the same weights, whose network's stages ``torch.compile`` compiles.
+        """Return a copy with the same weights whose backbone and branches ``torch.compile`` compiles.
 
-        Backbone and branches are compiled when an image first comes, and again for new sizes, which takes up
-        to minutes; post-processing is not. Results differ by rounding.
+        They are compiled when the first image is predicted, and again for new sizes, which takes up to
+        minutes. Post-processing is not compiled. Results differ by rounding.
 
         Args:
-            options: Of ``torch.compile``, for instance ``mode="max-autotune-no-cudagraphs"``.
+            options: Keyword arguments of ``torch.compile``, e.g. ``mode="max-autotune-no-cudagraphs"``.
 
         Raises:
-            DeviceError: The device cannot run what the compiler makes.
+            DeviceError: The device cannot run compiled code.
         """
         require_compile(self.device)
         other = copy.copy(self)
-        other._twin = InferenceTwin(self.network, functools.partial(compiled_twin, options=options))
+        build = functools.partial(compile_for_inference, options=options)
+        other._optimized = OptimizedNetworkCache(self.network, build)
         return other
 
     @property
     def inference_network(self) -> Any:
-        """The network as it predicts: the same function, faster (``solo_infer.models.optimized.optimize``)."""
-        return self._twin.get()
+        """Optimized copy of the network (``solo_infer.models.optimized``), which predictions use."""
+        return self._optimized.get()
 
     @overload
     def __call__(
@@ -219,31 +231,31 @@ class Segmenter(ABC):
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
     ) -> Result | list[Result]:
-        """Segment one image, or a list of images.
+        """Segment one image, or a list of images. ``predict`` is the same method.
 
         Args:
-            source: A path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor
-                (3, H, W) uint8 or float 0..1, or a list or tuple of these, of any sizes.
+            source: Path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor (3, H, W)
+                uint8 or float 0..1, or a list or tuple of these, of any sizes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that share a forward pass on a GPU, if their padded sizes are equal. On the
-                CPU each image goes alone, and its result is the same to the last bit.
-            thresholds: Settings of the post-processing for this call.
+            batch_size: Images that may share a forward pass on a GPU, if their padded sizes are equal. On the
+                CPU each image is processed alone, with bit-identical results.
+            thresholds: Post-processing settings for this call. Defaults to the model's own.
 
         Returns:
-            A ``Result`` for one image; a list of them, in order, for a list.
+            A ``Result`` for one image; a list of results, in order, for a list.
 
         Raises:
             ImageError: An image cannot be read.
         """
-        single = images.is_single_source(source)
-        if not single and not isinstance(source, list | tuple):
+        is_single = is_single_source(source)
+        if not is_single and not isinstance(source, list | tuple):
             raise ImageError(
-                f"{type(source).__name__} is no image: expected a path, URL, bytes, PIL image, array, "
+                f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
                 "tensor, or a list of these. For folders, globs and iterators use stream()."
             )
-        sources = cast(Images, [source] if single else source)
+        sources = cast(Images, [source] if is_single else source)
         results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
-        return results[0] if single else results
+        return results[0] if is_single else results
 
     predict = __call__
 
@@ -256,65 +268,79 @@ class Segmenter(ABC):
         thresholds: BasePostprocessConfig | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
-        """Segment images one after another, in order, holding only ``batch_size`` of them at a time.
+        """Segment images in order, holding only ``batch_size`` of them in memory at a time.
 
-        The files of a folder, a pattern or a list are decoded ahead in a thread of their own, two at most;
-        from any other iterable nothing is taken before its turn.
+        Files of a folder, a pattern or a list are decoded ahead in a background thread, at most two of them.
+        Nothing is taken ahead from other iterables.
 
         Args:
-            source: A folder, a glob pattern ("photos/**/*.jpg"), or any iterable of what a call takes.
+            source: Folder, glob pattern ("photos/**/*.jpg"), or any iterable of the sources of a call.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images that are held at a time, of which those of equal padded size share a forward
-                pass on a GPU.
-            thresholds: Settings of the post-processing.
-            on_error: Called with the name and error of an image that cannot be read, which is then left
-                out; if not given, the error is raised.
+            batch_size: Images held in memory, of which those of equal padded size share a forward pass on a
+                GPU.
+            thresholds: Post-processing settings. Defaults to the model's own.
+            on_error: Called with the name and the error of an image that cannot be read, which is then
+                skipped. Defaults to raising the error.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
-        settings = self.config.thresholds
-        if thresholds is not None:
-            settings = self.with_thresholds(thresholds).config.thresholds  # which checks their family
-        waiting: list[Loaded] = []
-        for loaded in load_all(source, color, on_error):
-            waiting.append(loaded)
-            if len(waiting) == batch_size:
-                yield from self._segment(waiting, settings)
-                waiting = []
-        if waiting:
-            yield from self._segment(waiting, settings)
+        settings = self._settings(thresholds)
+        batch: list[PrefetchedImage] = []
+        for prefetched in prefetch_images(source, color, on_error):
+            batch.append(prefetched)
+            if len(batch) == batch_size:
+                yield from self._predict_prefetched(batch, settings)
+                batch = []
+        if batch:
+            yield from self._predict_prefetched(batch, settings)
 
-    def _segment(
+    def _predict_prefetched(
+        self, batch: list[PrefetchedImage], thresholds: BasePostprocessConfig
+    ) -> Iterator[Result]:
+        results = self.predict_batch([prefetched.image for prefetched in batch], thresholds=thresholds)
+        for result, prefetched in zip(results, batch, strict=True):
+            yield replace(result, timings={**prefetched.timings, **result.timings})
+
+    def predict_batch(
         self,
-        batch: list[Loaded],
-        thresholds: BasePostprocessConfig,
-        synchronized: bool = False,
+        batch: Sequence[LoadedImage],
+        *,
+        thresholds: BasePostprocessConfig | None = None,
+        synchronize: bool = False,
     ) -> list[Result]:
-        """Segment loaded images, in groups that share a forward pass.
+        """Segment decoded images, those of equal padded size in one forward pass on a GPU.
 
         Args:
-            batch: Images and how long their loading took.
-            thresholds: Settings of the post-processing.
-            synchronized: Time each stage to its end, for benchmarks.
+            batch: Images from ``solo_infer.load_image``.
+            thresholds: Post-processing settings. Defaults to the model's own.
+            synchronize: Whether to synchronize with the device at the end of each stage, so that the
+                timings of the results are exact. For benchmarks; slower.
         """
-        geometries = [plan(loaded.pixels, self.config.preprocessing) for loaded, _ in batch]
+        settings = self._settings(thresholds)
+        geometries = [plan(image.pixels, self.config.preprocessing) for image in batch]
         results: dict[int, Result] = {}
         for members in self._groups(geometries):
-            found = self._segment_group(
+            group = self._predict_group(
                 [batch[index] for index in members],
                 [geometries[index] for index in members],
-                thresholds,
-                synchronized,
+                settings,
+                Stopwatch(self.device if synchronize else None),
             )
-            results.update(zip(members, found, strict=True))
+            results.update(zip(members, group, strict=True))
         return [results[index] for index in range(len(batch))]
+
+    def _settings(self, thresholds: BasePostprocessConfig | None) -> BasePostprocessConfig:
+        """Return the post-processing settings of a call; raise ConfigError for those of another family."""
+        if thresholds is None:
+            return self.config.thresholds
+        return replace(self.config, thresholds=thresholds).thresholds
 
     def _groups(self, geometries: list[Geometry]) -> list[list[int]]:
         """Return the indices of the images of each forward pass.
 
-        GroupNorm and the coordinate channels see the padding, so that only images of equal padded size
-        may share one. On the CPU each image goes alone: a batch gains nothing there, and its convolutions
-        round otherwise, which can move a score past a threshold.
+        GroupNorm and the coordinate channels see the padding, so that only images of equal padded size may
+        share a forward pass. On the CPU each image is processed alone: a batch gains nothing there, and its
+        convolutions round differently, which can move a score across a threshold.
         """
         if self.device.type == "cpu":
             return [[index] for index in range(len(geometries))]
@@ -323,52 +349,69 @@ class Segmenter(ABC):
             groups[geometry.padded].append(index)
         return list(groups.values())
 
-    @torch.no_grad()
-    def _segment_group(
+    def _predict_group(
         self,
-        batch: list[Loaded],
-        geometries: list[Geometry],
+        batch: Sequence[LoadedImage],
+        geometries: Sequence[Geometry],
         thresholds: BasePostprocessConfig,
-        synchronized: bool,
+        stopwatch: Stopwatch,
     ) -> list[Result]:
-        watch = Stopwatch(self.device if synchronized else None)
-        pixels = [loaded.pixels for loaded, _ in batch]
-        inputs = prepare_batch(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
-        watch.mark("preprocess")
-        detections = self._find(inputs, geometries, thresholds, watch)
-        seconds = {stage: spent / len(batch) for stage, spent in watch.seconds.items()}
-        return [
-            self._result(loaded, found, {**loading, **seconds})
-            for (loaded, loading), found in zip(batch, detections, strict=True)
-        ]
+        """Segment images that share a forward pass."""
+        pixels = [image.pixels for image in batch]
+        inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
+        stopwatch.mark("preprocess")
+        detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
+        timings = {stage: seconds / len(batch) for stage, seconds in stopwatch.seconds.items()}
+        return [self._result(image, found, timings) for image, found in zip(batch, detections, strict=True)]
 
-    @abstractmethod
-    def _find(
-        self, inputs: Tensor, geometries: list[Geometry], thresholds: BasePostprocessConfig, watch: Stopwatch
+    @torch.no_grad()
+    def detect(
+        self,
+        inputs: Tensor,
+        geometries: Sequence[Geometry],
+        *,
+        thresholds: BasePostprocessConfig | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> list[Detections]:
-        """Return the detections of each image of a batch of network inputs (N, 3, H, W).
+        """Return the detections of each image of a batch of network inputs.
 
-        The stages that ``watch`` marks are "backbone", "pyramid", "classes", "masks" and "post".
+        Args:
+            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
+            geometries: Sizes of the images.
+            thresholds: Post-processing settings. Defaults to the model's own.
+            stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
         """
+        return self._detect(inputs, geometries, self._settings(thresholds), stopwatch or Stopwatch())
 
     @abstractmethod
-    def class_scores(self, inputs: Tensor) -> Tensor:
-        """Return the scores (N, places, classes) in 0..1 of network inputs (N, 3, H, W).
+    def _detect(
+        self, inputs: Tensor, geometries: Sequence[Geometry], thresholds: Any, stopwatch: Stopwatch
+    ) -> list[Detections]:
+        """Return the detections of each image of a batch; see ``detect``."""
 
-        Those above ``score_thr`` are the candidates.
+    def _class_mask_on(self, device: torch.device) -> Tensor | None:
+        """Return the class mask on a device, None if no class is excluded."""
+        return None if self._class_mask is None else upload(self._class_mask, device)
+
+    @abstractmethod
+    def count_candidates(self, inputs: Tensor) -> list[int]:
+        """Return the number of (cell or anchor, class) pairs above ``score_thr`` of each image.
+
+        Args:
+            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
         """
 
-    def _result(self, loaded: LoadedImage, found: Detections, timings: dict[str, float]) -> Result:
-        height, width = loaded.pixels.shape[:2]
+    def _result(self, image: LoadedImage, detections: Detections, timings: dict[str, float]) -> Result:
+        pixels: np.ndarray = image.pixels
         return Result(
-            scores=found.scores,
-            labels=found.labels,
-            boxes=found.boxes,
-            packed_masks=found.packed_masks,
-            image_size=(height, width),
+            scores=detections.scores,
+            labels=detections.labels,
+            boxes=detections.boxes,
+            packed_masks=detections.packed_masks,
+            image_size=(pixels.shape[0], pixels.shape[1]),
             categories=self.config.categories,
-            image=loaded.pixels,
-            source=loaded.name,
+            image=pixels,
+            source=image.name,
             timings=timings,
         )
 
@@ -382,6 +425,6 @@ class Segmenter(ABC):
 
     def __repr__(self) -> str:
         architecture = self.config.architecture
-        what = f"{type(self).__name__} {architecture.name} {architecture.backbone}"
+        name = f"{type(self).__name__} {architecture.name} {architecture.backbone}"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"<{what}, {architecture.num_classes} classes, {dtype} on {self.device}>"
+        return f"<{name}, {architecture.num_classes} classes, {dtype} on {self.device}>"

@@ -2,72 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from solo_infer.config import BasePostprocessConfig, YOLACTConfig, YOLACTPostprocessConfig
-from solo_infer.inference import yolact as yolact_postprocessing
+from solo_infer.config import YOLACTPostprocessConfig
+from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import Detections
-from solo_infer.models.yolact.anchors import level_sizes
-from solo_infer.models.yolact.network import Predictions, YOLACTNetwork
+from solo_infer.inference.yolact import class_scores, detect_batch
+from solo_infer.models.yolact.network import YOLACTNetwork
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 
 
 class YOLACT(Segmenter):
-    """A YOLACT model, OpenMMLab's or the author's; see ``Segmenter`` for what it does.
+    """YOLACT, mmdet's or the original variant; see ``Segmenter`` for its methods.
 
-    Boxes of its results are the detected ones, not the bounds of the masks.
+    The boxes of its results are the detected ones, not the bounds of the masks.
     """
 
-    architecture = YOLACTConfig
     network: YOLACTNetwork
-
-    def class_scores(self, inputs: Tensor) -> Tensor:
-        """Return the scores (N, anchors, classes) of network inputs (N, 3, H, W)."""
-        network: YOLACTNetwork = self.inference_network
-        return yolact_postprocessing.class_scores(network.bbox_head(network.features(inputs)).logits)
-
-    def _find(
-        self, inputs: Tensor, geometries: list[Geometry], thresholds: BasePostprocessConfig, watch: Stopwatch
-    ) -> list[Detections]:
-        assert isinstance(thresholds, YOLACTPostprocessConfig)
-        network: YOLACTNetwork = self.inference_network
-        maps = network.backbone(inputs)
-        watch.mark("backbone")
-        levels = network.neck(maps[1:])
-        watch.mark("pyramid")
-        found = network.bbox_head(levels)
-        watch.mark("classes")
-        prototypes = network.mask_head(levels[0])
-        watch.mark("masks")
-        detections = self._detect(levels, found, prototypes, geometries, thresholds)
-        watch.mark("post")
-        return detections
 
     def _detect(
         self,
-        levels: list[Tensor],
-        found: Predictions,
-        prototypes: Tensor,
-        geometries: list[Geometry],
+        inputs: Tensor,
+        geometries: Sequence[Geometry],
         thresholds: YOLACTPostprocessConfig,
+        stopwatch: Stopwatch,
     ) -> list[Detections]:
-        """Turn the predictions and prototypes (N, P, h, w) of a batch into detections."""
-        anchors = self.network.anchors(levels, geometries[0].padded)
-        sizes = level_sizes(levels)
-        detections = []
-        for index, geometry in enumerate(geometries):
-            scores = yolact_postprocessing.class_scores(found.logits[index])
-            if self._wanted is not None:
-                scores = scores * self._wanted.to(scores.device)
-            clip_to = None if self.network.config.is_original else geometry.resized
-            instances = yolact_postprocessing.find_instances(
-                scores, found, index, anchors, sizes, clip_to, thresholds
-            )
-            detections.append(
-                yolact_postprocessing.make_detections(
-                    instances, prototypes[index], geometry, thresholds.mask_thr
-                )
-            )
-        return detections
+        network, class_mask = self.inference_network, self._class_mask_on(inputs.device)
+        return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
+
+    @torch.no_grad()
+    def count_candidates(self, inputs: Tensor) -> list[int]:
+        """Return the number of (anchor, class) pairs above ``score_thr`` of each image."""
+        network: YOLACTNetwork = self.inference_network
+        scores = class_scores(network.bbox_head(network.features(inputs)).logits)
+        class_mask = self._class_mask_on(inputs.device)
+        if class_mask is not None:
+            scores = scores * class_mask
+        above = scores > self.config.thresholds.score_thr
+        return above.flatten(1).sum(dim=1).tolist()

@@ -6,7 +6,6 @@ Python objects would be copied into every process as soon as it touches their re
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from solo_infer.config.suggestions import did_you_mean
-from solo_infer.data.coco import CocoData, ImageId, read_annotations, to_rle
+from solo_infer.data.coco import Annotation, CocoData, ImageId, read_annotations, to_rle
 from solo_infer.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -171,7 +170,8 @@ def read_index(
         ConfigError: ``classes`` is not a list of different names.
     """
     folder = Path(images)
-    data, coverage = _read_file(Path(annotations))
+    data = read_annotations(annotations)
+    coverage = _covered_categories(data)
     names = data.categories.names if classes is None else _check_classes(classes)
     _require_match(data, names)
     _require_images(folder, data)
@@ -189,21 +189,16 @@ def read_index(
     return builder.finish()
 
 
-def _read_file(path: Path) -> tuple[CocoData, dict[ImageId, list[int]]]:
-    """Return the content of an annotation file, and the covered category ids of the images that list them."""
-    data = read_annotations(path)
-    text = path.read_bytes()
-    if f'"{_COVERAGE_KEY}"'.encode() not in text:  # few files have it; do not parse the others twice
-        return data, {}
-    records = json.loads(text)["images"]
-    coverage = {record["id"]: record[_COVERAGE_KEY] for record in records if _COVERAGE_KEY in record}
+def _covered_categories(data: CocoData) -> dict[ImageId, list[int]]:
+    """Return the covered category ids of the images that list them."""
+    coverage = {image.id: image.extra[_COVERAGE_KEY] for image in data.images if _COVERAGE_KEY in image.extra}
     for image, ids in coverage.items():
         if not (isinstance(ids, list) and all(number in data.categories.ids for number in ids)):
             raise DataError(
-                f'{path}: image {image!r}: "{_COVERAGE_KEY}" is {ids!r}: expected a list of category ids of '
-                "the file."
+                f'{data.path}: image {image!r}: "{_COVERAGE_KEY}" is {ids!r}: expected a list of category '
+                "ids of the file."
             )
-    return data, coverage
+    return coverage
 
 
 def merge_indices(
@@ -318,21 +313,20 @@ def _add_instances(
     from tqdm import tqdm
 
     total = skipped = 0
-    for entry in tqdm(data.annotations, desc="reading annotations", unit="instance", delay=2, disable=None):
-        label, image = label_of.get(entry["category_id"]), index_of[entry["image_id"]]
+    annotations = tqdm(data.annotations, desc="reading annotations", unit="instance", delay=2, disable=None)
+    for annotation in annotations:
+        label, image = label_of.get(annotation.category_id), index_of[annotation.image_id]
         if label is None or not builder.labelled[image][label]:
             continue
         total += 1
         try:
-            counts = _mask_counts(entry, *builder.shapes[image])
+            counts = _mask_counts(annotation, *builder.shapes[image])
         except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{data.path}: annotation {entry.get('id')!r} of image {entry['image_id']!r}: {error}"
-            ) from error
+            raise DataError(f"{data.path}: {annotation.name}: {error}") from error
         if counts is None:
             skipped += 1
         else:
-            builder.add_instance(image, label, bool(entry.get("iscrowd", 0)), counts)
+            builder.add_instance(image, label, annotation.is_crowd, counts)
     if skipped:
         logger.info("%s: %d of %d instances skipped: no area or no mask", data.path, skipped, total)
     if total and skipped == total:
@@ -342,11 +336,12 @@ def _add_instances(
         )
 
 
-def _mask_counts(entry: dict[str, Any], height: int, width: int) -> bytes | None:
+def _mask_counts(annotation: Annotation, height: int, width: int) -> bytes | None:
     """Return the mask of an annotation as compressed RLE, None if the instance is to be skipped."""
-    if entry.get("area") == 0 or ("bbox" in entry and not _is_visible(entry["bbox"], height, width)):
+    box = annotation.bbox
+    if annotation.area == 0 or (box is not None and not _is_visible(box, height, width)):
         return None
-    segmentation = entry.get("segmentation")
+    segmentation = annotation.segmentation
     if isinstance(segmentation, list):
         # Fewer than three points have no area, and pycocotools would read four numbers as a box.
         segmentation = [

@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional as F
 
 from solo_infer.config import Categories
 from solo_infer.config.validation import require, require_non_negative_ints, require_positive_ints
-from solo_infer.data.coco import run_lengths
+from solo_infer.data.exif import upright_size
 from solo_infer.data.images import load_image
 from solo_infer.errors import DataError, ImageError
+from solo_infer.ops.rle import run_lengths
 from solo_infer.training.annotation_index import AnnotationIndex, merge_indices, read_index
 from solo_infer.training.sample import Sample, make_sample, mask_bounds, nearest_indices
 
@@ -285,7 +286,7 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     """
     scale = 1.0 if longest is None else min(longest / max(height, width), 1.0)
     try:
-        pixels, size = _decode(path, (height, width), scale)
+        pixels, size = _decode(path, scale)
     except (ImageError, OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image of the training set: {error}") from error
     if size != (height, width):
@@ -301,20 +302,15 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     return F.resize(planes, reduced, antialias=True)
 
 
-def _decode(path: str, expected: tuple[int, int], scale: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the pixels of an image, and its full size (height, width).
+def _decode(path: str, scale: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the pixels of an image and its full size (height, width), both upright.
 
-    JPEG files are decoded at a half, a quarter or an eighth of their size if that is at least ``scale``.
+    JPEG files are decoded at 1/2, 1/4 or 1/8 of their size if that is at least ``scale``.
     """
     with Image.open(path) as image:
         if scale == 1.0 or image.format != "JPEG":
             pixels = load_image(path).pixels
             return pixels, (pixels.shape[0], pixels.shape[1])
-        width, height = image.size
-        image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
-        pixels = load_image(image).pixels
-        reduced = image.size
-    rotated = pixels.shape[:2] != reduced[::-1]
-    if reduced[0] == reduced[1]:  # the shape of a reduced, nearly square image does not show a rotation
-        rotated = expected == (width, height)
-    return pixels, (width, height) if rotated else (height, width)
+        size = upright_size(image)
+        image.draft("RGB", (int(image.width * scale) + 1, int(image.height * scale) + 1))
+        return load_image(image).pixels, size

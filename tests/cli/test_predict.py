@@ -16,7 +16,7 @@ from PIL import Image
 from solo_infer import SOLO
 from solo_infer.cli.options import with_nms
 from solo_infer.errors import ConfigError, ResultError
-from solo_infer.results.writers import CocoFile, PictureFolder
+from solo_infer.results.writers import CocoFile, ImageFolder
 from solo_infer.runtime import environment
 from solo_infer.weights import manifest
 
@@ -283,14 +283,14 @@ def test_image_ids_that_do_not_match(run, photos, saved, images, message):
 
 
 def test_interruption_keeps_finished_images(run, photos, saved, monkeypatch):
-    add = PictureFolder.add
+    add = ImageFolder.add
 
     def interrupt(folder, result):
         if result.source.endswith("2.jpg"):
             raise KeyboardInterrupt
         return add(folder, result)
 
-    monkeypatch.setattr(PictureFolder, "add", interrupt)
+    monkeypatch.setattr(ImageFolder, "add", interrupt)
     code, out, err = run("predict", "photos", "photos/deep", "--model", saved, "--save-json", "r.json")
     assert (code, len(out.splitlines())) == (130, 1)
     assert err.endswith("solo-infer: interrupted\n")

@@ -1,4 +1,4 @@
-"""How encoded pictures and PIL images are decoded, and which are refused."""
+"""Decoding of encoded images, PIL images, arrays and tensors, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.picture_sources import HEIGHT, ORIENTATION, WIDTH, assert_pixels, encode, exif_of, gray3, picture
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from helpers.image_sources import HEIGHT, ORIENTATION, WIDTH, assert_pixels, encode, gray3, random_pixels
+from PIL import Image, ImageFile
 
 from solo_infer.data.images import LoadedImage, load_image
 from solo_infer.errors import ImageError
@@ -19,103 +19,40 @@ from solo_infer.errors import ImageError
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4000), (4000, 1)])
 def test_extreme_sizes(height: int, width: int) -> None:
-    pixels = picture(height, width)
+    pixels = random_pixels(height, width)
     assert_pixels(encode(pixels), pixels)
     assert_pixels(Image.fromarray(pixels), pixels)
     assert_pixels(pixels, pixels)
     assert_pixels(torch.from_numpy(pixels).permute(2, 0, 1), pixels)
 
 
-def test_loaded_images_are_frozen() -> None:
-    loaded = load_image(picture())
+def test_loaded_image_is_frozen() -> None:
+    loaded = load_image(random_pixels())
     assert isinstance(loaded, LoadedImage)
     with pytest.raises(AttributeError):
         loaded.name = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("source", [None, 3, 2.5, [picture()], object(), io.BytesIO(b"")])
-def test_unknown_types_are_refused_with_what_is_accepted(source: Any) -> None:
+@pytest.mark.parametrize("source", [None, 3, 2.5, [random_pixels()], object(), io.BytesIO(b"")])
+def test_unknown_type_raises_error_with_accepted_types(source: Any) -> None:
     with pytest.raises(ImageError, match=rf"{type(source).__name__}.*PIL image.*numpy array.*torch tensor"):
         load_image(source)
 
 
 @pytest.mark.parametrize("color", ["RGB", "gbr", "", None])
-def test_unknown_colors_are_refused(color: Any) -> None:
+def test_unknown_color_raises_error(color: Any) -> None:
     with pytest.raises(ImageError, match='expected "rgb" or "bgr"'):
-        load_image(picture(), color=color)
+        load_image(random_pixels(), color=color)
 
 
-def test_jpeg_decodes_as_pillow_does() -> None:
-    data = encode(np.asarray(Image.fromarray(picture()).resize((64, 48))), "JPEG", quality=90)
+def test_jpeg_decodes_as_in_pillow() -> None:
+    data = encode(np.asarray(Image.fromarray(random_pixels()).resize((64, 48))), "JPEG", quality=90)
     assert_pixels(data, np.asarray(Image.open(io.BytesIO(data))))
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation, spelt out after the table of the EXIF standard."""
-    return {
-        1: lambda a: a,
-        2: np.fliplr,
-        3: lambda a: np.rot90(a, 2),
-        4: np.flipud,
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-        8: np.rot90,
-    }[orientation](pixels)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
-    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
-    plain = np.asarray(Image.open(io.BytesIO(encode(picture(), kind, **options))).convert("RGB"))
-    expected = upright(plain, orientation)
-    data = encode(picture(), kind, exif=exif_of(orientation), **options)
-    assert_pixels(data, expected)
-    with Image.open(io.BytesIO(data)) as image:
-        assert_pixels(image, expected)
-        assert_pixels(image, expected)  # the first call left it as it was
-        assert_pixels(ImageOps.exif_transpose(image), expected)
-
-
-def test_orientation_set_on_a_pil_image_in_memory() -> None:
-    image = Image.fromarray(picture())
-    image.getexif()[ORIENTATION] = 6
-    assert_pixels(image, upright(picture(), 6))
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_orientations_out_of_range_mean_upright(orientation: int) -> None:
-    assert_pixels(encode(picture(), exif=exif_of(orientation)), picture())
-
-
-def test_orientation_in_xmp_or_a_text_chunk_does_not_count() -> None:
-    xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    block = exif_of(6).tobytes()
-    for key, text in (
-        ("XML:com.adobe.xmp", xmp),
-        ("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n"),
-    ):
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt(key, text)
-        assert_pixels(encode(picture(), pnginfo=info), picture())
-        assert_pixels(encode(picture(), pnginfo=info, exif=exif_of(3)), upright(picture(), 3))
-
-
-def test_orientation_in_the_xmp_of_a_pil_image_does_not_count() -> None:
-    image = Image.fromarray(picture())
-    image.info["xmp"] = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    assert_pixels(image, picture())
-
-
-def test_damaged_exif_is_reported_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    assert_pixels(encode(picture(), exif=b"Exif\0\0no TIFF header"), picture())
-    assert "EXIF orientation ignored" in caplog.text
-
-
-def test_alpha_is_dropped_not_blended() -> None:
-    pixels = picture()
-    alpha = picture(seed=1)[:, :, 0]
+def test_alpha_is_dropped() -> None:
+    pixels = random_pixels()
+    alpha = random_pixels(seed=1)[:, :, 0]
     rgba = Image.fromarray(np.dstack([pixels, alpha]))
     assert_pixels(rgba, pixels)
     assert_pixels(encode(rgba), pixels)
@@ -128,13 +65,13 @@ def test_premultiplied_alpha_is_undone() -> None:
     rgba = Image.new("RGBA", (3, 2), (200, 100, 50, 255))
     assert_pixels(rgba.convert("RGBa"), np.full((2, 3, 3), (200, 100, 50), np.uint8))
     la = Image.new("LA", (3, 2), (80, 128))
-    found = load_image(la.convert("La")).pixels
-    assert np.abs(found.astype(int) - 80).max() <= 1
+    decoded = load_image(la.convert("La")).pixels
+    assert np.abs(decoded.astype(int) - 80).max() <= 1
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(64))])
 def test_palettes_with_and_without_transparency(transparency: int | bytes | None) -> None:
-    palette = Image.fromarray(picture()).quantize(64)
+    palette = Image.fromarray(random_pixels()).quantize(64)
     expected = np.asarray(palette.convert("RGB"))
     options = {} if transparency is None else {"transparency": transparency}
     with warnings.catch_warnings():
@@ -147,14 +84,14 @@ def test_palettes_with_and_without_transparency(transparency: int | bytes | None
             assert image.palette is not None and image.palette.mode == "RGB"
 
 
-def test_a_transparent_color_of_rgb_and_gray_pictures_is_kept_as_it_is() -> None:
-    pixels = picture()
+def test_transparent_color_of_rgb_and_gray_is_kept() -> None:
+    pixels = random_pixels()
     assert_pixels(encode(pixels, transparency=tuple(pixels[0, 0].tolist())), pixels)
     assert_pixels(encode(pixels[:, :, 0], transparency=int(pixels[0, 0, 0])), gray3(pixels[:, :, 0]))
 
 
 def test_gray_and_bilevel_are_repeated() -> None:
-    gray = picture()[:, :, 0]
+    gray = random_pixels()[:, :, 0]
     assert_pixels(encode(gray), gray3(gray))
     bilevel = Image.fromarray(gray > 127)
     assert bilevel.mode == "1"
@@ -165,8 +102,8 @@ def test_gray_and_bilevel_are_repeated() -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "LAB"])
 def test_color_spaces_are_converted(mode: str) -> None:
     colors = np.array([[(255,) * 3, (0,) * 3, (128,) * 3, (200, 120, 60), (60, 130, 90)]], np.uint8)
-    found = load_image(Image.fromarray(colors).convert(mode)).pixels
-    assert np.abs(found.astype(int) - colors).max() <= 6
+    decoded = load_image(Image.fromarray(colors).convert(mode)).pixels
+    assert np.abs(decoded.astype(int) - colors).max() <= 6
 
 
 def test_sixteen_bit_gray_keeps_its_high_byte() -> None:
@@ -193,15 +130,15 @@ def test_thirty_two_bit_integers_and_floats_are_clipped() -> None:
         load_image(Image.fromarray(np.array([[0.0, np.nan]], np.float32)))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_first_frame_is_loaded(file_format: str) -> None:
     frames = [Image.new("RGB", (8, 6), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
-    options = {"WEBP": {"lossless": True}}.get(kind, {})
-    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    options = {"WEBP": {"lossless": True}}.get(file_format, {})
+    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
     assert_pixels(data, np.full((6, 8, 3), (255, 0, 0), np.uint8))
 
 
-def test_a_pil_image_is_taken_at_its_frame_and_left_there() -> None:
+def test_current_frame_of_pil_image_is_loaded() -> None:
     frames = [Image.new("RGB", (8, 6), color) for color in ((255, 0, 0), (0, 255, 0))]
     with Image.open(io.BytesIO(encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]))) as image:
         image.seek(1)
@@ -211,17 +148,17 @@ def test_a_pil_image_is_taken_at_its_frame_and_left_there() -> None:
         assert_pixels(image, np.full((6, 8, 3), (255, 0, 0), np.uint8))
 
 
-def test_the_callers_pil_image_is_neither_modified_nor_shared() -> None:
-    image = Image.fromarray(picture())
+def test_pil_image_is_neither_modified_nor_shared() -> None:
+    image = Image.fromarray(random_pixels())
     image.getexif()[ORIENTATION] = 3
     load_image(image).pixels[:] = 0
-    np.testing.assert_array_equal(np.asarray(image), picture())
+    np.testing.assert_array_equal(np.asarray(image), random_pixels())
     assert image.getexif()[ORIENTATION] == 3 and image.mode == "RGB"
 
 
-def test_closed_and_empty_pil_images_are_refused(tmp_path: Path) -> None:
+def test_closed_and_empty_pil_images_raise_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(encode(picture()))
+    path.write_bytes(encode(random_pixels()))
     image = Image.open(path)
     image.close()
     with pytest.raises(ImageError, match="17x12"):
@@ -230,30 +167,30 @@ def test_closed_and_empty_pil_images_are_refused(tmp_path: Path) -> None:
         load_image(Image.new("RGB", (0, 5)))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_truncated_files_are_refused(kind: str, tmp_path: Path) -> None:
-    data = encode(picture(64, 64), kind)
-    path = tmp_path / f"half.{kind.lower()}"
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_truncated_file_raises_error(file_format: str, tmp_path: Path) -> None:
+    data = encode(random_pixels(64, 64), file_format)
+    path = tmp_path / f"half.{file_format.lower()}"
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match="half"):
         load_image(path)
-    with pytest.raises(ImageError, match="bytes given"):
+    with pytest.raises(ImageError, match="Encoded image in memory"):
         load_image(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_a_truncated_pil_image_is_refused() -> None:
-    data = encode(picture(64, 64), "JPEG")
+def test_truncated_pil_image_raises_error() -> None:
+    data = encode(random_pixels(64, 64), "JPEG")
     with Image.open(io.BytesIO(data[: len(data) // 2])) as image:
         with pytest.raises(ImageError, match="truncated"):
             load_image(image)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_bytes_never_raise_anything_else() -> None:
+def test_damaged_valuesraise_only_image_errors() -> None:
     random = np.random.default_rng(3)
-    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
-        data = encode(picture(), kind)
+    for file_format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        data = encode(random_pixels(), file_format)
         for _ in range(40):
             damaged = np.frombuffer(data, np.uint8).copy()
             damaged[random.integers(0, len(damaged), 4)] = random.integers(0, 256, 4)
@@ -265,22 +202,22 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"<html>not found</html>", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused(data: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+def test_content_that_is_not_an_image_raises_error(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match="picture.jpg"):
+    with pytest.raises(ImageError, match="image.jpg"):
         load_image(path)
-    with pytest.raises(ImageError, match="bytes"):
+    with pytest.raises(ImageError, match="Encoded image in memory"):
         load_image(data)
 
 
-def test_postscript_is_refused_before_it_is_run() -> None:
+def test_postscript_is_not_executed() -> None:
     with pytest.raises(ImageError, match="PostScript"):
-        load_image(encode(picture(), "EPS"))
+        load_image(encode(random_pixels(), "EPS"))
 
 
-def test_decompression_bombs_are_refused_with_counts_and_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = picture()
+def test_decompression_bomb_raises_error_with_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = random_pixels()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"204 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS \(now 100\)"):
         load_image(encode(pixels))
@@ -291,3 +228,120 @@ def test_decompression_bombs_are_refused_with_counts_and_cure(monkeypatch: pytes
         warnings.simplefilter("error")
         with pytest.raises(ImageError, match="204 pixels"):
             load_image(encode(pixels))
+
+
+# --- Arrays and tensors
+
+
+def test_arrays_of_all_channel_counts_and_strides() -> None:
+    pixels = random_pixels()
+    rgba = np.dstack([pixels, random_pixels(seed=1)[:, :, 0]])
+    gray = pixels[:, :, 0]
+    assert_pixels(rgba, pixels)
+    assert_pixels(rgba[:, :, [2, 1, 0, 3]], pixels, color="bgr")
+    assert_pixels(gray, gray3(gray))
+    assert_pixels(gray[:, :, None], gray3(gray), color="bgr")
+    assert_pixels(np.asfortranarray(pixels), pixels)
+    assert_pixels(pixels[::-1, ::-2], pixels[::-1, ::-2])
+    assert_pixels(pixels[:, :, ::-1], pixels, color="bgr")
+    read_only = pixels.copy()
+    read_only.flags.writeable = False
+    assert_pixels(read_only, pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_and_tensors_are_copied(channels: int) -> None:
+    array = np.zeros((4, 5, channels), np.uint8)
+    tensor = torch.zeros(channels, 4, 5, dtype=torch.uint8)
+    from_array, from_tensor = load_image(array).pixels, load_image(tensor).pixels
+    array[:], tensor[:] = 9, 9
+    assert not from_array.any() and not from_tensor.any()
+
+
+def test_floats_are_rounded_with_tolerance_at_the_limits() -> None:
+    values = np.array([[0.0, 0.4 / 255, 0.6 / 255, 1.0, 1 + 5e-7, -5e-7]])
+    expected = gray3(np.array([[0, 0, 1, 255, 255, 0]], np.uint8))
+    for dtype in (np.float32, np.float64, ">f4"):
+        assert_pixels(values.astype(dtype), expected)
+    assert_pixels(torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16), gray3(np.array([[0, 255]], np.uint8)))
+
+
+def test_uint8_values_survive_conversion_to_float() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for dtype in (np.float16, np.float32, np.float64):
+        assert_pixels((values / 255).astype(dtype), gray3(values))
+    assert_pixels(torch.from_numpy(values) / 255, gray3(values))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1.001, "1.001"), (-0.5, "-0.5")],
+)
+def test_floats_out_of_range_raise_error_with_range(value: float, text: str) -> None:
+    array = np.full((2, 2, 3), 0.5, np.float32)
+    array[1, 1, 1] = value
+    for source in (array, array.astype(np.float64), torch.from_numpy(array).permute(2, 0, 1)):
+        with pytest.raises(ImageError, match=rf"{text}.*0\.\.1.*uint8"):
+            load_image(source)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int64, np.complex64, object, "U1"])
+def test_unsupported_array_dtype_raises_error(dtype: Any) -> None:
+    with pytest.raises(ImageError, match=r"\(2, 2, 3\) and dtype .*expected uint8"):
+        load_image(np.zeros((2, 2, 3), dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64, torch.complex64])
+def test_unsupported_tensor_dtype_raises_error(dtype: torch.dtype) -> None:
+    with pytest.raises(ImageError, match=rf"\(3, 2, 2\) and dtype {dtype}.*expected uint8"):
+        load_image(torch.zeros(3, 2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 20, 30), r"\(3, 20, 30\).*looks like \(C, H, W\).*transpose"),
+        ((20, 30, 2), r"\(20, 30, 2\).*expected"),
+        ((20, 30, 5), r"\(20, 30, 5\).*expected"),
+        ((20,), r"\(20,\).*expected"),
+        ((), "expected"),
+        ((2, 20, 30, 3), r"batch.*list\(batch\)"),
+        ((1, 2, 3, 4, 5), "expected"),
+        ((0, 5, 3), r"\(0, 5, 3\).*empty"),
+        ((5, 0), "empty"),
+    ],
+)
+def test_unsupported_array_layout_raises_error(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((20, 30, 3), r"\(20, 30, 3\).*looks like \(H, W, C\).*permute"),
+        ((2, 20, 30), r"\(2, 20, 30\).*expected"),
+        ((20,), "expected"),
+        ((2, 3, 20, 30), r"batch.*list\(batch\)"),
+        ((3, 0, 5), "empty"),
+    ],
+)
+def test_unsupported_tensor_layout_raises_error(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_tensors_of_all_channel_counts_and_strides() -> None:
+    pixels = random_pixels()
+    rgba = torch.from_numpy(np.dstack([pixels, pixels[:, :, 0]])).permute(2, 0, 1)
+    assert_pixels(rgba, pixels)
+    assert_pixels(rgba[[2, 1, 0, 3]], pixels, color="bgr")
+    assert_pixels(rgba[:1], gray3(pixels[:, :, 0]))
+    assert_pixels(rgba[0], gray3(pixels[:, :, 0]))
+
+
+def test_tensor_without_accessible_pixels_raises_error() -> None:
+    with pytest.raises(ImageError, match="no accessible pixels"):
+        load_image(torch.zeros(3, 2, 2, device="meta"))
+    with pytest.raises(ImageError, match="no accessible pixels"):
+        load_image(torch.zeros(3, 2, 2).to_sparse())

@@ -9,17 +9,29 @@ import torch
 from solo_infer.diagnostics import kernel_checks
 from solo_infer.diagnostics.kernel_checks import describe_paths
 from solo_infer.ops import dispatch
+from solo_infer.ops.mask_statistics import MaskStatistics
+from solo_infer.ops.paste_masks import PastedMasks
 from solo_infer.runtime.device import NO_FAST_PATHS, FastPaths
 
 CPU = torch.device("cpu")
 ALL = FastPaths(triton=True, graphs=True, compile=True, dtype=torch.float16)
-KERNELS = ("preprocessing", "GroupNorm", "mask measuring", "Matrix-NMS", "mask enlargement")
-MODULES = ("matrix_nms", "group_norm", "enlarging", "measuring", "preparing")
+KERNELS = ("preprocessing", "GroupNorm", "mask statistics", "Matrix-NMS", "mask pasting")
+MODULES = ("matrix_nms", "group_norm_relu", "paste_masks", "mask_statistics", "preprocess")
 
 
 @pytest.fixture(autouse=True)
 def no_failures_before(monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", {})
+
+
+class Stub:
+    """A wrong kernel in place of a dispatched function."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __call__(self, *args):
+        return self.kernel(*args)
 
 
 def paths(monkeypatch, allowed, corex=False, device=CPU):
@@ -39,8 +51,7 @@ def test_paths_of_the_cpu():
 def test_kernels_that_do_not_run_are_told_with_the_reason(monkeypatch):
     """As on a card where Triton is there but cannot be imported."""
     for name in MODULES:
-        monkeypatch.setitem(sys.modules, f"solo_infer.ops.{name}_triton", None)
-        monkeypatch.delattr(f"solo_infer.ops.{name}_triton", raising=False)
+        monkeypatch.setitem(sys.modules, f"solo_infer.ops.triton.{name}", None)
     found = paths(monkeypatch, ALL)
     for name in KERNELS:
         assert found[name].startswith("torch (ImportError") or found[name].startswith("torch (ModuleNotFound")
@@ -49,7 +60,6 @@ def test_kernels_that_do_not_run_are_told_with_the_reason(monkeypatch):
 
 def test_kernels_that_run_are_compared(monkeypatch):
     """A stand-in for the kernel gives what it likes."""
-    monkeypatch.setattr(dispatch, "run", lambda name, device, fused, plain: plain())
     monkeypatch.setattr(kernel_checks, "CHECKS", {"right": lambda device: True, "off": lambda device: False})
     found = paths(monkeypatch, ALL)
     assert (found["right"], found["off"]) == (kernel_checks.TRITON, kernel_checks.WRONG)
@@ -67,19 +77,24 @@ def test_a_device_that_fails_is_told(monkeypatch):
 def test_checks_accept_the_twin_and_refuse_others(name, check, monkeypatch):
     assert check(CPU)
     wrong = {
-        "GroupNorm": ("group_norm_relu", lambda x, *rest: torch.zeros_like(x)),
-        "mask measuring": ("measure", lambda maps, cells, thr: (None, None, torch.zeros(1, 40, 48).byte())),
-        "Matrix-NMS": ("decay_factors", lambda packed, areas, *rest: torch.ones_like(areas)),
-        "mask enlargement": (
-            "enlarge",
-            lambda soft, *rest: (torch.zeros(3, 101, 10, dtype=torch.uint8), None),
+        "GroupNorm": ("group_norm_relu", Stub(lambda x, *rest: torch.zeros_like(x))),
+        "mask statistics": (
+            "cell_mask_statistics",
+            Stub(lambda logits, *rest: MaskStatistics(None, None, torch.zeros(1, 40, 48).byte())),
+        ),
+        "Matrix-NMS": ("decay_factors", Stub(lambda packed, areas, *rest: torch.ones_like(areas))),
+        "mask pasting": (
+            "paste_masks",
+            Stub(lambda soft, *rest: PastedMasks(torch.zeros(3, 101, 10, dtype=torch.uint8), None)),
         ),
     }
     if name == "preprocessing":
         given = iter((torch.zeros(1), torch.ones(1)))
         monkeypatch.setattr(kernel_checks, "prepare_batch", lambda *arguments: next(given))
     else:
-        monkeypatch.setattr(kernel_checks, *wrong[name])
+        attribute, stub = wrong[name]
+        stub.reference = getattr(kernel_checks, attribute).reference
+        monkeypatch.setattr(kernel_checks, attribute, stub)
     assert not check(CPU)
 
 

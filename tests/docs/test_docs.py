@@ -1,39 +1,150 @@
-"""The pages in docs are true: their commands run here, or at least parse where they need a card."""
+"""The commands and the code of all pages run, or parse if they need a GPU or a large download."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
-from docs.test_readme import mirror, run_command, street  # noqa: F401
+from helpers.documentation import MARKS, PAGES, page_name, read_blocks, run_command, solo_infer_arguments
 from helpers.paths import ROOT
 
 from solo_infer.cli.main import build_parser
 
-PAGE = (ROOT / "docs" / "bi-v100.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"(?:<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = [(page_name(page), block) for page in PAGES for block in read_blocks(page)]
+RUN_PAGES = [page for page in PAGES if any(block.mark in ("run", "torchrun") for block in read_blocks(page))]
+COMMANDS = [(page, line) for page, block in BLOCKS if block.language == "sh" for line in block.lines]
+# Files that a page's commands and code leave behind.
+WRITTEN = {
+    "README.md": ["astronaut_segmented.jpg", "drawn/one_segmented.jpg", "results.json", "run/recipe.json"],
+    "docs/bi-v100.md": ["street_segmented.jpg", "tiny.onnx"],
+    "docs/evaluation.md": ["detections.json"],
+    "docs/export.md": ["street_segmented.jpg", "tiny.onnx"],
+    "docs/fine-tuning.md": [
+        "run/best/model.safetensors",
+        "run/config.json",
+        "run/evaluation.csv",
+        "run/training.csv",
+        "shared/model.safetensors",
+        "small/model.safetensors",
+        "from_python/model.safetensors",
+    ],
+    "docs/inputs-and-results.md": ["drawn.png", "drawn/one_segmented.jpg", "drawn/two_segmented.jpg"],
+    "docs/models.md": ["light/config.json", "light/model.safetensors", "street_segmented.jpg"],
+    "docs/offline.md": ["street_segmented.jpg", "bundle"],
+    "examples/README.md": ["segmented.png"],
+}
 
 
-def lines(mark):
-    return [line for kind, name, text in BLOCKS if (kind, name) == (mark, "sh") for line in text.splitlines()]
+def test_every_block_has_a_known_mark():
+    assert {block.mark for _, block in BLOCKS} <= MARKS
+    assert {block.language for _, block in BLOCKS} == {"sh", "python"}
 
 
-def test_every_block_is_marked():
-    assert {(mark, name) for mark, name, _ in BLOCKS} == {("run", "sh"), ("run", "python"), ("card", "sh")}
+@pytest.mark.parametrize("page", RUN_PAGES, ids=page_name)
+def test_page_runs_from_top_to_bottom(page, workspace, monkeypatch, capsys):
+    if "onnx" in page.read_text(encoding="utf-8"):
+        pytest.importorskip("onnxruntime")
+    for block in read_blocks(page):
+        if block.mark == "torchrun":
+            _run_torchrun(block.text)
+        elif block.mark == "run" and block.language == "python":
+            exec(compile(block.text, page.name, "exec"), {})
+        elif block.mark == "run":
+            for line in block.lines:
+                code, output = run_command(line, monkeypatch)
+                assert code == 0, (line, capsys.readouterr().err)
+                _check_output(line, output)
+    for name in WRITTEN.get(page_name(page), []):
+        assert (workspace / name).exists(), name
 
 
-def test_commands_and_code_of_bi_v100(street, monkeypatch, capsys):  # noqa: F811
-    pytest.importorskip("onnxruntime")
-    for line in lines("run"):
-        assert run_command(line, monkeypatch) == 0, (line, capsys.readouterr().err)
-    drawn = street / "street_segmented.jpg"
-    drawn.unlink()
-    (code,) = (text for _, name, text in BLOCKS if name == "python")
-    exec(compile(code, "bi-v100.md", "exec"), {})
-    assert drawn.is_file()
+def _run_torchrun(text):
+    program, *arguments = shlex.split(text)
+    assert program == "torchrun"
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--device", "cpu"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
-@pytest.mark.parametrize("line", [line for line in lines("card") if "solo" in line])
-def test_commands_for_a_card_are_ours(line):
+def _check_output(line, output):
+    command = (solo_infer_arguments(line) or [""])[0]
+    if "--json" in shlex.split(line):
+        report = json.loads(output)
+        if command == "benchmark":
+            (timing,) = report
+            assert timing["name"] == "tiny" and timing["runs"] == 3
+    elif command == "eval":
+        assert "AP" in output
+
+
+def test_detections_of_the_evaluation_page_are_coco_results(workspace, monkeypatch):
+    (line,) = [line for page, line in COMMANDS if page == "docs/evaluation.md" and "--save-json" in line]
+    assert run_command(line, monkeypatch)[0] == 0
+    assert isinstance(json.loads((workspace / "detections.json").read_text(encoding="utf-8")), list)
+
+
+def test_readme_draws_only_the_files_of_a_folder(workspace, monkeypatch):
+    (line,) = [line for page, line in COMMANDS if page == "README.md" and "--save-json" in line]
+    assert run_command(line, monkeypatch)[0] == 0
+    assert [path.name for path in (workspace / "drawn").iterdir()] == ["one_segmented.jpg"]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_command_parses(page, line):
+    arguments = solo_infer_arguments(line)
+    if arguments is not None:
+        assert build_parser().parse_args(arguments).run
+        return
     words = shlex.split(line)
-    verb = words[words.index("solo_infer" if "solo_infer" in words else "solo-infer") + 1 :]
-    assert build_parser().parse_args(verb).run
+    assert words[0] in {"pip", "python", "ruff", "codespell", "mypy", "lint-imports", "pre-commit", "."} | {
+        "ixsmi",
+        "ixrtexec",
+        "igie-exec",
+        "OMP_NUM_THREADS=1",
+    }
+    if words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("page", "text"), [(page, block.text) for page, block in BLOCKS if block.language == "python"]
+)
+def test_code_compiles(page, text):
+    compile(text, page, "exec")
+
+
+def _anchor(heading):
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_to_files_and_headings(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(_anchor, headings), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_name)
+def test_paths_in_code_spans_exist(page):
+    text = page.read_text(encoding="utf-8")
+    folders = r"`((?:solo_infer|tests|benchmarks|examples|docs|\.ci)/[\w./-]+)`"
+    for name in re.findall(folders, text):
+        assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def test_pages_are_linked_from_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f"({page_name(page)}" in text, page.name

@@ -227,7 +227,7 @@ def test_a_damaged_image(real, data_set, tmp_path):
 
 
 def test_a_size_that_only_decoding_tells(real, data_set, monkeypatch):
-    monkeypatch.setattr("solo_infer.evaluation.predict._upright_size", lambda path: 1 / 0)
+    monkeypatch.setattr("solo_infer.evaluation.predict.upright_size", lambda path: 1 / 0)
     assert evaluate(real, *data_set, limit=1).images == 1
     values = content()
     values["images"][0]["height"] = 151
@@ -240,7 +240,7 @@ def test_a_size_that_only_decoding_tells(real, data_set, monkeypatch):
 def test_masks_are_checked_before_anything_is_predicted(model, data_set, tmp_path, no_predictions):
     values = content()
     values["annotations"][2]["segmentation"] = []
-    with pytest.raises(DataError, match="'id': 3.*expected polygons or RLE"):
+    with pytest.raises(DataError, match="annotation 3 of image 7.*expected polygons or RLE"):
         evaluate(model, data_set[0], write(tmp_path / "broken.json", values))
 
 

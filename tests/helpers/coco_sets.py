@@ -1,4 +1,4 @@
-"""A small COCO data set made by hand, and pycocotools used by hand."""
+"""A small COCO data set, its detections, and their metrics computed by pycocotools."""
 
 import json
 import math
@@ -20,11 +20,11 @@ def rectangle(x, y, width, height):
 
 def ellipse(x, y, a, b, corners=24):
     angles = [2 * math.pi * corner / corners for corner in range(corners)]
-    return [[part for angle in angles for part in (x + a * math.cos(angle), y + b * math.sin(angle))]]
+    return [[value for angle in angles for value in (x + a * math.cos(angle), y + b * math.sin(angle))]]
 
 
 def bitmap_of(columns):
-    """Return a mask (HEIGHT, WIDTH) uint8 of some columns."""
+    """Return a mask (HEIGHT, WIDTH) uint8 of the given columns."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[:, columns] = 1
     return mask
@@ -43,7 +43,7 @@ def compressed(mask):
 
 
 def content():
-    """Return an annotation file: small to large instances, a crowd, RLE, an image without anything."""
+    """Return an annotation file: small to large instances, a crowd, RLE, an image without instances."""
     names = ["b/2.png", "a/1.png", "3.png", "4.png"]
     images = [
         {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH}
@@ -84,27 +84,27 @@ def write(path, value):
 
 
 def draw_images(folder, values, pixels=None):
-    """Write the pictures of an annotation file: noise, or parts of a photo."""
+    """Write the images of an annotation file: noise, or rotated copies of a photo."""
     random = np.random.default_rng(0)
     for image in values["images"]:
         path = folder / image["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (image["width"], image["height"])
         if pixels is None:
-            picture = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), np.uint8))
+            drawn = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), np.uint8))
         else:
-            picture = Image.fromarray(pixels).rotate(image["id"]).resize(size)
-        picture.save(path)
+            drawn = Image.fromarray(pixels).rotate(image["id"]).resize(size)
+        drawn.save(path)
     return folder
 
 
 def as_detections(values, scores=None):
-    """Return the annotations as detections of score 1, or of the given ones."""
+    """Return the annotations as detections; scores default to 1."""
     entries = values["annotations"]
-    found = []
+    detections = []
     for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
         mask = rle.decode(rle_of(entry["segmentation"]))
-        found.append(
+        detections.append(
             {
                 "image_id": entry["image_id"],
                 "category_id": entry["category_id"],
@@ -112,13 +112,13 @@ def as_detections(values, scores=None):
                 "segmentation": compressed(mask),
             }
         )
-    return found
+    return detections
 
 
 def noisy_detections(values, seed):
-    """Return detections of all sorts: shifted, missed, of another class, of equal scores."""
+    """Return varied detections: shifted, missed, of another class, with equal scores."""
     random = np.random.default_rng(seed)
-    found = []
+    detections = []
     for entry in [dict(entry) for entry in as_detections(values) for _ in range(4)]:
         mask = rle.decode(entry["segmentation"])
         shift = tuple(random.integers(-6, 7, 2))
@@ -129,12 +129,12 @@ def noisy_detections(values, seed):
         if random.uniform() < 0.1:
             entry["image_id"] = 99
         if random.uniform() < 0.7:
-            found.append(entry)
-    return found
+            detections.append(entry)
+    return detections
 
 
 def by_hand(annotations, detections, max_detections=(1, 10, 100), categories=None):
-    """Return the 12 numbers of pycocotools, -1 as NaN; it prints."""
+    """Return the 12 metrics of pycocotools, with NaN for -1. Prints them as well."""
     truth = COCO(str(annotations))
     evaluator = COCOeval(truth, truth.loadRes(str(detections)), "segm")
     evaluator.params.maxDets = list(max_detections)

@@ -1,4 +1,4 @@
-"""Results made by hand, with masks that a test knows."""
+"""Results with known masks."""
 
 import numpy as np
 import torch
@@ -7,12 +7,12 @@ from solo_infer import Result
 from solo_infer.config.categories import Categories
 from solo_infer.ops import packed_masks
 
-HEIGHT, WIDTH = 20, 29  # no multiple of 8
+HEIGHT, WIDTH = 20, 29  # not a multiple of 8
 PETS = Categories(("cat", "dog", "bird"), (17, 18, 16))
 
 
-def masks_of(count):
-    """Return masks (N, H, W): instance i is a disc-like blob of its own, the last one is empty."""
+def make_masks(count):
+    """Return different masks (N, H, W), bool; the last one is empty."""
     masks = torch.zeros(count, HEIGHT, WIDTH, dtype=torch.bool)
     for index in range(count - 1):
         masks[index, index : index + 3, 2 * index : 2 * index + 5] = True
@@ -21,7 +21,7 @@ def masks_of(count):
 
 
 def make_result(count=5, categories=PETS, **changes):
-    masks = masks_of(count)
+    masks = make_masks(count)
     boxes = [[2.0 * i, i, 2 * i + 5, i + 3] for i in range(count - 1)] + [[0.0] * 4] * (count > 0)
     values = {
         "scores": torch.tensor([0.9, 0.8, 0.5, 0.3, 0.1][:count]),
@@ -37,9 +37,9 @@ def make_result(count=5, categories=PETS, **changes):
     return Result(**{**values, **changes})
 
 
-def assert_same(found, expected):
+def assert_same(result, expected):
     for name in ("scores", "labels", "boxes", "packed_masks"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-        assert getattr(found, name).dtype == getattr(expected, name).dtype
-    assert (found.image_size, found.categories) == (expected.image_size, expected.categories)
-    assert found.source == expected.source
+        assert torch.equal(getattr(result, name), getattr(expected, name)), name
+        assert getattr(result, name).dtype == getattr(expected, name).dtype
+    assert (result.image_size, result.categories) == (expected.image_size, expected.categories)
+    assert result.source == expected.source

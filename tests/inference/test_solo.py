@@ -9,7 +9,7 @@ from solo_infer.config import PostprocessConfig
 from solo_infer.diagnostics.procedural_weights import uniform
 from solo_infer.inference import solo
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import find_candidates, full_size_masks, packed_boxes
+from solo_infer.inference.solo import find_candidates, full_size_masks
 from solo_infer.ops import packed_masks
 
 GRIDS, STRIDES = (40, 36, 24, 16, 12), (8, 8, 16, 32, 32)
@@ -190,15 +190,6 @@ def boxes_of(masks):
         box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0] * 4
         boxes.append([float(side) for side in box])
     return torch.tensor(boxes)
-
-
-def test_boxes_are_tight_with_an_exclusive_far_edge():
-    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
-    masks[0, 2:4, 3:8] = True
-    masks[1, 5, 0] = True
-    masks[3] = True
-    expected = torch.tensor([[3, 2, 8, 4], [0, 5, 1, 6], [0, 0, 0, 0], [0, 0, 9, 6]]).float()
-    assert torch.equal(packed_boxes(packed_masks.pack(masks), 9), expected)
 
 
 def test_candidates_come_in_mmdets_order():

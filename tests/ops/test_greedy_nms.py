@@ -1,4 +1,4 @@
-"""Greedy mask NMS beside the rule written out, pair by pair."""
+"""Greedy mask NMS beside its definition in plain loops."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ from solo_infer.ops.greedy_nms import greedy_nms_packed
 LIMITS = {"nms_pre": -1, "max_num": -1, "filter_thr": -1.0}
 
 
-def by_hand(masks, labels, scores, iou_thr, nms_pre=-1, max_num=-1, filter_thr=-1.0):
-    """Return the indices that are kept, best first: one decision after the other, on Python's integers."""
+def reference_nms(masks, labels, scores, iou_thr, nms_pre=-1, max_num=-1, filter_thr=-1.0):
+    """Return the kept indices, best first, with one decision after the other on Python integers."""
     order = sorted(range(len(scores)), key=lambda index: -float(scores[index]))
     order = order[:nms_pre] if nms_pre > 0 else order
     kept = []
@@ -34,7 +34,7 @@ def by_hand(masks, labels, scores, iou_thr, nms_pre=-1, max_num=-1, filter_thr=-
 
 
 def random_case(seed, count=60, labels=3, size=(13, 21)):
-    """Boxes of random sizes, a few empty, a few equal, with scores of which many are equal."""
+    """Return random boxes as masks, some of them empty or equal, with many equal scores."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(count, *size, dtype=torch.bool)
     for mask in masks:
@@ -48,12 +48,12 @@ def random_case(seed, count=60, labels=3, size=(13, 21)):
 
 @pytest.mark.parametrize("iou_thr", [0.0, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_rule_written_out(seed, iou_thr):
+def test_greedy_nms_equals_definition(seed, iou_thr):
     masks, labels, scores = random_case(seed)
-    found = greedy_nms.greedy_nms(masks, labels, scores, iou_thr=iou_thr)
-    expected = by_hand(masks, labels, scores, iou_thr)
-    assert found.keep.tolist() == expected
-    assert torch.equal(found.scores, scores[expected]) and torch.equal(found.labels, labels[expected])
+    result = greedy_nms.greedy_nms(masks, labels, scores, iou_thr=iou_thr)
+    expected = reference_nms(masks, labels, scores, iou_thr)
+    assert result.keep.tolist() == expected
+    assert torch.equal(result.scores, scores[expected]) and torch.equal(result.labels, labels[expected])
     assert (len(expected) == len(scores)) == (iou_thr == 1.0)
 
 
@@ -63,13 +63,13 @@ def test_equals_the_rule_written_out(seed, iou_thr):
 )
 def test_limits(limits):
     masks, labels, scores = random_case(9)
-    found = greedy_nms.greedy_nms(masks, labels, scores, **limits)
-    assert found.keep.tolist() == by_hand(masks, labels, scores, 0.5, **limits)
-    assert len(found.keep) < len(by_hand(masks, labels, scores, 0.5))
+    result = greedy_nms.greedy_nms(masks, labels, scores, **limits)
+    assert result.keep.tolist() == reference_nms(masks, labels, scores, 0.5, **limits)
+    assert len(result.keep) < len(reference_nms(masks, labels, scores, 0.5))
 
 
-def test_a_dropped_mask_drops_no_other():
-    """A chain: each overlaps the next by 4 of 8 columns (IoU 1/3), the first and third not at all."""
+def test_suppressed_masks_suppress_no_others():
+    """Neighbors in a chain of three overlap by 4 of 8 columns (IoU 1/3), the ends do not overlap."""
     masks = torch.zeros(3, 2, 16, dtype=torch.bool)
     for index, mask in enumerate(masks):
         mask[:, 4 * index : 4 * index + 8] = True
@@ -79,38 +79,38 @@ def test_a_dropped_mask_drops_no_other():
     assert greedy_nms.greedy_nms(masks, labels, scores, iou_thr=1 / 3).keep.tolist() == [0, 1, 2]
 
 
-def test_only_equal_labels_and_the_first_of_equal_scores():
+def test_first_of_equal_scores_suppresses_equal_labels_only():
     masks = torch.ones(4, 3, 5, dtype=torch.bool)
     labels, scores = torch.tensor([1, 0, 1, 0]), torch.tensor([0.5, 0.5, 0.5, 0.6])
     assert greedy_nms.greedy_nms(masks, labels, scores).keep.tolist() == [3, 0]
 
 
-def test_nothing():
-    found = greedy_nms.greedy_nms(
+def test_greedy_nms_of_no_masks():
+    result = greedy_nms.greedy_nms(
         torch.zeros(0, 4, 9, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     )
-    assert [len(part) for part in found] == [0, 0, 0] and found.keep.dtype == torch.int64
+    assert [len(tensor) for tensor in result] == [0, 0, 0] and result.keep.dtype == torch.int64
 
 
-def test_several_detections_may_share_a_mask():
+def test_detections_may_share_a_mask():
     masks, labels, scores = random_case(5)
-    owners = torch.arange(60) // 2
-    found = greedy_nms_packed(
+    mask_index = torch.arange(60) // 2
+    result = greedy_nms_packed(
         packed_masks.pack(masks.flatten(1)),
-        masks[owners].flatten(1).sum(1).float(),
+        masks[mask_index].flatten(1).sum(1).float(),
         labels,
         scores,
         iou_thr=0.5,
-        owners=owners,
+        mask_index=mask_index,
         **LIMITS,
     )
-    assert found.keep.tolist() == by_hand(masks[owners], labels, scores, 0.5)
+    assert result.keep.tolist() == reference_nms(masks[mask_index], labels, scores, 0.5)
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("nms_iou", [0.2, 0.5])
-def test_detections_equal_the_plain_road(head, nms_iou, small_models):
-    """Ordered by class score times maskness, as with Matrix-NMS."""
+def test_detections_equal_definition(head, nms_iou, small_models):
+    """Candidates are ranked by class score times maskness, as with Matrix-NMS."""
     model = small_models[head]
     settings = PostprocessConfig(score_thr=0.05, nms="greedy", nms_iou=nms_iou)
     geometry = Geometry((60, 79), (91, 120), (96, 128))
@@ -122,16 +122,16 @@ def test_detections_equal_the_plain_road(head, nms_iou, small_models):
     def detect(thresholds):
         return solo.detect(candidates, maps, 0, model._strides, geometry, thresholds)
 
-    found = detect(settings)
+    result = detect(settings)
     soft = reference_solo.all_masks(model.network, levels)[0][candidates.cells]
     masks = soft > settings.mask_thr
     areas = masks.sum((1, 2))
     rescored = candidates.scores * (soft * masks).sum((1, 2)) / areas.clamp(min=1)
     large = torch.nonzero(areas > model._strides[candidates.cells]).flatten()
     limits = {"nms_pre": 500, "max_num": 100, "filter_thr": 0.05}
-    keep = large[by_hand(masks[large], candidates.labels[large], rescored[large], nms_iou, **limits)]
+    keep = large[reference_nms(masks[large], candidates.labels[large], rescored[large], nms_iou, **limits)]
     assert 3 < len(keep) < len(large)
-    assert found.labels.tolist() == candidates.labels[keep].tolist()
-    torch.testing.assert_close(found.scores, rescored[keep], rtol=0, atol=1e-5)
+    assert result.labels.tolist() == candidates.labels[keep].tolist()
+    torch.testing.assert_close(result.scores, rescored[keep], rtol=0, atol=1e-5)
     unchanged = detect(replace(settings, nms="matrix"))
-    assert unchanged.scores.tolist() != found.scores.tolist()
+    assert unchanged.scores.tolist() != result.scores.tolist()

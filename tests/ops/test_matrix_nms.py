@@ -1,3 +1,5 @@
+"""Matrix-NMS beside results of mmdet, and its two ways to count common pixels."""
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,16 @@ from helpers.paths import DATA
 
 from solo_infer.diagnostics.procedural_weights import uniform
 from solo_infer.errors import ConfigError
+from solo_infer.ops import matrix_nms as matrix_nms_module
 from solo_infer.ops import packed_masks
-from solo_infer.ops.matrix_nms import matrix_nms, matrix_nms_packed
+from solo_infer.ops.matrix_nms import (
+    decay,
+    decay_factors,
+    matrix_nms,
+    matrix_nms_packed,
+    pairwise_intersections,
+    same_label_intersections,
+)
 
 SIZE = (50, 84)
 GOLDEN = np.load(DATA / "matrix_nms.npz")
@@ -14,7 +24,7 @@ NAMES = sorted({name.split("/")[0] for name in GOLDEN})
 
 
 def shapes(key, count, small, large):
-    """Ellipses and rectangles as bitmaps, as the reference kit makes them."""
+    """Return the ellipses and rectangles of the reference data as bool masks."""
     height, width = SIZE
     u = uniform(key, (count, 6))
     half_h = 0.5 * height * (small + (large - small) * u[:, 0] ** 2)
@@ -27,11 +37,11 @@ def shapes(key, count, small, large):
 
 
 def case(name):
-    """Return masks, labels, scores and options of a golden, from its name."""
+    """Return masks, labels, scores and options of a golden result, derived from its name."""
     kernel, rest = name.split("_", 1)
     options = {"kernel": kernel, "sigma": 2.0}
-    kinds = ("duplicates", "triples", "disjoint", "nested", "ties")
-    kind = rest if rest in kinds else "random"
+    special = ("duplicates", "triples", "disjoint", "nested", "ties")
+    kind = rest if rest in special else "random"
     if kind != "random":
         count, labels = 8, 1
     elif rest == "all_filtered":
@@ -40,9 +50,9 @@ def case(name):
         count, labels = 600, 20
         options |= {"nms_pre": 500, "max_num": 100, "filter_thr": 0.05}
     else:
-        parts = rest.split("_")
-        count, labels = int(parts[0][1:]), int(parts[1][6:])
-        if "limits" in parts:
+        words = rest.split("_")
+        count, labels = int(words[0][1:]), int(words[1][6:])
+        if "limits" in words:
             options |= {"nms_pre": max(1, count * 5 // 6), "max_num": max(1, count // 3), "filter_thr": 0.05}
     key = f"nms/{count}/{kind}"
     masks = shapes(key, count, 0.1, 0.8)
@@ -64,70 +74,101 @@ def case(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mmdets_results(name):
+def test_matrix_nms_equals_mmdet(name):
     masks, labels, scores, options = case(name)
-    found = matrix_nms(masks, labels, scores, **options)
-    expected = np.nan_to_num(GOLDEN[f"{name}/scores"], nan=0.0)  # fact 25: mmdet's third equal mask is 0 / 0
+    result = matrix_nms(masks, labels, scores, **options)
+    expected = np.nan_to_num(GOLDEN[f"{name}/scores"], nan=0.0)  # mmdet's third equal mask is 0 / 0
     order = (-expected).argsort(kind="stable")
-    np.testing.assert_allclose(found.scores.numpy(), expected[order], rtol=0, atol=1e-6)
-    if name in ("linear_duplicates", "linear_triples"):  # their copies end with 0, in any order
+    np.testing.assert_allclose(result.scores.numpy(), expected[order], rtol=0, atol=1e-6)
+    if name in ("linear_duplicates", "linear_triples"):  # the copies end with 0, in any order
         return
-    # mmdet's order among equal scores is free, and with it which of them decays the other.
+    # mmdet does not define the order of equal scores, nor which of them decays the other.
     keep = torch.from_numpy(GOLDEN[f"{name}/keep"])
-    assert torch.equal(scores[found.keep].sort().values, scores[keep].sort().values)
+    assert torch.equal(scores[result.keep].sort().values, scores[keep].sort().values)
     if not name.endswith("ties"):
-        assert torch.equal(scores[found.keep], scores[keep])
-        unequal = found.keep != keep
-        assert torch.equal(found.labels[~unequal], torch.from_numpy(GOLDEN[f"{name}/labels"])[~unequal])
+        assert torch.equal(scores[result.keep], scores[keep])
+        unequal = result.keep != keep
+        assert torch.equal(result.labels[~unequal], torch.from_numpy(GOLDEN[f"{name}/labels"])[~unequal])
 
 
-def test_copies_of_a_better_mask_vanish_with_the_linear_kernel():
+def test_linear_kernel_decays_copies_to_zero():
     masks, labels, scores, options = case("linear_triples")
-    found = matrix_nms(masks, labels, scores, **options)
-    assert not found.scores.isnan().any()
-    assert (found.scores > 0).sum() == 3  # of two threes and a pair
+    result = matrix_nms(masks, labels, scores, **options)
+    assert not result.scores.isnan().any()
+    assert (result.scores > 0).sum() == 3  # of two groups of three and one pair
 
 
-def test_shared_masks_equal_repeated_ones():
+def test_shared_masks_equal_repeated_masks():
     masks, labels, scores, options = case("gaussian_duplicates")
     options |= {"nms_pre": -1, "max_num": -1, "filter_thr": -1.0}
     expected = matrix_nms(masks, labels, scores, **options)
     packed = packed_masks.pack(masks[::2].flatten(1))
     areas = masks.flatten(1).sum(1).float()
-    found = matrix_nms_packed(packed, areas, labels, scores, owners=torch.arange(8) // 2, **options)
-    assert torch.equal(found.keep, expected.keep)
-    assert torch.equal(found.scores, expected.scores)
+    result = matrix_nms_packed(packed, areas, labels, scores, mask_index=torch.arange(8) // 2, **options)
+    assert torch.equal(result.keep, expected.keep)
+    assert torch.equal(result.scores, expected.scores)
 
 
-def test_nothing_in_nothing_out():
-    found = matrix_nms(
+def test_matrix_nms_of_no_masks():
+    result = matrix_nms(
         torch.zeros(0, 4, 5, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     )
-    assert [len(part) for part in found] == [0, 0, 0]
-    assert (found.scores.dtype, found.labels.dtype) == (torch.float32, torch.int64)
+    assert [len(tensor) for tensor in result] == [0, 0, 0]
+    assert (result.scores.dtype, result.labels.dtype) == (torch.float32, torch.int64)
 
 
-def test_empty_masks_give_no_nan():
+def test_empty_masks_keep_their_scores():
     masks = torch.zeros(3, 4, 5, dtype=torch.bool)
-    found = matrix_nms(masks, torch.zeros(3, dtype=torch.int64), torch.tensor([0.5, 0.9, 0.7]))
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))
+    result = matrix_nms(masks, torch.zeros(3, dtype=torch.int64), torch.tensor([0.5, 0.9, 0.7]))
+    torch.testing.assert_close(result.scores, torch.tensor([0.9, 0.7, 0.5]))
 
 
-def test_unknown_kernel():
+def test_matrix_nms_rejects_unknown_kernel():
     with pytest.raises(ConfigError, match="kernel='box'.*gaussian.*linear"):
         matrix_nms(torch.ones(1, 2, 2).bool(), torch.zeros(1).long(), torch.ones(1), kernel="box")
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 84])
-def test_bits_are_numpys(width):
-    masks = np.random.default_rng(width).random((3, 5, width)) < 0.5
-    packed = packed_masks.pack(torch.from_numpy(masks))
-    np.testing.assert_array_equal(packed.numpy(), np.packbits(masks, axis=-1))
-    np.testing.assert_array_equal(packed_masks.unpack(packed, width).numpy(), masks)
-    np.testing.assert_array_equal(
-        packed_masks.unpack_float(packed).numpy()[..., :width], masks.astype(np.float32)
-    )
-    np.testing.assert_array_equal(packed_masks.count(packed).numpy(), masks.sum(axis=-1))
-    np.testing.assert_array_equal(
-        packed_masks.unpack(packed_masks.union_rows(packed), width).numpy(), masks.any(axis=1)
-    )
+def test_kernel_is_checked_before_anything_else():
+    with pytest.raises(ConfigError, match="kernel='box'"):
+        matrix_nms(None, None, None, kernel="box")
+    with pytest.raises(ConfigError, match="kernel='box'"):
+        decay_factors(torch.zeros(0, 0, 1).byte(), torch.zeros(0, 0), torch.zeros(0, 0).long(), "box", 2.0)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+def test_decay_factors_of_a_batch_equal_matrix_nms(kernel):
+    masks = torch.rand(2, 40, 12, 14, generator=torch.Generator().manual_seed(1)) < 0.6
+    masks[0, 5], masks[1, 7] = masks[0, 4], False
+    scores = torch.linspace(0.9, 0.1, 40).expand(2, 40)
+    labels = torch.randint(3, (2, 40), generator=torch.Generator().manual_seed(2))
+    packed, areas = packed_masks.pack(masks.flatten(2)), masks.flatten(2).sum(2).float()
+    factors = decay_factors(packed, areas, labels, kernel, 2.0)
+    intersections = pairwise_intersections(packed) * (labels[:, :, None] == labels[:, None])
+    unions = areas[:, :, None] + areas[:, None] - intersections
+    all_pairs = decay((intersections / unions.clamp(min=1)).triu(diagonal=1), kernel, 2.0)
+    assert torch.equal(all_pairs, factors)  # the implementation of other devices than the CPU
+    for image in range(2):
+        kept = matrix_nms(masks[image], labels[image], scores[image], kernel=kernel)
+        expected = torch.empty(40).scatter_(0, kept.keep, kept.scores)
+        torch.testing.assert_close(factors[image] * scores[image], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("images, count", [(0, 3), (2, 0)])
+def test_decay_factors_of_nothing(images, count):
+    arguments = torch.zeros(images, count, 2).byte(), torch.zeros(images, count)
+    factors = decay_factors(*arguments, torch.zeros(images, count).long(), "gaussian", 2.0)
+    assert factors.shape == (images, count) and factors.dtype == torch.float32
+
+
+def test_intersections_in_chunks(monkeypatch):
+    monkeypatch.setattr(matrix_nms_module, "_UNPACKED_BYTES", 8 * 32)
+    monkeypatch.setattr(matrix_nms_module, "_UNPACKED_BYTES_CPU", 8 * 32)
+    masks = torch.from_numpy(np.random.default_rng(0).random((1, 4, 100)) < 0.5)
+    packed, expected = packed_masks.pack(masks), masks.float() @ masks.float().mT
+    assert torch.equal(pairwise_intersections(packed), expected)
+    assert torch.equal(same_label_intersections(packed[0], torch.zeros(4).long()), expected[0])
+    labels = torch.tensor([0, 1, 0, 1])
+    same = labels[:, None] == labels
+    off_diagonal = ~torch.eye(4, dtype=torch.bool)
+    intersections = same_label_intersections(packed[0], labels)
+    assert torch.equal(intersections[off_diagonal], (expected[0] * same)[off_diagonal])

@@ -1,4 +1,4 @@
-"""Winograd's convolution is the convolution."""
+"""Winograd convolutions beside direct ones."""
 
 import pytest
 import torch
@@ -10,41 +10,41 @@ from solo_infer.ops import winograd
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (24, 24), (3, 300), (50, 76)])
 @pytest.mark.parametrize(("count", "channels", "outputs"), [(1, 32, 48), (3, 5, 2)])
-def test_equals_the_direct_convolution(size, count, channels, outputs):
+def test_convolve_equals_direct_convolution(size, count, channels, outputs):
     generator = torch.Generator().manual_seed(hash((size, count)) % 1000)
     x = torch.randn(count, channels, *size, generator=generator)
     weight = torch.randn(outputs, channels, 3, 3, generator=generator) / (3 * channels**0.5)
     bias = torch.randn(outputs, generator=generator)
-    (found,) = winograd.convolve([x], winograd.transform_weight(weight), bias)
+    (result,) = winograd.convolve([x], winograd.transform_weight(weight), bias)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    assert found.shape == expected.shape and found.dtype == torch.float32
-    assert (found - expected).abs().max() < 3e-5
+    assert result.shape == expected.shape and result.dtype == torch.float32
+    assert (result - expected).abs().max() < 3e-5
 
 
 @pytest.mark.parametrize("size", [(2, 2), (8, 8), (10, 14), (48, 48), (6, 400), (76, 50)])
-def test_equals_the_direct_convolution_of_stride_two(size):
+def test_convolve_halving_equals_direct_convolution(size):
     generator = torch.Generator().manual_seed(size[0])
     x = torch.randn(2, 24, *size, generator=generator)
     weight = torch.randn(7, 24, 4, 4, generator=generator) / 20
     bias = torch.randn(7, generator=generator)
-    found = winograd.convolve_halving(x, winograd.transform_halving_weight(weight), bias)
+    result = winograd.convolve_halving(x, winograd.transform_halving_weight(weight), bias)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=2, padding=1)
-    assert found.shape == expected.shape and found.dtype == torch.float32
-    assert (found - expected).abs().max() < 3e-5
+    assert result.shape == expected.shape and result.dtype == torch.float32
+    assert (result - expected).abs().max() < 3e-5
 
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("size", [(12, 20), (7, 9)])
 @torch.no_grad()
-def test_halving_at_once_equals_halving_after(size, wide):
+def test_halved_convolution_equals_convolution_and_resize(size, wide):
     conv = torch.nn.Conv2d(16, 12, 3, padding=1)
     x = torch.randn(1, 16, *size, generator=torch.Generator().manual_seed(2))
     expected = F.interpolate(conv(x), scale_factor=0.5, mode="bilinear", align_corners=False)
-    found = halved_convolution(WideConv(conv) if wide else conv, x)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result = halved_convolution(WideConv(conv) if wide else conv, x)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_any_layout_and_no_bias():
+def test_layouts_and_missing_bias():
     x = torch.randn(2, 16, 13, 17, generator=torch.Generator().manual_seed(0))
     transformed = winograd.transform_weight(
         torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -56,7 +56,7 @@ def test_any_layout_and_no_bias():
     )
 
 
-def test_images_of_a_batch_do_not_touch():
+def test_images_of_a_batch_are_independent():
     x = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(0))
     transformed = winograd.transform_weight(
         torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -64,25 +64,25 @@ def test_images_of_a_batch_do_not_touch():
     assert torch.equal(winograd.convolve([x], transformed)[0][1:], winograd.convolve([x[1:]], transformed)[0])
 
 
-def test_what_is_not_a_number_stays_where_it_is():
+def test_nan_does_not_spread_beyond_its_tile():
     x = torch.zeros(1, 4, 20, 20)
     x[0, 0, 10, 10] = float("nan")
-    (found,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3)))
-    assert found.isnan().any() and not found[..., :4, :].isnan().any()
+    (result,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3)))
+    assert result.isnan().any() and not result[..., :4, :].isnan().any()
 
 
-def test_maps_of_any_sizes_share_their_products():
+def test_maps_of_different_sizes():
     generator = torch.Generator().manual_seed(4)
     maps = [torch.randn(1, 16, *size, generator=generator) for size in ((40, 40), (1, 9), (90, 88), (12, 12))]
     weight = torch.randn(8, 16, 3, 3, generator=generator) / 12
-    found = winograd.convolve(maps, winograd.transform_weight(weight))
-    for x, out in zip(maps, found, strict=True):
+    result = winograd.convolve(maps, winograd.transform_weight(weight))
+    for x, out in zip(maps, result, strict=True):
         torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_halving_in_bands_is_halving(dtype):
+def test_halving_in_bands_equals_halving_of_the_whole(dtype):
     conv = WideConv(torch.nn.Conv2d(16, 12, 3, padding=1).to(dtype))
     x = torch.randn(1, 16, 32, 20, generator=torch.Generator().manual_seed(2)).to(dtype)
     whole = conv.halved(x)

@@ -1,4 +1,4 @@
-"""The drawing of a result on its image."""
+"""Drawing of instances on images, and image files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from solo_infer.errors import ResultError
-from solo_infer.results.drawing import PALETTE, draw_instances, save_picture
+from solo_infer.results.drawing import PALETTE, draw_instances, save_image
 
 HEIGHT, WIDTH = 120, 160
 GRAY = 100
@@ -32,9 +32,9 @@ def rectangle_mask(box: tuple[int, int, int, int], size: tuple[int, int] = (HEIG
 def draw(
     *boxes: tuple[int, int, int, int], scores: Any = None, image: Any = None, **options: Any
 ) -> np.ndarray:
-    """Draw rectangular instances, without captions unless asked for; return pixels."""
+    """Draw rectangular instances, by default without captions, and return the pixels."""
     image = background() if image is None else image
-    picture = draw_instances(
+    drawing = draw_instances(
         image,
         masks=options.pop("masks", (rectangle_mask(box, image.shape[:2]) for box in boxes)),
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
@@ -43,12 +43,12 @@ def draw(
         scores=np.linspace(0.9, 0.5, len(boxes)) if scores is None else np.array(scores, np.float32),
         **{"captions": False, **options},
     )
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    assert drawing.mode == "RGB"
+    return np.asarray(drawing)
 
 
-def blend(color: tuple[int, int, int], alpha: float, under: Any = GRAY) -> np.ndarray:
-    return (1 - alpha) * np.asarray(under, float) + alpha * np.asarray(color, float)
+def blend(color: tuple[int, int, int], alpha: float, background: Any = GRAY) -> np.ndarray:
+    return (1 - alpha) * np.asarray(background, float) + alpha * np.asarray(color, float)
 
 
 def assert_near(pixels: np.ndarray, expected: np.ndarray, tolerance: float = 1.5) -> None:
@@ -59,19 +59,19 @@ def changed(pixels: np.ndarray) -> np.ndarray:
     return (pixels != GRAY).any(axis=2)
 
 
-def test_nothing_to_draw_gives_a_copy_of_the_image() -> None:
+def test_no_instances_give_a_copy_of_the_image() -> None:
     image = background()
     pixels = draw(image=image, captions=True, boxes_visible=True)
     np.testing.assert_array_equal(pixels, image)
 
 
-def test_images_of_any_strides_are_taken() -> None:
+def test_images_of_all_strides() -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for view in (image[:, ::-1], image[::2, ::3], image[:, :, ::-1], np.asfortranarray(image)):
         np.testing.assert_array_equal(draw(image=view), view)
 
 
-def test_the_image_is_not_modified() -> None:
+def test_image_is_not_modified() -> None:
     image = background()
     image.flags.writeable = False
     pixels = draw((10, 10, 60, 60), image=image, captions=True, boxes_visible=True)
@@ -79,14 +79,14 @@ def test_the_image_is_not_modified() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-def test_a_mask_is_blended_and_its_contour_is_solid(alpha: float) -> None:
+def test_mask_is_blended_and_contour_is_solid(alpha: float) -> None:
     pixels = draw((20, 30, 80, 90), alpha=alpha)
     assert_near(pixels[35:85, 25:75], blend(PALETTE[0], alpha))
     for contour in (pixels[30, 20:80], pixels[89, 20:80], pixels[30:90, 20], pixels[30:90, 79]):
         assert_near(contour, np.array(PALETTE[0]), 0)
 
 
-def test_only_the_pixels_of_the_mask_change() -> None:
+def test_only_pixels_of_the_mask_change() -> None:
     yy, xx = np.mgrid[:HEIGHT, :WIDTH]
     disc = (yy - 60) ** 2 + (xx - 70) ** 2 < 40**2
     disc &= ~((yy - 60) ** 2 + (xx - 70) ** 2 < 15**2)
@@ -95,7 +95,7 @@ def test_only_the_pixels_of_the_mask_change() -> None:
     assert_near(pixels[60, 70 + 15], np.array(PALETTE[0]), 0)  # holes have a contour too
 
 
-def test_the_contour_gets_wider_with_the_image() -> None:
+def test_contour_width_grows_with_the_image() -> None:
     def contour_width(side: int) -> int:
         pixels = draw((side // 4, side // 4, side // 2, side // 2), image=background(side, side))
         return int((pixels[side * 3 // 8] == PALETTE[0]).all(axis=1).sum()) // 2
@@ -104,9 +104,9 @@ def test_the_contour_gets_wider_with_the_image() -> None:
     assert 1 < contour_width(800) < contour_width(3000) <= 6
 
 
-def test_a_box_between_pixels_keeps_the_whole_mask() -> None:
+def test_fractional_box_keeps_the_whole_mask() -> None:
     image = background()
-    picture = draw_instances(
+    drawing = draw_instances(
         image,
         masks=[rectangle_mask((10, 20, 31, 41))],
         boxes=np.array([[10.4, 20.6, 30.2, 40.1]], np.float32),
@@ -115,16 +115,16 @@ def test_a_box_between_pixels_keeps_the_whole_mask() -> None:
         scores=np.ones(1),
         captions=False,
     )
-    np.testing.assert_array_equal(changed(np.asarray(picture)), rectangle_mask((10, 20, 31, 41)))
+    np.testing.assert_array_equal(changed(np.asarray(drawing)), rectangle_mask((10, 20, 31, 41)))
 
 
-def test_masks_are_drawn_within_their_boxes() -> None:
+def test_masks_are_clipped_to_their_boxes() -> None:
     pixels = draw((40, 40, 60, 60), masks=[np.ones((HEIGHT, WIDTH), bool)])
     np.testing.assert_array_equal(changed(pixels), rectangle_mask((40, 40, 60, 60)))
 
 
 @pytest.mark.parametrize("box", [(-30, -20, 40, 30), (130, 90, 190, 150), (-10, -10, 170, 130)])
-def test_boxes_beyond_the_image_are_cut(box: tuple[int, int, int, int]) -> None:
+def test_boxes_are_clipped_to_the_image(box: tuple[int, int, int, int]) -> None:
     x1, y1, x2, y2 = box
     expected = rectangle_mask((max(0, x1), max(0, y1), x2, y2))
     pixels = draw(box, masks=[expected], boxes_visible=True)
@@ -132,7 +132,7 @@ def test_boxes_beyond_the_image_are_cut(box: tuple[int, int, int, int]) -> None:
     draw(box, masks=[expected], captions=True)
 
 
-def test_the_best_lies_on_top_whatever_the_order() -> None:
+def test_highest_score_is_on_top_in_any_order() -> None:
     boxes = ((20, 20, 80, 80), (50, 50, 110, 110))
     for scores in ([0.9, 0.2], [0.2, 0.9]):
         top = int(np.argmax(scores))
@@ -142,52 +142,52 @@ def test_the_best_lies_on_top_whatever_the_order() -> None:
     assert_near(pixels[60:70, 60:70], blend(PALETTE[1], 0.5, blend(PALETTE[0], 0.5)), 2.5)
 
 
-def test_instances_of_one_class_get_different_colors_by_index() -> None:
+def test_colors_are_selected_by_index() -> None:
     boxes = [(10 * i, 10, 10 * i + 8, 30) for i in range(10)]
     pixels = draw(*boxes, alpha=1.0)
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         assert_near(pixels[y1:y2, x1:x2], np.array(PALETTE[index]), 0)
 
 
-def test_the_palette_is_well_distinguishable_and_used_again_at_its_end() -> None:
+def test_palette_is_distinguishable_and_repeats() -> None:
     colors = np.array(PALETTE, float)
-    apart = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(len(colors))
-    assert apart.min() >= 60
-    following = np.abs(colors - np.roll(colors, 1, axis=0)).sum(axis=1)
-    assert following.min() >= 150
+    distances = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(len(colors))
+    assert distances.min() >= 60
+    consecutive = np.abs(colors - np.roll(colors, 1, axis=0)).sum(axis=1)
+    assert consecutive.min() >= 150
     pixels = draw(
         *[(5, 5, 25, 25)] * (len(PALETTE) + 1), scores=np.linspace(0.1, 0.9, len(PALETTE) + 1), alpha=1
     )
     assert_near(pixels[5:25, 5:25], np.array(PALETTE[0]), 0)
 
 
-def test_an_empty_mask_is_not_drawn_at_all() -> None:
+def test_empty_mask_is_not_drawn() -> None:
     pixels = draw((0, 0, 0, 0), captions=True, boxes_visible=True)
     assert not changed(pixels).any()
 
 
-def test_boxes_are_drawn_on_their_last_pixels() -> None:
+def test_boxes_are_drawn_inside_their_edges() -> None:
     box = (20, 30, 80, 90)
     pixels = draw(box, masks=[np.zeros((HEIGHT, WIDTH), bool)], boxes_visible=True)
     inner = rectangle_mask((21, 31, 79, 89))
     np.testing.assert_array_equal(changed(pixels), rectangle_mask(box) & ~inner)
 
 
-def test_captions_have_a_plate_of_their_color_and_legible_letters() -> None:
+def test_captions_have_background_of_their_color_and_legible_text() -> None:
     empty = [np.zeros((HEIGHT, WIDTH), bool)]
     plain = draw((20, 40, 120, 110), masks=empty)
     pixels = draw((20, 40, 120, 110), masks=empty, captions=True)
     assert not changed(plain).any()
     ys, xs = np.nonzero(changed(pixels))
     assert (xs.min(), ys.max() + 1) == (20, 40)  # on top of the box, flush with its left side
-    plate = pixels[ys.min() : 40, 20 : xs.max() + 1]
-    assert plate.shape[0] >= 11 and plate.shape[1] > 2 * plate.shape[0]
-    assert (plate == PALETTE[0]).all(axis=2).mean() > 0.4
-    letters = np.abs(plate.astype(int) - PALETTE[0]).sum(axis=2)
+    caption = pixels[ys.min() : 40, 20 : xs.max() + 1]
+    assert caption.shape[0] >= 11 and caption.shape[1] > 2 * caption.shape[0]
+    assert (caption == PALETTE[0]).all(axis=2).mean() > 0.4
+    letters = np.abs(caption.astype(int) - PALETTE[0]).sum(axis=2)
     assert (letters > 250).sum() > 20
 
 
-def test_captions_tell_name_and_score() -> None:
+def test_captions_show_name_and_score() -> None:
     def caption(name: str, score: float) -> np.ndarray:
         empty = [np.zeros((HEIGHT, WIDTH), bool)]
         return draw((20, 40, 120, 110), masks=empty, captions=True, names=[name], scores=[score])
@@ -203,10 +203,10 @@ def test_captions_tell_name_and_score() -> None:
 def test_captions_stay_inside_the_image(box: tuple[int, int, int, int]) -> None:
     reference = draw((60, 60, 80, 80), masks=[np.zeros((HEIGHT, WIDTH), bool)], captions=True)
     pixels = draw(box, masks=[np.zeros((HEIGHT, WIDTH), bool)], captions=True)
-    assert changed(pixels).sum() == changed(reference).sum()  # nothing of the plate is cut off
+    assert changed(pixels).sum() == changed(reference).sum()  # the background is not clipped
 
 
-def test_captions_of_crowded_instances_do_not_overlap_while_there_is_room() -> None:
+def test_captions_do_not_overlap_if_there_is_room() -> None:
     count = 4
     masks = [np.zeros((HEIGHT, WIDTH), bool)] * count
     pixels = draw(*[(20, 40, 140, 110)] * count, masks=masks, captions=True)
@@ -214,7 +214,7 @@ def test_captions_of_crowded_instances_do_not_overlap_while_there_is_room() -> N
     assert min(areas) > 0.8 * max(areas)
 
 
-def test_captions_shrink_to_narrow_images_and_vanish_from_tiny_ones() -> None:
+def test_captions_are_reduced_or_omitted_in_small_images() -> None:
     wide = changed(draw((0, 0, 1, 1), image=background(60, 400), captions=True, names=["x" * 14]))
     narrow = changed(draw((0, 0, 1, 1), image=background(60, 90), captions=True, names=["x" * 14]))
     assert 0 < narrow.any(axis=1).sum() < wide.any(axis=1).sum()
@@ -229,23 +229,23 @@ def test_extreme_sizes(height: int, width: int) -> None:
     assert changed(pixels).all()
 
 
-def test_names_in_any_script_are_drawn() -> None:
+def test_names_in_all_scripts_are_drawn() -> None:
     assert changed(draw((20, 40, 120, 110), captions=True, names=["Stra\u00dfe \u732b \U0001f431"])).any()
     assert changed(draw((20, 40, 120, 110), captions=True, names=[""])).any()
 
 
-def test_a_generator_of_masks_has_only_one_in_memory_at_a_time() -> None:
+def test_masks_of_a_generator_are_released() -> None:
     boxes = [(10 * i, 10, 10 * i + 30, 50) for i in range(5)]
-    given: list[weakref.ref[np.ndarray]] = []
+    references: list[weakref.ref[np.ndarray]] = []
 
     def mask_of(box: tuple[int, int, int, int]) -> np.ndarray:
         mask = rectangle_mask(box)
-        given.append(weakref.ref(mask))
+        references.append(weakref.ref(mask))
         return mask
 
     def masks() -> Iterator[np.ndarray]:
         for index, box in enumerate(boxes):
-            assert not any(mask() is not None for mask in given[: max(0, index - 1)])
+            assert not any(mask() is not None for mask in references[: max(0, index - 1)])
             yield mask_of(box)
 
     pixels = draw(*boxes, masks=masks())
@@ -263,7 +263,7 @@ def test_a_generator_of_masks_has_only_one_in_memory_at_a_time() -> None:
     ],
     ids=lambda image: str(getattr(image, "shape", "PIL")),
 )
-def test_other_images_are_refused(image: Any) -> None:
+def test_invalid_image_raises_error(image: Any) -> None:
     with pytest.raises(ResultError, match="Image to draw on"):
         draw_instances(
             image,
@@ -276,7 +276,7 @@ def test_other_images_are_refused(image: Any) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_alpha_out_of_range_is_refused(alpha: float) -> None:
+def test_alpha_out_of_range_raises_error(alpha: float) -> None:
     with pytest.raises(ResultError, match="alpha"):
         draw((0, 0, 5, 5), alpha=alpha)
 
@@ -297,23 +297,23 @@ def test_alpha_out_of_range_is_refused(alpha: float) -> None:
         ({"masks": [np.ones((4, 6), bool), np.ones((4, 6), np.uint8)]}, "Mask 1.*uint8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {
+def test_mismatched_sizes_raise_error(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
         "masks": [np.ones((4, 6), bool)] * 2,
         "boxes": np.array([[0, 0, 6, 4]] * 2, np.float32),
         "labels": np.zeros(2, int),
         "names": ["cat", "cat"],
         "scores": np.array([0.5, 0.4]),
     }
-    draw_instances(background(4, 6), **given)
+    draw_instances(background(4, 6), **arguments)
     with pytest.raises(ResultError, match=message):
-        draw_instances(background(4, 6), **{**given, **change})
+        draw_instances(background(4, 6), **{**arguments, **change})
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.webp", "a.bmp"])
-def test_pictures_are_written_by_their_suffix(tmp_path: Path, name: str) -> None:
+def test_suffix_selects_image_format(tmp_path: Path, name: str) -> None:
     pixels = draw((10, 10, 60, 60))
-    path = save_picture(Image.fromarray(pixels), tmp_path / name)
+    path = save_image(Image.fromarray(pixels), tmp_path / name)
     assert path == tmp_path / name
     with Image.open(path) as image:
         difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels)
@@ -323,21 +323,21 @@ def test_pictures_are_written_by_their_suffix(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.mp4", ".png"])
-def test_suffixes_that_are_no_pictures_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ResultError, match=r"ends in \.jpg"):
-        save_picture(Image.new("RGB", (2, 2)), tmp_path / name)
+def test_other_suffix_raises_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ResultError, match=r"ending in \.jpg"):
+        save_image(Image.new("RGB", (2, 2)), tmp_path / name)
 
 
-def test_files_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_raises_error(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="nowhere.*folder"):
-        save_picture(Image.new("RGB", (2, 2)), tmp_path / "nowhere" / "a.png")
+        save_image(Image.new("RGB", (2, 2)), tmp_path / "nowhere" / "a.png")
     with pytest.raises(ResultError, match="a.jpg"):
-        save_picture(Image.new("RGB", (70_000, 1)), tmp_path / "a.jpg")  # more than JPEG can hold
+        save_image(Image.new("RGB", (70_000, 1)), tmp_path / "a.jpg")  # more than JPEG can hold
     assert list(tmp_path.iterdir()) == []
 
 
-def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert save_picture(Image.new("RGB", (2, 2)), Path("~/a.png")) == tmp_path / "a.png"
+    assert save_image(Image.new("RGB", (2, 2)), "~/a.png") == tmp_path / "a.png"
     assert (tmp_path / "a.png").is_file()

@@ -1,4 +1,4 @@
-"""Result: what users get."""
+"""Fields, conversions and drawings of results."""
 
 import copy
 import io
@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers.results import HEIGHT, WIDTH, assert_same, make_result, masks_of
+from helpers.results import HEIGHT, WIDTH, assert_same, make_masks, make_result
 from PIL import Image
 
 from solo_infer.config.categories import COCO
@@ -28,12 +28,12 @@ def empty():
 
 @pytest.fixture(scope="module")
 def real(small_model, photo):
-    found = small_model(photo)
-    assert len(found) > 10
-    return found
+    result = small_model(photo)
+    assert len(result) > 10
+    return result
 
 
-# --- What it holds
+# --- Fields
 
 
 def test_fields_of_a_real_result(real):
@@ -58,18 +58,18 @@ def test_boxes_are_tight_around_the_masks(real):
         assert box == expected
 
 
-def test_masks_are_made_on_demand(result):
-    assert torch.equal(result.masks, masks_of(5))
+def test_masks_are_unpacked_at_each_access(result):
+    assert torch.equal(result.masks, make_masks(5))
     result.masks.fill_(False)
     assert result.masks.any()
 
 
-def test_it_is_read_only(result):
+def test_result_is_read_only(result):
     with pytest.raises(AttributeError):
         result.scores = torch.zeros(5)
 
 
-# --- Other places and forms
+# --- Devices and conversions
 
 
 def test_to_and_cpu(result):
@@ -79,22 +79,22 @@ def test_to_and_cpu(result):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:999"])
-def test_to_a_device_that_is_not_there(result, name):
+def test_to_unavailable_device_raises_error(result, name):
     with pytest.raises(DeviceError):
         result.to(name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_on_cuda(result):
-    there = result.to("cuda")
-    assert there.device.type == "cuda"
-    assert_same(there.cpu(), result)
-    assert_same(there[result.scores > 0.4].cpu(), result[:3])
-    assert_same(there.filter(0.4, ["dog"]).cpu(), result.filter(0.4, ["dog"]))
-    assert there[0].mask.device.type == "cuda"
-    assert there.to_dict() == result.to_dict()
-    assert there.to_coco(3) == result.to_coco(3)
-    assert there.plot().tobytes() == result.plot().tobytes()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_result_on_cuda(result):
+    on_cuda = result.to("cuda")
+    assert on_cuda.device.type == "cuda"
+    assert_same(on_cuda.cpu(), result)
+    assert_same(on_cuda[result.scores > 0.4].cpu(), result[:3])
+    assert_same(on_cuda.filter(0.4, ["dog"]).cpu(), result.filter(0.4, ["dog"]))
+    assert on_cuda[0].mask.device.type == "cuda"
+    assert on_cuda.to_dict() == result.to_dict()
+    assert on_cuda.to_coco(3) == result.to_coco(3)
+    assert on_cuda.plot().tobytes() == result.plot().tobytes()
 
 
 def test_numpy(result):
@@ -110,15 +110,15 @@ def test_numpy(result):
 
 
 def test_pickle_and_deepcopy(result, real):
-    for given in (result, real, make_result(0)):
-        assert_same(pickle.loads(pickle.dumps(given)), given)
-        assert_same(copy.deepcopy(given), given)
+    for original in (result, real, make_result(0)):
+        assert_same(pickle.loads(pickle.dumps(original)), original)
+        assert_same(copy.deepcopy(original), original)
     instance = pickle.loads(pickle.dumps(result[1]))
     assert (instance.name, instance.box) == ("cat", (2.0, 1.0, 7.0, 4.0))
     assert torch.equal(instance.mask, result[1].mask)
 
 
-def test_results_compare_by_identity_and_hash(result):
+def test_results_are_compared_by_identity_and_hashable(result):
     other = make_result()
     assert result == result and result != other
     assert {result: 1}[result] == 1
@@ -148,14 +148,14 @@ def test_to_coco_without_boxes(result):
         assert entry == {key: value for key, value in full.items() if key != "bbox"}
 
 
-def test_coco_classes_have_their_official_ids():
+def test_coco_classes_have_official_ids():
     labels = torch.tensor([0, 11, 79])
     result = make_result(3, COCO, labels=labels)
     assert [entry["category_id"] for entry in result.to_coco()] == [1, 13, 90]
 
 
 @pytest.mark.parametrize("image_id", [np.int64(7), "7", 7])
-def test_image_ids_can_be_written_as_json(result, image_id):
+def test_image_ids_are_serializable_as_json(result, image_id):
     (entry,) = json.loads(json.dumps(result[:1].to_coco(image_id)))
     assert entry["image_id"] == ("7" if image_id == "7" else 7)
 
@@ -174,38 +174,38 @@ def test_to_dict_and_json(result):
     assert "\n" not in result.to_json()
 
 
-# --- Pictures
+# --- Drawings
 
 
 def test_plot_draws_on_a_copy(result):
     before = result.image.copy()
-    picture = result.plot(captions=False)
-    assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
+    drawing = result.plot(captions=False)
+    assert (drawing.size, drawing.mode) == ((WIDTH, HEIGHT), "RGB")
     np.testing.assert_array_equal(result.image, before)
-    changed = (np.array(picture) != before).any(axis=2)
+    changed = (np.array(drawing) != before).any(axis=2)
     assert changed.any()
     np.testing.assert_array_equal(changed & ~result.masks.any(dim=0).numpy(), False)
 
 
-def test_plot_leaves_out_low_scores(result):
-    everything, best = result.plot(captions=False), result.plot(min_score=0.85, captions=False)
+def test_plot_omits_low_scores(result):
+    all_instances, best = result.plot(captions=False), result.plot(min_score=0.85, captions=False)
     assert best.tobytes() == result[:1].plot(captions=False).tobytes()
-    assert best.tobytes() != everything.tobytes()
+    assert best.tobytes() != all_instances.tobytes()
 
 
 def test_plot_on_another_image(result):
     black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    picture = np.array(result[:1].plot(black, captions=False, alpha=1.0))
-    np.testing.assert_array_equal(picture.any(axis=2), result.masks[0].numpy())
+    pixels = np.array(result[:1].plot(black, captions=False, alpha=1.0))
+    np.testing.assert_array_equal(pixels.any(axis=2), result.masks[0].numpy())
 
 
-def test_plot_without_an_image():
+def test_plot_without_image_raises_error():
     with pytest.raises(ResultError, match="pass it as image="):
         make_result(image=None).plot()
 
 
 @pytest.mark.parametrize("image", [np.zeros((5, 5, 3), np.uint8), "photo.jpg"])
-def test_plot_on_what_does_not_fit(result, image):
+def test_plot_on_invalid_image_raises_error(result, image):
     with pytest.raises(ResultError, match="expected"):
         result.plot(image)
 
@@ -217,25 +217,25 @@ def test_save(result, tmp_path):
         assert saved.tobytes() == result.plot(min_score=0.85, boxes=True).tobytes()
 
 
-@pytest.mark.parametrize("name", ["picture", "picture.txt", "missing/picture.png", "folder.png"])
-def test_save_where_it_cannot_be(result, tmp_path, name):
+@pytest.mark.parametrize("name", ["image", "image.txt", "missing/image.png", "folder.png"])
+def test_save_to_invalid_path_raises_error(result, tmp_path, name):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ResultError, match="Cannot write"):
         result.save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_picture_in_notebooks(result):
-    with Image.open(io.BytesIO(result._repr_png_())) as shown:
-        assert (shown.format, shown.size) == ("PNG", (WIDTH, HEIGHT))
+def test_drawing_in_notebooks(result):
+    with Image.open(io.BytesIO(result._repr_png_())) as drawing:
+        assert (drawing.format, drawing.size) == ("PNG", (WIDTH, HEIGHT))
     large = make_result(
         0,
         image=np.zeros((600, 2400, 3), np.uint8),
         image_size=(600, 2400),
         packed_masks=torch.zeros(0, 600, 300, dtype=torch.uint8),
     )
-    with Image.open(io.BytesIO(large._repr_png_())) as shown:
-        assert shown.size == (1200, 300)
+    with Image.open(io.BytesIO(large._repr_png_())) as drawing:
+        assert drawing.size == (1200, 300)
     assert make_result(image=None)._repr_png_() is None
 
 
@@ -257,9 +257,9 @@ def test_repr(result, empty):
 def test_empty_result_of_a_model(small_model, photo):
     from solo_infer import PostprocessConfig
 
-    found = small_model(photo, thresholds=PostprocessConfig(score_thr=1.0))
-    assert_same(found, found[:0])
-    assert (len(found), found.masks.shape) == (0, (0, 300, 451))
+    result = small_model(photo, thresholds=PostprocessConfig(score_thr=1.0))
+    assert_same(result, result[:0])
+    assert (len(result), result.masks.shape) == (0, (0, 300, 451))
 
 
 def test_every_method_of_an_empty_result(empty, tmp_path):
@@ -268,8 +268,8 @@ def test_every_method_of_an_empty_result(empty, tmp_path):
     shapes = {name: array.shape for name, array in empty.numpy().items()}
     assert shapes == {"scores": (0,), "labels": (0,), "boxes": (0, 4), "masks": (0, HEIGHT, WIDTH)}
     assert empty.masks.dtype == torch.bool
-    for part in (empty[:3], empty[[]], empty[empty.scores > 0.5], empty[::-1], empty.filter(0.5, "dog")):
-        assert_same(part, empty)
+    for selection in (empty[:3], empty[[]], empty[empty.scores > 0.5], empty[::-1], empty.filter(0.5, "dog")):
+        assert_same(selection, empty)
     assert_same(empty.cpu(), empty)
     assert empty.to_dict()["instances"] == json.loads(empty.to_json())["instances"] == []
     assert empty.plot().tobytes() == empty.image.tobytes()

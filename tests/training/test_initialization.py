@@ -132,10 +132,11 @@ def test_kept_classes_of_yolact_have_the_same_scores(variant):
     assert (smaller.config.categories.names, smaller.config.categories.ids) == (("bird", "cat"), (3, 1))
     images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     output, expected = smaller.network(images), model.network(images)
-    torch.testing.assert_close(output[1].logits, expected[1].logits[..., [2, 0, 3]])
-    torch.testing.assert_close(output[2], expected[2])
+    torch.testing.assert_close(output.predictions.logits, expected.predictions.logits[..., [2, 0, 3]])
+    torch.testing.assert_close(output.prototypes, expected.prototypes)
+    level = model.network.features(images)[0]
     maps, expected_maps = (
-        network.mask_head.segm_branch(expected[0][0]) for network in (smaller.network, model.network)
+        network.mask_head.segm_branch(level) for network in (smaller.network, model.network)
     )
     for label, old_label in enumerate((2, 0)):
         channel, old_channel = (
@@ -147,7 +148,7 @@ def test_kept_classes_of_yolact_have_the_same_scores(variant):
 
 @pytest.fixture(scope="module")
 def published_lite0(tmp_path_factory):
-    """A backbone with random weights, and a checkpoint of it with the published names."""
+    """Return a backbone with random weights, and a checkpoint of it with the published names."""
     torch.manual_seed(5)
     backbone = EfficientNetLite0()
     block_numbers = {}

@@ -55,7 +55,8 @@ class TestCollate:
             image=torch.from_numpy(photo).permute(2, 0, 1)
         )
         images, _ = collate([sample], preprocessing)
-        expected = prepare(photo, plan(photo, preprocessing), preprocessing, torch.device("cpu"))
+        geometry = plan(photo, preprocessing)
+        (expected,) = prepare([photo], [geometry], preprocessing, torch.device("cpu"))
         assert images.shape == (1, 3, 320, 480) and images.dtype == torch.float32
         assert torch.equal(images[0], expected)
 

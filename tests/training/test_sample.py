@@ -20,7 +20,7 @@ from solo_infer.training.sample import (
 
 @pytest.fixture
 def sample():
-    """A ring-like mask, a small one at the right edge, and a single pixel."""
+    """Return a ring-like mask, a small one at the right edge, and a single pixel."""
     ring = bitmap(60, 90, 10, 20, 40, 50)
     ring[30:40, 20:30] = False
     masks = [ring, bitmap(60, 90, 80, 5, 90, 15), bitmap(60, 90, 50, 55, 51, 56)]

@@ -181,7 +181,7 @@ def test_large_scale_jitter_gives_squares(sample):
 class TestCopyPaste:
     @pytest.fixture
     def base(self):
-        """A large instance, one inside (30, 20)..(60, 50), and a crowd."""
+        """Return a large instance, one inside (30, 20)..(60, 50), and a crowd."""
         masks = [bitmap(60, 90, 0, 0, 50, 60), bitmap(60, 90, 40, 30, 50, 40), bitmap(60, 90, 70, 0, 90, 60)]
         return sample_of(masks, labels=[0, 1, 2], iscrowd=[False, False, True], name="base")
 

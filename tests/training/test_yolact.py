@@ -9,23 +9,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.loss_cases import SIZES, ground_truth
 from helpers.models import YOLACT_VARIANTS, small_yolact_config, small_yolact_network
 from helpers.original_yolact import iou
 from helpers.paths import DATA, ROOT
 from helpers.training_runs import write_nuts_and_bolts
-from models.solo.test_losses import ground_truth
 
 from solo_infer import YOLACT
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.errors import ConfigError
 from solo_infer.models import build_network
+from solo_infer.models.yolact import losses as yolact_losses
+from solo_infer.models.yolact.anchors import level_sizes
 from solo_infer.models.yolact.targets import assign_anchors
 from solo_infer.training import Recipe, fine_tune, fit, init_model
 from solo_infer.training.metrics_log import read_rows
 from solo_infer.weights.key_mapping import mmdet_name
 
-SIZE = (320, 256)  # network input of mmdet's losses
+SIZE = SIZES[0]  # network input of mmdet's losses
 LOSSES = ("loss_cls", "loss_bbox", "loss_mask", "loss_segm")
 QUICK = Recipe(
     epochs=2, batch_size=2, optimizer="adamw", lr=1e-3, warmup_iters=2, log_every=1, workers=0, augment="flip"
@@ -37,8 +39,7 @@ def test_losses_targets_and_gradients_equal_mmdets():
     network = build_network(find_preset("yolact_r50").architecture, device="meta")
     network.load_state_dict(procedural_weights.state_dict("yolact_r50"), assign=True)
     network.requires_grad_(True).train()
-    sizes = [SIZE, (305, 203)]
-    images = torch.from_numpy(procedural_weights.input_tensor("tensor_2x320x256", (2, 3, *SIZE), sizes))
+    images = torch.from_numpy(procedural_weights.input_tensor("tensor_2x320x256", (2, 3, *SIZE), list(SIZES)))
     parameters = {mmdet_name(name): parameter for name, parameter in network.named_parameters()}
     with np.load(DATA / "losses__yolact_r50.npz") as file:
         golden = dict(file)
@@ -56,7 +57,7 @@ def test_losses_targets_and_gradients_equal_mmdets():
         for key in norms:
             norm = float(parameters[key.split("/")[-1]].grad.norm())
             assert norm == pytest.approx(float(golden[key]), rel=1e-3, abs=1e-9), key
-        anchors = network.anchors(network.features(images[:1]), SIZE)
+        anchors = network.anchors(level_sizes(network.features(images[:1])), SIZE, images.device)
         for index, target in enumerate(targets):
             owners = assign_anchors(anchors, target["boxes"], torch.zeros(0, 4))
             positive = torch.nonzero(owners >= 0).flatten()
@@ -105,7 +106,7 @@ def test_losses_in_plain_loops(variant):
     levels = network.features(images)
     predictions, prototypes = network.bbox_head(levels), network.mask_head(levels[0])
     semantic = network.mask_head.segm_branch(levels[0]).sigmoid()
-    anchors = network.anchors(levels, (96, 96)).tolist()
+    anchors = network.anchors(level_sizes(levels), (96, 96), images.device).tolist()
     sums, anchors_counted = dict.fromkeys(LOSSES, 0.0), 0
     for index, target in enumerate(targets):
         boxes, labels = target["boxes"].tolist(), target["labels"].tolist()
@@ -184,20 +185,18 @@ def empty():
 
 
 def test_masks_are_sampled_if_there_are_more_than_the_limit(monkeypatch):
-    from solo_infer.models.yolact.network import losses
-
     network = small_yolact_network(small_yolact_config("mmdet")).train()
     all_masks = network(*two_images())["loss_mask"]
-    monkeypatch.setattr(losses, "MASKS", 1)
+    monkeypatch.setattr(yolact_losses, "MAX_MASKS_PER_IMAGE", 1)
     sampled = network(*two_images())["loss_mask"]
     assert torch.isfinite(sampled) and sampled != all_masks
-    assert torch.equal(losses._evenly(torch.arange(10), 4), torch.tensor([0, 2, 5, 7]))
+    assert torch.equal(yolact_losses._evenly_spaced(torch.arange(10), 4), torch.tensor([0, 2, 5, 7]))
 
 
 def test_wrong_targets_are_rejected():
     network = small_yolact_network(small_yolact_config("mmdet")).train()
     images, targets = two_images()
-    with pytest.raises(ConfigError, match="a target for each of the 2 images"):
+    with pytest.raises(ConfigError, match="one target for each of 2 images"):
         network(images)
     targets[0]["labels"] += 5
     with pytest.raises(ConfigError, match=r"expected 0\.\.2"):
@@ -265,7 +264,7 @@ def test_anchors_cached_by_a_prediction_can_be_used_in_training():
     for target in targets:
         target["masks"], target["boxes"] = target["masks"][:, :80, :88], target["boxes"].clamp(max=80)
     with torch.inference_mode():
-        network.anchors(network.features(small), (80, 88))
+        network.anchors(level_sizes(network.features(small)), (80, 88), small.device)
     losses = network.requires_grad_(True).train()(small, targets)
     sum(losses.values()).backward()
     assert network.bbox_head.conv_reg.weight.grad.abs().sum() > 0

@@ -1,22 +1,19 @@
-"""Branches of the heads: convolutions in a row with GroupNorm, over maps that may carry coordinates."""
+"""Branches of the SOLO heads: stacked 3x3 convolutions with GroupNorm and ReLU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from solo_infer.config import SOLOConfig
 from solo_infer.models.layers.deform_conv import DeformableConv
-from solo_infer.models.optimized.winograd_conv import WideConv, append
 
-GROUPS = 32  # of every GroupNorm in the heads (paper, section 4)
+NUM_GROUPS = 32  # groups of every GroupNorm in the heads (SOLO paper, section 4)
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution, GroupNorm, ReLU; sub-modules are named as in mmdet's ConvModule."""
+    """3x3 convolution, GroupNorm and ReLU; the submodules have the names of mmdet's ConvModule."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool, deformable: bool) -> None:
         super().__init__()
@@ -24,59 +21,75 @@ class ConvBlock(nn.Sequential):
             self.conv: nn.Conv2d = DeformableConv(in_channels, out_channels, bias=bias)
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
-        self.gn = nn.GroupNorm(GROUPS, out_channels)
+        self.gn = nn.GroupNorm(NUM_GROUPS, out_channels)
         self.activate = nn.ReLU(inplace=True)
 
-    def each(self, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
-        """Run on maps of any sizes, to whose channels the coordinates along some axes are appended."""
-        conv = self.conv
-        if isinstance(conv, WideConv):
-            found = conv.each(maps, [axis_maps(x, axes) for x in maps] if axes else ())
-        else:
-            found = [conv(with_coordinates(x, axes) if axes else x) for x in maps]
-        return [self.activate(self.gn(x)) for x in found]
 
-
-def branch(config: SOLOConfig, coordinate_channels: int = 0) -> nn.Sequential:
-    """Return a branch of the head: ``stacked_convs`` blocks in a row."""
-    width, depth = config.head_channels, config.stacked_convs
-    widths = [config.pyramid_channels + coordinate_channels] + [width] * (depth - 1)
-    deformable = [False] * (depth - 1) + [config.deformable_head]
-    blocks = (
-        ConvBlock(channels, width, config.head_bias, moves)
-        for channels, moves in zip(widths, deformable, strict=True)
-    )
-    return nn.Sequential(*blocks)
-
-
-def through(blocks: nn.Sequential, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
-    """Run a branch on maps of any sizes, block by block, which shares work among small ones.
+class ConvBranch(nn.Sequential):
+    """Stacked ``ConvBlock`` layers with shared weights for all levels.
 
     Args:
-        blocks: The branch.
-        maps: Each (N, C, h, w).
-        axes: Whose coordinates the first block also reads: "x", "y", "xy" or none.
+        in_channels: Channels of the feature maps.
+        channels: Channels of every block's output.
+        depth: Number of blocks.
+        axes: Axes whose coordinates the first block reads as further channels: "", "x", "y" or "xy".
+        bias: Whether the convolutions have a bias.
+        deformable_last: Whether the last convolution is deformable.
     """
-    for block in blocks:
-        maps, axes = cast(ConvBlock, block).each(maps, axes), ""
-    return list(maps)
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth: int,
+        *,
+        axes: str = "",
+        bias: bool = False,
+        deformable_last: bool = False,
+    ) -> None:
+        widths = [in_channels + len(axes)] + [channels] * (depth - 1)
+        super().__init__(
+            *(
+                ConvBlock(width, channels, bias, deformable_last and index == depth - 1)
+                for index, width in enumerate(widths)
+            )
+        )
+        self.axes = axes
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        """Map feature maps (N, C, h, w) of several levels to (N, channels, h, w) each."""
+        outputs = []
+        for x in maps:
+            x = append_coordinates(x, self.axes)
+            for block in self:
+                x = block(x)
+            outputs.append(x)
+        return outputs
 
 
-def coordinates(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y maps (N, 1, H, W), each from -1 to 1 inclusive over the padded map."""
-    n, _, height, width = feature.shape
-    options = {"dtype": torch.float32, "device": feature.device}
-    x = torch.linspace(-1, 1, width, **options).to(feature.dtype)  # type: ignore[call-overload]
-    y = torch.linspace(-1, 1, height, **options).to(feature.dtype)  # type: ignore[call-overload]
-    return x.expand(n, 1, height, width), y[:, None].expand(n, 1, height, width)
+def append_coordinates(feature: Tensor, axes: str) -> Tensor:
+    """Append the coordinates along some axes ("", "x", "y", "xy") to the channels of (N, C, H, W)."""
+    return append_channels(feature, coordinates(feature, axes)) if axes else feature
 
 
-def axis_maps(feature: Tensor, axes: str) -> Tensor:
-    """Return the coordinates along some axes, "x", "y" or "xy", of a feature map: (1, 1 or 2, H, W)."""
-    maps = dict(zip("xy", coordinates(feature[:1]), strict=True))
-    return torch.cat([maps[axis] for axis in axes], dim=1)
+def append_channels(x: Tensor, channels: Tensor) -> Tensor:
+    """Append channels (N or 1, c, H, W) to maps (N, C, H, W)."""
+    channels = channels.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    return torch.cat([x, channels], dim=1)
 
 
-def with_coordinates(feature: Tensor, axes: str) -> Tensor:
-    """Append the coordinates along some axes, "x", "y" or "xy", to the channels of a map (N, C, H, W)."""
-    return append(feature, axis_maps(feature, axes))
+def coordinates(feature: Tensor, axes: str) -> Tensor:
+    """Return the coordinates of the pixels of a map (N, C, H, W) along some axes.
+
+    Args:
+        feature: Map that gives size, dtype and device.
+        axes: "x", "y" or "xy".
+
+    Returns:
+        (1, len(axes), H, W), from -1 to 1 inclusive over the padded map.
+    """
+    height, width = feature.shape[-2:]
+    x = torch.linspace(-1, 1, width, dtype=torch.float32, device=feature.device)
+    y = torch.linspace(-1, 1, height, dtype=torch.float32, device=feature.device)
+    maps = {"x": x.expand(height, width), "y": y[:, None].expand(height, width)}
+    return torch.stack([maps[axis] for axis in axes])[None].to(feature.dtype)

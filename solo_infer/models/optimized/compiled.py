@@ -1,52 +1,53 @@
-"""Stages of a network that ``torch.compile`` compiles when they are first used."""
+"""Optimized networks whose backbone and branches are compiled by ``torch.compile``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from solo_infer.models.layers.conv_branch import with_coordinates
+from solo_infer.models.layers.conv_branch import ConvBranch, append_coordinates
+from solo_infer.models.optimized.optimize import fold_batch_norm, optimize_for_inference
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
-def compile_stages(network: nn.Module, plain: nn.Module, options: Mapping[str, Any]) -> None:
-    """Replace the backbone and each branch of the heads by compiled ones.
+def compile_for_inference(network: _Module, options: Mapping[str, Any]) -> _Module:
+    """Return an optimized copy of a network whose backbone and branches are compiled on first use.
 
     Args:
-        network: Is changed. Its backbone is called ``backbone``; branches are an ``nn.Sequential`` each.
-        plain: The same network in torch's own layers, which are compiled.
-        options: Of ``torch.compile``.
+        network: Plain network.
+        options: Keyword arguments of ``torch.compile``.
     """
+    compiled = optimize_for_inference(network)
+    plain = fold_batch_norm(network)  # the compiler does the rest itself
     for part_name, part in plain.named_children():
         if part_name == "backbone":
-            setattr(network, part_name, torch.compile(part, **options))
+            setattr(compiled, part_name, torch.compile(part, **options))
             continue
         for name, child in part.named_children():
-            if isinstance(child, nn.Sequential):
-                setattr(network.get_submodule(part_name), name, CompiledBranch(child, options))
+            if isinstance(child, ConvBranch):
+                setattr(compiled.get_submodule(part_name), name, CompiledConvBranch(child, options))
+            elif isinstance(child, nn.Sequential):
+                setattr(compiled.get_submodule(part_name), name, torch.compile(child, **options))
+    return compiled
 
 
-class CompiledBranch(nn.Module):
-    """A branch of convolutions as one compiled block; it is run like the branch itself.
+class CompiledConvBranch(nn.Module):
+    """A ``ConvBranch`` whose blocks are compiled together.
 
     Args:
-        branch: Its weights are shared.
-        options: Of ``torch.compile``.
+        branch: Branch whose weights are shared.
+        options: Keyword arguments of ``torch.compile``.
     """
 
-    def __init__(self, branch: nn.Sequential, options: Mapping[str, Any]) -> None:
+    def __init__(self, branch: ConvBranch, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.run = torch.compile(branch, **options)
+        self.axes = branch.axes
+        self.blocks = torch.compile(nn.Sequential(*branch), **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map what the branch maps."""
-        return self.run(x)
-
-    def each(self, maps: Sequence[Tensor], axes: str = "") -> list[Tensor]:
-        """Run on maps of any sizes, to whose channels the coordinates along some axes are appended."""
-        return [self.run(with_coordinates(x, axes) if axes else x) for x in maps]
-
-    def __iter__(self) -> Iterator[CompiledBranch]:
-        yield self  # the one block that it has
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map feature maps (N, C, h, w) of several levels to (N, C', h, w) each."""
+        return [self.blocks(append_coordinates(x, self.axes)) for x in maps]

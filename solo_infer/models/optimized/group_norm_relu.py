@@ -1,17 +1,17 @@
-"""GroupNorm and ReLU as one layer."""
+"""GroupNorm followed by a ReLU, as one operation."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from solo_infer.ops.group_norm_relu import group_norm_relu, group_norm_relu_torch
+from solo_infer.ops.group_norm_relu import group_norm_relu
 
 
 class GroupNormReLU(nn.Module):
-    """A GroupNorm followed by a ReLU, in a fused kernel on CUDA.
+    """GroupNorm and ReLU; one fused kernel on CUDA.
 
     Args:
-        norm: The GroupNorm, whose weights it shares.
+        norm: GroupNorm whose weights are shared.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -21,6 +21,4 @@ class GroupNormReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        # Asked here, not in ``ops.dispatch`` only, so that exporters trace nothing but torch's operations.
-        operation = group_norm_relu if x.is_cuda else group_norm_relu_torch
-        return operation(x, self.groups, self.weight, self.bias, self.eps)
+        return group_norm_relu(x, self.groups, self.weight, self.bias, self.eps)

@@ -1,14 +1,21 @@
-"""The network as it predicts: the same function in real arithmetic, in fewer operations.
+"""Optimized networks for inference: the same function in real arithmetic, in fewer or faster operations.
 
-BatchNorm is folded into the convolutions before it. On the CPU wide 3x3 convolutions go Winograd's way, and
-residual blocks add and cut off while they convolve. On CUDA GroupNorm and its ReLU are one kernel.
+``optimize_for_inference`` copies a plain network, sharing its weights, and swaps modules:
+
+- BatchNorm is folded into the convolution before it.
+- The ReLU of the ResNet stem follows its max pooling, which it commutes with.
+- P2 of SOLO's pyramid is computed at half its size (``halved_p2``).
+- Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
+- Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
+- ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_bottleneck``).
+- GroupNorm and ReLU are one kernel on CUDA (``group_norm_relu``).
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,125 +23,119 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
-from solo_infer.models.layers.conv_branch import ConvBlock
-from solo_infer.models.optimized.compiled import compile_stages
+from solo_infer.models.backbones.resnet import ResNet
+from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
+from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
+from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
 from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
-from solo_infer.models.optimized.winograd_conv import WideConv
-
-# Channels in and out from which Winograd's way was faster than oneDNN's direct one (benchmarks/NOTES.md).
-WIDE = 256
+from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
+from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
+from solo_infer.models.solo.neck import SOLONeck
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-class InferenceTwin(Generic[_Module]):
-    """The twin of a network that predicts, made when first asked for and again when the weights have changed.
+class OptimizedNetworkCache(Generic[_Module]):
+    """The optimized copy of a network, built on first use and again after the weights have changed.
 
-    It shares all weights but those that folding changes. Any number of threads may ask for it.
+    Thread-safe. The copy shares all weights except those that folding changes.
 
     Args:
-        network: The network as it was trained.
-        make: What makes a twin; ``inference_twin`` if not given.
+        network: Plain network.
+        build: Returns the optimized copy of a network. Defaults to ``optimize_for_inference``.
     """
 
-    def __init__(self, network: _Module, make: Callable[[_Module], _Module] | None = None) -> None:
-        self._network, self._make = network, make or inference_twin
+    def __init__(self, network: _Module, build: Callable[[_Module], _Module] | None = None) -> None:
+        self._network, self._build = network, build or optimize_for_inference
         self._lock = threading.Lock()
-        self._made: tuple[object, _Module] | None = None
+        self._built: tuple[object, _Module] | None = None
 
     def get(self) -> _Module:
-        """Return the twin, in eval mode, of the network as it is now."""
+        """Return the optimized copy, in eval mode, of the network in its current state."""
         state = self._state()
-        made = self._made
-        if made is not None and made[0] == state:
-            return made[1]
+        built = self._built
+        if built is not None and built[0] == state:
+            return built[1]
         with self._lock:
-            if self._made is None or self._made[0] != state:
-                self._made = (state, self._make(self._network))
-            return self._made[1]
+            if self._built is None or self._built[0] != state:
+                self._built = (state, self._build(self._network))
+            return self._built[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"network": self._network, "make": self._make}  # copies and pickles make their own twin
+        return {"network": self._network, "build": self._build}  # copies and pickles build their own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def _state(self) -> object:
-        """Return what differs once weights have been changed, moved or cast, or a part replaced."""
+        """Return a value that changes when weights are changed, moved or cast, or a child is replaced."""
         network = self._network
         tensors = [*network.parameters(), *network.buffers()]
-        # Tensors made in inference mode count no versions, as they cannot be changed out of it.
+        # Tensors created in inference mode have no version counter; they cannot change outside of it.
         versions = sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        parts = [id(part) for part in network.children()]
-        return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, parts
+        children = [id(child) for child in network.children()]
+        return versions, tensors[0].data_ptr(), tensors[0].dtype, tensors[0].device, children
 
 
-def compiled_twin(network: _Module, options: Mapping[str, Any]) -> _Module:
-    """Return an inference twin whose backbone and branches are compiled when first used.
-
-    Args:
-        network: The network as it was trained.
-        options: Of ``torch.compile``.
-    """
-    plain = _sharing_copy(network).eval()
-    _fold_batch_norms(plain)  # all else that a twin does for speed the compiler does itself
-    twin = inference_twin(network)
-    compile_stages(twin, plain, options)
-    return twin
-
-
-def inference_twin(network: _Module) -> _Module:
-    """Return a network in eval mode that computes the same and shares what weights it can."""
-    twin = folded(network)
-    for parent in list(twin.modules()):
-        if isinstance(parent, ConvBlock):
-            parent.add_module("gn", GroupNormReLU(parent.gn))
-            parent.add_module("activate", nn.Identity())
-        for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and _is_wide(child):
-                setattr(parent, name, WideConv(child))
-    first = next(twin.parameters())
-    if can_fuse(first.device, first.dtype):
-        for parent in list(twin.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, Bottleneck):
-                    setattr(parent, name, FusedBottleneck(child))
-    return twin
+def optimize_for_inference(network: _Module) -> _Module:
+    """Return an optimized copy of a network, in eval mode, that shares the weights it does not change."""
+    optimized = fold_batch_norm(network)
+    first = next(optimized.parameters())
+    for parent, name, child in _named_children(optimized):
+        if isinstance(child, ResNet):
+            child.relu, child.maxpool = nn.Identity(), nn.Sequential(child.maxpool, nn.ReLU(inplace=True))
+        elif isinstance(child, ConvBlock):
+            child.add_module("gn", GroupNormReLU(child.gn))
+            child.add_module("activate", nn.Identity())
+        elif isinstance(child, UpsampledConv2d) and child.kernel_size == (3, 3):
+            setattr(parent, name, FastUpsampledConv2d(child))
+        elif type(child) is nn.Conv2d and is_wide(child):
+            setattr(parent, name, WinogradConv2d(child))
+    # Containers after their contents.
+    for parent, name, child in _named_children(optimized):
+        if isinstance(child, ConvBranch):
+            setattr(parent, name, LevelwiseConvBranch(child))
+        elif isinstance(child, Bottleneck) and can_fuse(first.device, first.dtype):
+            setattr(parent, name, FusedBottleneck(child))
+    return halve_p2(optimized)
 
 
-def folded(network: _Module) -> _Module:
-    """Return a network in eval mode without BatchNorm, which shares all other weights."""
-    twin = _sharing_copy(network).eval()
-    _fold_batch_norms(twin)
-    return twin
+def fold_batch_norm(network: _Module) -> _Module:
+    """Return a copy in eval mode with each BatchNorm folded into the convolution before it."""
+    folded = _shallow_weight_copy(network).eval()
+    for parent in list(folded.modules()):
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, _fold(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return folded
 
 
-def _is_wide(conv: nn.Conv2d) -> bool:
-    return (
-        (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-        and (conv.dilation, conv.groups) == ((1, 1), 1)
-        and min(conv.in_channels, conv.out_channels) >= WIDE
-    )
+def halve_p2(network: _Module) -> _Module:
+    """Replace the neck of a SOLO network, in place, by one that computes P2 at half its size."""
+    for parent, name, child in _named_children(network):
+        if isinstance(child, SOLONeck):
+            setattr(parent, name, HalvedP2Neck(child))
+    return network
 
 
-def _sharing_copy(module: _Module) -> _Module:
-    """Return a copy of a module whose parameters and buffers are the same tensors."""
+def _named_children(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield (parent, name, child) for each module below a network; children may be replaced meanwhile."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            yield parent, name, child
+
+
+def _shallow_weight_copy(module: _Module) -> _Module:
+    """Return a copy of a module with the same parameter and buffer tensors."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def _fold_batch_norms(body: nn.Module) -> None:
-    """Fold each BatchNorm into the convolution before it; both are replaced, not changed."""
-    for parent in list(body.modules()):
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, _folded(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-
-
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Return one convolution in place of two layers; half precision is folded in float32."""
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution for two layers; half precision is folded in float32."""
     fused = fuse_conv_bn_eval(copy.deepcopy(conv).float(), copy.deepcopy(norm).float())
     return fused.to(conv.weight.dtype).to(memory_format=torch.channels_last).requires_grad_(False)

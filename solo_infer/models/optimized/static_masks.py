@@ -1,172 +1,152 @@
-"""Masks of a fixed number of cells: nothing of their computation depends on how many there are.
+"""Masks of candidate cells with static shapes.
 
-``MaskMaps`` of ``models.solo`` computes what is asked for and no more, for which it must know on the host
-which levels and cells that is. Here every shape is known before: all towers run, levels of equal size as one
-batch, and each slot's map is picked by index tensors. That costs a GPU less than waiting for the answer, and
-can be captured in a CUDA graph.
+``models.solo.masks`` computes the masks of just the cells in use, for which the host must know levels and
+cells. Here every shape is known beforehand: the mask branch runs on all levels, levels of equal size as one
+batch, and index tensors select the map of each cell. On a GPU that costs less than a host synchronization,
+and it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import singledispatch
 from itertools import groupby
-from typing import NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from solo_infer.config import SOLOConfig
-from solo_infer.models.optimized.upsampled_conv import upsample
-from solo_infer.models.solo.network import (
-    DecoupledHead,
-    PlainHead,
-    SOLOHead,
-    SOLONetwork,
-    quarter_size,
-    resize,
+from solo_infer.models.layers.resize import resize
+from solo_infer.models.solo.head import BaseHead, DecoupledHead, SOLOHead, mask_size
+from solo_infer.models.solo.masks import CandidateMasks
+from solo_infer.ops.mask_statistics import (
+    MaskStatistics,
+    axis_mask_scores,
+    axis_mask_statistics,
+    cell_mask_scores,
+    cell_mask_statistics,
 )
 
-# Maps of some levels -> for each branch, what it makes of each of them.
+# Feature maps of some levels -> for each branch, its output for each of them.
 Branches = Callable[[list[Tensor]], Sequence[list[Tensor]]]
 
 
-class CellTable(NamedTuple):
-    """Where each cell lies: (cells,) each, on the device of the network."""
+@singledispatch
+def static_masks(head: BaseHead, levels: Sequence[Tensor]) -> CandidateMasks:
+    """Run the mask branch of a head on all levels, and return the masks of a batch.
 
-    level: Tensor  # int64
-    local: Tensor  # int64, row * grid + column within the level
-    column: Tensor  # int64, among the columns of all levels
-    row: Tensor  # int64, among the rows of all levels
-    stride: Tensor  # float32, of the level, in input pixels
-
-    @classmethod
-    def of(cls, config: SOLOConfig, device: torch.device) -> CellTable:
-        """Build the table of an architecture."""
-        parts = []
-        start = 0
-        for level, (grid, stride) in enumerate(zip(config.num_grids, config.strides, strict=True)):
-            local = torch.arange(grid * grid)
-            levels = torch.full_like(local, level)
-            columns, rows = start + local % grid, start + local // grid
-            parts.append((levels, local, columns, rows, torch.full(local.shape, float(stride))))
-            start += grid
-        return cls(*(torch.cat(part).to(device) for part in zip(*parts, strict=True)))
+    Args:
+        head: Head of a SOLO network.
+        levels: Five feature maps (N, C, h, w), finest first.
+    """
+    raise TypeError(f"{type(head).__name__}: expected a SOLOHead or a DecoupledHead.")
 
 
-class SlotMaps(Protocol):
-    """Masks of slots, of every image of a batch at once."""
-
-    size: tuple[int, int]  # of each mask, (H/4, W/4)
-    fuses: bool  # whether the sizes of the levels are what the kernel of ``measure_fused`` takes
-
-    def scores(self, cells: Tensor) -> Tensor:
-        """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K), K of each image."""
-
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return areas and sums of scores inside (N, K), float32, and packed masks (N, K, B), by Triton."""
+@static_masks.register
+def _(head: SOLOHead, levels: Sequence[Tensor]) -> CandidateMasks:
+    return StaticCellMasks(head, levels)
 
 
-def slot_maps(network: SOLONetwork, levels: list[Tensor], table: CellTable) -> SlotMaps:
-    """Run the mask branches of all levels."""
-    head: SOLOHead = network.mask_head
-    if isinstance(head, DecoupledHead):
-        return DecoupledSlotMaps(head, levels, table)
-    return PlainSlotMaps(cast(PlainHead, head), levels, table)
+@static_masks.register
+def _(head: DecoupledHead, levels: Sequence[Tensor]) -> CandidateMasks:
+    return StaticAxisMasks(head, levels)
 
 
-def run_towers(branches: Branches, levels: list[Tensor]) -> list[list[Tensor]]:
-    """Run branches on each level, on neighbors of equal size as one batch; return each branch's towers."""
+def run_branches(branches: Branches, levels: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Run branches on all levels, adjacent levels of equal size as one batch.
+
+    Returns:
+        For each branch, its output for each level.
+    """
     groups = [list(members) for _, members in groupby(levels, key=lambda level: level.shape)]
     outputs = branches([torch.cat(members) if len(members) > 1 else members[0] for members in groups])
     return [
-        [
-            tower
-            for output, members in zip(towers, groups, strict=True)
-            for tower in output.chunk(len(members))
-        ]
-        for towers in outputs
+        [level for batch, members in zip(output, groups, strict=True) for level in batch.chunk(len(members))]
+        for output in outputs
     ]
 
 
-class PlainSlotMaps:
-    """Masks of a ``PlainHead``: each slot has its own row of the 1x1 convolution of its level."""
+class StaticCellMasks(CandidateMasks):
+    """Masks of a ``SOLOHead``: each cell selects its row of the 1x1 convolution of its level.
 
-    def __init__(self, head: PlainHead, levels: list[Tensor], table: CellTable) -> None:
-        self.size = quarter_size(levels)
-        self._table = table
-        (towers,) = run_towers(lambda maps: [head.mask_towers(maps)], levels)
-        self._levels = list(zip(head.conv_mask_list, towers, strict=True))
-        firsts = [next(members)[0] for _, members in groupby(enumerate(towers), lambda item: item[1].shape)]
-        twice = tuple(2 * side for side in towers[0].shape[-2:])
-        self.fuses = firsts == [0, 2, 3] and twice == self.size
+    Args:
+        head: Head of the network.
+        levels: Five feature maps (N, C, h, w), finest first.
+    """
+
+    def __init__(self, head: SOLOHead, levels: Sequence[Tensor]) -> None:
+        self.size, self._cells = mask_size(levels), head.cells
+        (features,) = run_branches(lambda maps: [head.mask_convs(maps)], levels)
+        self._levels = list(zip(head.conv_mask_list, features, strict=True))
+        groups = groupby(range(len(features)), key=lambda level: features[level].shape[-2:])
+        self._groups = [list(members) for _, members in groups]
+        self._first_levels = tuple(members[0] for members in self._groups)
+        self._sizes = [(features[level].shape[-2], features[level].shape[-1]) for level in self._first_levels]
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
-        level = self._table.level[cells][..., None, None]
-        out: Tensor | None = None
-        for first, shape, maps in self._logits_by_size(cells):
-            soft = resize(upsample(maps.float().unflatten(2, shape)).sigmoid_(), self.size)
-            out = soft if out is None else torch.where(level >= first, soft, out)
-        return cast(Tensor, out)
+        levels = self._cells.level[cells]
+        return cell_mask_scores(self._logits(cells), levels, self._sizes, self.size, self._first_levels)
 
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``SlotMaps``."""
-        from solo_infer.ops.triton.mask_statistics import measure_plain
+    def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
+        """Return areas, sums of scores and packed bits of the masks of cells (N, K)."""
+        return cell_mask_statistics(
+            self._logits(cells),
+            self._cells.level[cells],
+            self._sizes,
+            self.size,
+            threshold,
+            self._first_levels,
+        )
 
-        parts = list(self._logits_by_size(cells))
-        logits = torch.cat([maps for _, _, maps in parts], dim=2)
-        sizes = [shape for _, shape, _ in parts]
-        return measure_plain(logits, self._table.level[cells], sizes, self.size, mask_thr)
+    def _logits(self, cells: Tensor) -> Tensor:
+        """Return the logits (N, K, pixels) of cells as if they were on each distinct level size in turn.
 
-    def _logits_by_size(self, cells: Tensor) -> Iterator[tuple[int, tuple[int, int], Tensor]]:
-        """Yield for levels of equal size the first one, their size, and the cells' logits (N, K, h * w).
-
-        The logits of cells of other levels mean nothing.
+        Only the logits at the size of a cell's own level are meaningful.
         """
-        level = self._table.level[cells][..., None]
-        for shape, members in groupby(enumerate(self._levels), key=lambda item: item[1][1].shape[-2:]):
-            (first, (conv, tower)), *others = members
-            maps = self._logits(conv, tower, cells)
-            for number, (conv, tower) in others:
-                maps = torch.where(level == number, self._logits(conv, tower, cells), maps)
-            yield first, (shape[0], shape[1]), maps
+        level = self._cells.level[cells][..., None]
+        maps = []
+        for members in self._groups:
+            logits = self._level_logits(members[0], cells)
+            for other in members[1:]:
+                logits = torch.where(level == other, self._level_logits(other, cells), logits)
+            maps.append(logits)
+        return torch.cat(maps, dim=2)
 
-    def _logits(self, conv: torch.nn.Module, tower: Tensor, cells: Tensor) -> Tensor:
-        """Return (N, K, h * w) as if all cells lay on this level; those of others are to be overwritten."""
+    def _level_logits(self, level: int, cells: Tensor) -> Tensor:
+        """Return the logits (N, K, h * w) of cells as if all were on one level."""
+        conv, feature = self._levels[level]
         weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
-        local = self._table.local[cells].clamp(max=len(weight) - 1)
-        return torch.baddbmm(bias[local][..., None], weight[:, :, 0, 0][local], tower.flatten(2))
+        local = self._cells.local[cells].clamp(max=len(weight) - 1)
+        return torch.baddbmm(bias[local][..., None], weight[:, :, 0, 0][local], feature.flatten(2))
 
 
-class DecoupledSlotMaps:
-    """Masks of a ``DecoupledHead``: the maps of all columns and rows, multiplied for each slot."""
+class StaticAxisMasks(CandidateMasks):
+    """Masks of a ``DecoupledHead``: the maps of all columns and rows, multiplied for each cell.
 
-    fuses = True
+    Args:
+        head: Head of the network.
+        levels: Five feature maps (N, C, h, w), finest first.
+    """
 
-    def __init__(self, head: DecoupledHead, levels: list[Tensor], table: CellTable) -> None:
-        self.size = quarter_size(levels)
-        self._table = table
-        x, y = run_towers(head.mask_towers, levels)
-        self._columns = self._lines(head.conv_mask_list_x, x)
-        self._rows = self._lines(head.conv_mask_list_y, y)
+    def __init__(self, head: DecoupledHead, levels: Sequence[Tensor]) -> None:
+        self.size, self._cells = mask_size(levels), head.cells
+        features_x, features_y = run_branches(head.mask_features, levels)
+        self._columns = self._scores_of_lines(head.conv_mask_list_x, features_x)
+        self._rows = self._scores_of_lines(head.conv_mask_list_y, features_y)
 
-    def _lines(self, convs: torch.nn.ModuleList, towers: list[Tensor]) -> Tensor:
-        """Return the maps (N, lines of all levels, H/4, W/4), float32 in 0..1."""
+    def _scores_of_lines(self, convs: nn.ModuleList, features: list[Tensor]) -> Tensor:
+        """Return the scores (N, lines of all levels, H/4, W/4), float32 in 0..1."""
         maps = [
-            resize(conv(upsample(tower)).float().sigmoid_(), self.size)
-            for conv, tower in zip(convs, towers, strict=True)
+            resize(conv(x).float().sigmoid_(), self.size) for conv, x in zip(convs, features, strict=True)
         ]
         return torch.cat(maps, dim=1)
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
-        image = torch.arange(len(cells), device=cells.device)[:, None]
-        columns, rows = self._table.column[cells], self._table.row[cells]
-        return self._columns[image, columns].mul_(self._rows[image, rows])
+        columns, rows = self._cells.column[cells], self._cells.row[cells]
+        return axis_mask_scores(self._columns, self._rows, columns, rows)
 
-    def measure_fused(self, cells: Tensor, mask_thr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``SlotMaps``."""
-        from solo_infer.ops.triton.mask_statistics import measure_decoupled
-
-        columns, rows = self._table.column[cells], self._table.row[cells]
-        return measure_decoupled(self._columns, self._rows, columns, rows, mask_thr)
+    def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
+        """Return areas, sums of scores and packed bits of the masks of cells (N, K)."""
+        columns, rows = self._cells.column[cells], self._cells.row[cells]
+        return axis_mask_statistics(self._columns, self._rows, columns, rows, threshold)

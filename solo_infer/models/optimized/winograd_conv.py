@@ -1,4 +1,4 @@
-"""Wide 3x3 convolutions: Winograd's way where that is faster, halved at once where that is wanted."""
+"""3x3 convolutions by Winograd's method on the CPU."""
 
 from __future__ import annotations
 
@@ -8,96 +8,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from solo_infer.models.layers.conv_branch import append_channels
 from solo_infer.ops import winograd
 
+# Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
+# (benchmarks/NOTES.md).
+MIN_CHANNELS = 256
 
-class WideConv(nn.Module):
-    """A 3x3 convolution that goes Winograd's way in float32 on the CPU, and the usual one elsewhere.
+
+class WinogradConv2d(nn.Module):
+    """3x3 convolution with Winograd's F(4x4, 3x3) for float32 on the CPU, and torch's convolution elsewhere.
 
     Args:
-        conv: With stride 1 and a padding of 1, whose weights it shares.
+        conv: Convolution of stride 1 and padding 1; its weights are shared.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        # Made when first used; threads that come at once make equal ones.
+        # Computed on first use; concurrent threads compute equal values.
         self._transformed: Tensor | None = None
-        self._halving: Tensor | None = None
-        self._transformed_halving: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H, W)."""
-        return self.each([x])[0]
+        return self.forward_levels([x])[0]
 
-    def each(self, maps: Sequence[Tensor], more: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Convolve maps (N, C, H, W) of any sizes, small ones together.
+    def forward_levels(self, maps: Sequence[Tensor], extra: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Convolve maps of several sizes, small ones together.
 
         Args:
-            maps: What is convolved.
-            more: Further channels (N or 1, c, H, W) of each map, few.
+            maps: (N, C, H, W) each.
+            extra: (N or 1, c, H, W) each, further channels of the maps; few.
         """
-        if not goes_winograds_way(maps[0]):
-            whole = [append(x, few) for x, few in zip(maps, more, strict=True)] if more else maps
-            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in whole]
+        if not maps or not can_use_winograd(maps[0]):
+            if extra:
+                maps = [append_channels(x, channels) for x, channels in zip(maps, extra, strict=True)]
+            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in maps]
         channels = maps[0].shape[1]
         transformed = self._transformed
         if transformed is None or transformed.shape[1] != channels:
-            transformed = winograd.transform_weight(self.weight[:, :channels])
-            self._transformed = transformed
-        found = winograd.convolve(maps, transformed, self.bias)
-        for out, few in zip(found, more, strict=False):
-            out += F.conv2d(few, self.weight[:, channels:], padding=1)
-        return found
-
-    def halved(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
-        """Convolve (N, C, H, W) and halve it bilinearly, with so many rows of padding above and below."""
-        halving = halving_weight(self.weight) if self._halving is None else self._halving
-        if not is_traced():
-            self._halving = halving
-        if not goes_winograds_way(x):
-            return F.conv2d(F.pad(x, (1, 1, above, below)), halving, self.bias, stride=2)
-        if self._transformed_halving is None:
-            self._transformed_halving = winograd.transform_halving_weight(halving)
-        return winograd.convolve_halving(x, self._transformed_halving, self.bias, above, below)
+            transformed = self._transformed = winograd.transform_weight(self.weight[:, :channels])
+        outputs = winograd.convolve(maps, transformed, self.bias)
+        for output, x in zip(outputs, extra, strict=False):
+            output += F.conv2d(x, self.weight[:, channels:], padding=1)
+        return outputs
 
 
-def append(x: Tensor, more: Tensor) -> Tensor:
-    """Append further channels (N or 1, c, H, W) to a map (N, C, H, W)."""
-    more = more.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    return torch.cat([x, more], dim=1)
+def is_wide(conv: nn.Conv2d) -> bool:
+    """Return whether Winograd's method can replace a convolution and is faster."""
+    return (
+        (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups) == ((1, 1), 1)
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+    )
 
 
-def goes_winograds_way(x: Tensor) -> bool:
-    """Return whether a wide convolution of x is faster by ``ops.winograd``."""
+def can_use_winograd(x: Tensor) -> bool:
+    """Return whether Winograd's method is available for an input."""
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    # Weights that were transformed while traced would be kept without their numbers.
+    # Weights transformed while tracing would be cached without values.
     return usable and not is_traced()
 
 
 def is_traced() -> bool:
-    """Return whether ``torch.export`` or ``torch.compile`` runs this, on tensors without numbers."""
+    """Return whether ``torch.export`` or ``torch.compile`` is tracing, with tensors that have no values."""
     if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
-
-
-def halving_weight(weight: Tensor) -> Tensor:
-    """Return the weight (K, C, 4, 4) of stride 2 that convolves 3x3 and halves the output bilinearly.
-
-    For even sizes halving is the mean of 2 x 2 outputs. Both at once take 44% of the multiplications and give
-    a quarter of the output.
-    """
-    weight = F.pad(weight, (0, 1, 0, 1))
-    weight = weight + weight.roll(1, dims=-1)
-    return (weight + weight.roll(1, dims=-2)) / 4
-
-
-def halved_convolution(conv: nn.Module, x: Tensor) -> Tensor:
-    """Return the 3x3 convolution of x (N, C, H, W) at half the size, bilinearly."""
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
-        return F.interpolate(conv(x), scale_factor=0.5, mode="bilinear", align_corners=False)
-    if isinstance(conv, WideConv):
-        return conv.halved(x)
-    weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
-    return F.conv2d(x, halving_weight(weight), bias, stride=2, padding=1)

@@ -1,33 +1,88 @@
-"""The losses of the SOLO heads (paper, section 3.3.3), with mmdet's constants and averages."""
+"""Losses of SOLO (paper, section 3.3.3), with mmdet's constants and averages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.ops import sigmoid_focal_loss
 
-ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (mmdet's configs/solo)
-MASK_WEIGHT = 3.0  # of the dice loss beside it
-_EPSILON = 1e-3  # added to each squared sum of the dice loss
+from solo_infer.models.solo.masks import LevelMasks
+from solo_infer.models.solo.targets import BatchTargets
+from solo_infer.runtime.distributed import sum_over_processes
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # mmdet's configs/solo
+MASK_WEIGHT = 3.0  # weight of the dice loss (mmdet's configs/solo)
+_DICE_EPSILON = 1e-3  # added to each squared sum of the dice loss
+
+
+def solo_losses(
+    class_logits: Sequence[Tensor],
+    masks: Sequence[LevelMasks],
+    batch: BatchTargets,
+    parameters: Iterable[nn.Parameter] = (),
+) -> dict[str, Tensor]:
+    """Return {"loss_cls", "loss_mask"}, scalars.
+
+    Args:
+        class_logits: (N, classes, g, g) of each level.
+        masks: Masks of each image, of at least its positive cells.
+        batch: Targets of the images.
+        parameters: Parameters that must get a gradient even if no cell uses them: in distributed training
+            every process waits for the gradients of all of them.
+    """
+    logits = torch.cat([level.flatten(2) for level in class_logits], dim=2).transpose(1, 2)
+    num_positive = sum(map(len, batch.cells))
+    count, batch_fraction = sum_over_processes(num_positive, logits.device)
+    unused = [parameter.sum().reshape(1) * 0.0 for parameter in parameters]
+    losses = [dice for image in zip(masks, batch.images, strict=True) for dice in _dice_losses(*image)]
+    return {
+        "loss_cls": class_loss(
+            logits.flatten(0, 1).float(),
+            batch.labels.flatten(),
+            count,
+            batch.ignored.flatten(0, 1),
+            batch_fraction,
+        ),
+        "loss_mask": mask_loss(torch.cat([logits.new_zeros(1), *unused, *losses]), count, batch_fraction),
+    }
+
+
+def _dice_losses(masks: LevelMasks, image: Sequence) -> list[Tensor]:
+    """Return the dice losses (k,) of the positive cells of each level of one image."""
+    losses = []
+    for targets in image:
+        if len(targets.positive):
+            scores = masks.level_scores(targets.cells)
+            losses.append(dice_losses(scores, _crop_or_pad(targets.masks, scores.shape[1:])))
+    return losses
+
+
+def _crop_or_pad(masks: Tensor, size: torch.Size) -> Tensor:
+    """Return masks (k, h, w) of a size that differs by a few pixels if the input is no multiple of 32."""
+    return pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
 
 
 def dice_losses(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the dice loss (P,) of mask scores (P, h, w) in 0..1 against bool targets (P, h, w)."""
-    scores, wanted = scores.flatten(1), targets.flatten(1).to(scores.dtype)
-    common = (scores * wanted).sum(dim=1)
-    squares = (scores * scores).sum(dim=1) + _EPSILON + (wanted * wanted).sum(dim=1) + _EPSILON
-    return 1 - 2 * common / squares
+    scores, expected = scores.flatten(1), targets.flatten(1).to(scores.dtype)
+    intersection = (scores * expected).sum(dim=1)
+    squares = (scores * scores).sum(dim=1) + _DICE_EPSILON + (expected * expected).sum(dim=1) + _DICE_EPSILON
+    return 1 - 2 * intersection / squares
 
 
-def mask_loss(losses: Tensor, num_positive: float, share: float = 1.0) -> Tensor:
+def mask_loss(losses: Tensor, num_positive: float, batch_fraction: float = 1.0) -> Tensor:
     """Return the weighted mean of dice losses over the positive cells, 0 if there are none.
 
     Args:
-        losses: (P,) of this process's positive cells.
+        losses: (P,) dice losses of this process.
         num_positive: Positive cells of the whole batch.
-        share: Part of the batch that one process has: its loss is the mean over processes that DDP takes.
+        batch_fraction: Fraction of the batch that one process has; its loss is divided by it because DDP
+            averages over processes.
     """
-    return MASK_WEIGHT * losses.sum() / (max(num_positive, 1.0) * share)
+    return MASK_WEIGHT * losses.sum() / (max(num_positive, 1.0) * batch_fraction)
 
 
 def class_loss(
@@ -35,22 +90,22 @@ def class_loss(
     labels: Tensor,
     num_positive: float,
     ignored: Tensor | None = None,
-    share: float = 1.0,
+    batch_fraction: float = 1.0,
 ) -> Tensor:
-    """Return the focal loss over all cells and classes, divided by the positive cells plus one.
+    """Return the focal loss over all cells and classes, divided by the number of positive cells plus one.
 
     Args:
         logits: (M, classes) of all cells of a batch.
         labels: (M,) int64; the number of classes stands for background.
         num_positive: Positive cells of the whole batch.
-        ignored: (M, classes) bool, pairs that count for nothing (classes that an image's labels leave
-            out, crowd regions).
-        share: As for ``mask_loss``.
+        ignored: (M, classes) bool, pairs that are left out (classes that the labels of an image do not
+            cover, crowd regions).
+        batch_fraction: As for ``mask_loss``.
     """
-    wanted = torch.zeros_like(logits)
+    expected = torch.zeros_like(logits)
     rows = torch.nonzero(labels < logits.shape[1]).flatten()
-    wanted[rows, labels[rows]] = 1
-    losses = sigmoid_focal_loss(logits, wanted, alpha=ALPHA, gamma=GAMMA, reduction="none")
+    expected[rows, labels[rows]] = 1
+    losses = sigmoid_focal_loss(logits, expected, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="none")
     if ignored is not None:
         losses = losses.masked_fill(ignored, 0.0)
-    return losses.sum() / ((num_positive + 1.0) * share)
+    return losses.sum() / ((num_positive + 1.0) * batch_fraction)

@@ -1,47 +1,95 @@
-"""What each grid cell shall learn: mmdet's target assignment of the SOLO heads, vectorized.
+"""Target assignment of SOLO, vectorized from mmdet's.
 
-An instance belongs to the levels whose scale range holds the root of its box area, and there to the
-at most 3 x 3 cells around its center of mass (paper, section 3.3.1).
+An instance belongs to the levels whose scale range contains the square root of its box area, and there to at
+most 3 x 3 cells around its center of mass (paper, section 3.3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from solo_infer.models.target import Instances
+from solo_infer.config import SOLOConfig
+from solo_infer.models.solo.cells import LevelCells
+from solo_infer.models.target import (
+    Instances,
+    Target,
+    check_targets,
+    crowd_mask,
+    non_crowd_instances,
+    unlabelled_classes,
+)
 
-CENTER_REGION = 0.2  # of a box's sides (paper, section 3.3.1; mmdet's pos_scale)
+CENTER_REGION = 0.2  # size of the region of positive cells relative to the box (mmdet's pos_scale)
 
 
 class LevelTargets(NamedTuple):
-    """What one level shall say of one image."""
+    """Targets of one level of one image."""
 
-    labels: Tensor  # (g * g,) int64, ``background`` where a cell has no instance
-    positive: Tensor  # (P,) int64, the cells that have one, ascending
-    masks: Tensor  # (P, h, w) bool, their masks at twice the size of the level's map
+    level: int
+    labels: Tensor  # (g * g,) int64, the number of classes (background) where a cell has no instance
+    positive: Tensor  # (P,) int64, cells of the level that have an instance, ascending
+    masks: Tensor  # (P, h, w) bool, their masks at half the stride of the level
+
+    @property
+    def cells(self) -> LevelCells:
+        """Grid positions of the positive cells."""
+        grid = round(len(self.labels) ** 0.5)
+        rows = self.positive.div(grid, rounding_mode="floor")
+        return LevelCells(self.level, slice(0, len(self.positive)), rows, self.positive % grid)
 
 
-def assign_targets(
-    instances: Instances,
-    num_grids: Sequence[int],
-    strides: Sequence[int],
-    scale_ranges: Sequence[tuple[float, float]],
-    background: int,
-) -> list[LevelTargets]:
-    """Assign the instances of one image to the cells of all levels.
+class BatchTargets(NamedTuple):
+    """Targets of a batch."""
 
-    Where two instances claim a cell the later one has it. Empty masks are skipped.
+    images: list[list[LevelTargets]]  # for each image, its levels, finest first
+    cells: list[Tensor]  # for each image, the positive cells (P,) int64 over all levels, ascending
+    labels: Tensor  # (N, cells) int64
+    ignored: Tensor  # (N, cells, classes) bool, pairs that are left out of the class loss
+
+
+def assign_batch(targets: list[Target] | None, images: Tensor, config: SOLOConfig) -> BatchTargets:
+    """Assign the instances of a batch to grid cells.
 
     Args:
-        instances: The ground truth.
-        num_grids: Cells along each side, by level.
-        strides: Of the levels, in pixels; masks are wanted at half of it.
-        scale_ranges: Least and greatest root of the box area, both included, by level.
-        background: The label of cells without an instance.
+        targets: Ground truth of each image.
+        images: (N, 3, H, W) network inputs.
+        config: Architecture of the network.
+
+    Raises:
+        ConfigError: Targets are missing or do not match the images or the classes.
+    """
+    targets = check_targets(targets, images, config.num_classes)
+    size = (images.shape[-2], images.shape[-1])
+    assigned = [assign_targets(non_crowd_instances(target, size), config) for target in targets]
+    return BatchTargets(
+        images=assigned,
+        cells=[_positive_cells(levels) for levels in assigned],
+        labels=torch.stack([torch.cat([level.labels for level in levels]) for levels in assigned]),
+        ignored=torch.stack([_ignored_pairs(target, config, size) for target in targets]),
+    )
+
+
+def _positive_cells(levels: list[LevelTargets]) -> Tensor:
+    """Return the positive cells (P,) of one image, numbered over all levels."""
+    cells, start = [], 0
+    for level in levels:
+        cells.append(level.positive + start)
+        start += len(level.labels)
+    return torch.cat(cells)
+
+
+def assign_targets(instances: Instances, config: SOLOConfig) -> list[LevelTargets]:
+    """Assign the instances of one image to the cells of all levels.
+
+    If two instances claim a cell, the later one gets it. Instances with an empty mask are skipped.
+
+    Args:
+        instances: Ground truth without crowd regions.
+        config: Architecture of the network.
     """
     boxes, masks = instances.boxes, instances.masks
     height, width = masks.shape[-2:]
@@ -50,23 +98,24 @@ def assign_targets(
     filled = masks.flatten(1).any(dim=1)
     centers = centers_of_mass(masks)  # (n, 2) x, y
     extent = torch.tensor([width, height], dtype=torch.float32, device=masks.device)
-    shrunk: dict[int, Tensor] = {}
+    downsampled: dict[int, Tensor] = {}
     targets = []
-    for grid, stride, (least, greatest) in zip(num_grids, strides, scale_ranges, strict=True):
-        chosen = torch.nonzero((scales >= least) & (scales <= greatest) & filled).flatten()
-        owners = _cell_owners(centers[chosen], sizes[chosen], extent, grid)
+    levels = zip(config.num_grids, config.strides, config.scale_ranges, strict=True)
+    for level, (grid, stride, (least, greatest)) in enumerate(levels):
+        in_range = torch.nonzero((scales >= least) & (scales <= greatest) & filled).flatten()
+        owners = _cell_owners(centers[in_range], sizes[in_range], extent, grid)
         positive = torch.nonzero(owners >= 0).flatten()
-        labels = torch.full_like(owners, background)
-        members = chosen[owners[positive]]
-        labels[positive] = instances.labels[members]
-        if stride not in shrunk:
-            shrunk[stride] = shrink_masks(masks, stride // 2)
-        targets.append(LevelTargets(labels, positive, shrunk[stride][members]))
+        positive_owners = in_range[owners[positive]]
+        labels = torch.full_like(owners, config.num_classes)
+        labels[positive] = instances.labels[positive_owners]
+        if stride not in downsampled:
+            downsampled[stride] = downsample_masks(masks, stride // 2)
+        targets.append(LevelTargets(level, labels, positive, downsampled[stride][positive_owners]))
     return targets
 
 
 def centers_of_mass(masks: Tensor) -> Tensor:
-    """Return the mean pixel index (n, 2) x, y of masks (n, H, W); of an empty mask 0, 0."""
+    """Return the mean pixel index (n, 2) x, y of masks (n, H, W); 0, 0 for an empty mask."""
     height, width = masks.shape[-2:]
     columns = masks.sum(dim=1, dtype=torch.float32)  # (n, W)
     rows = masks.sum(dim=2, dtype=torch.float32)  # (n, H)
@@ -86,28 +135,47 @@ def _cell_owners(centers: Tensor, sizes: Tensor, extent: Tensor, grid: int) -> T
     claimed = middle[:, None] + steps[None, :, None]  # (n, 3, 2) columns and rows around the middle
     inside = (claimed >= first[:, None]) & (claimed <= last[:, None])
     cells = claimed[:, :, None, 1] * grid + claimed[:, None, :, 0]  # (n, 3 rows, 3 columns)
-    wanted = inside[:, :, None, 1] & inside[:, None, :, 0]
+    valid = inside[:, :, None, 1] & inside[:, None, :, 0]
     order = torch.arange(len(centers), device=centers.device)[:, None, None].expand_as(cells)
     owners = torch.full((grid * grid,), -1, dtype=torch.int64, device=centers.device)
-    return owners.scatter_reduce(0, cells[wanted], order[wanted], "amax")
+    return owners.scatter_reduce(0, cells[valid], order[valid], "amax")
 
 
 def _cell_of(points: Tensor, extent: Tensor, grid: int) -> Tensor:
-    """Return the column and row of points (n, 2) in pixels; in float32 and in this order, as mmdet."""
+    """Return the column and row of points (n, 2) in pixels, in float32 and in mmdet's order."""
     return torch.div(points / extent, 1.0 / grid, rounding_mode="trunc").long()
 
 
-def shrink_masks(masks: Tensor, factor: int) -> Tensor:
-    """Shrink bool masks (n, H, W) by an even factor: a pixel is set if two of its block's center four are.
+def downsample_masks(masks: Tensor, factor: int) -> Tensor:
+    """Downsample bool masks (n, H, W) by an even factor.
 
-    For 0 / 1 bitmaps this equals ``cv2.resize`` with INTER_LINEAR on uint8, which mmdet uses.
+    A pixel is set if at least two of the four center pixels of its block are. For binary masks this equals
+    ``cv2.resize`` with INTER_LINEAR on uint8, which mmdet uses.
     """
     near, far = factor // 2 - 1, factor // 2
+    height, width = masks.shape[1] // factor, masks.shape[2] // factor
     count = sum(
-        masks[:, row::factor, column::factor][:, : masks.shape[1] // factor, : masks.shape[2] // factor].to(
-            torch.uint8
-        )
+        masks[:, row::factor, column::factor][:, :height, :width].to(torch.uint8)
         for row in (near, far)
         for column in (near, far)
     )
     return torch.as_tensor(count) >= 2
+
+
+def _ignored_pairs(target: Target, config: SOLOConfig, size: tuple[int, int]) -> Tensor:
+    """Return the (cell, class) pairs (cells, classes), bool, of an image that are not learned."""
+    unlabelled = unlabelled_classes(target, config.num_classes)
+    ignored = [unlabelled.repeat(grid * grid, 1) for grid in config.num_grids]
+    for index in torch.nonzero(crowd_mask(target)).flatten():
+        mask, label = target["masks"][index].bool(), target["labels"][index]
+        for grid, cells in zip(config.num_grids, ignored, strict=True):
+            cells[:, label] |= _cells_inside(mask, grid, size)
+    return torch.cat(ignored)
+
+
+def _cells_inside(mask: Tensor, grid: int, size: tuple[int, int]) -> Tensor:
+    """Return the cells (g * g,), bool, with their center inside a mask (h, w) of the input's top left."""
+    centers = (torch.arange(grid, device=mask.device) + 0.5) / grid
+    rows, columns = (centers * size[0]).long(), (centers * size[1]).long()
+    padded = pad(mask, (0, size[1] - mask.shape[1], 0, size[0] - mask.shape[0]))
+    return padded[rows][:, columns].flatten()

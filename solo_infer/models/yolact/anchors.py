@@ -1,4 +1,4 @@
-"""YOLACT's anchor boxes, and boxes as the network tells them: relative to an anchor.
+"""Anchor boxes of YOLACT, and boxes relative to them.
 
 Anchors are boxes x1 y1 x2 y2 in pixels of the network input, ordered by level (finest first), row, column and
 shape.
@@ -14,89 +14,111 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-RATIOS = (0.5, 1.0, 2.0)  # height over width of mmdet's three shapes
-AUTHORS_RATIOS = (1.0, 0.5, 2.0)  # whose root scales both sides of the author's square anchors
-_VARIANCES = (0.1, 0.1, 0.2, 0.2)  # of cx, cy, w, h (SSD's; mmdet's target_stds)
-_LARGEST_LOG = abs(math.log(16 / 1000))  # of a change of size (mmdet's wh_ratio_clip)
-_CACHED = 32  # sets of anchors that are kept, of the sizes, architectures and devices used last
+RATIOS = (0.5, 1.0, 2.0)  # height / width of mmdet's three anchors per cell
+_ORIGINAL_RATIOS = (1.0, 0.5, 2.0)  # their square roots scale both sides of the original square anchors
+_VARIANCES = (0.1, 0.1, 0.2, 0.2)  # cx, cy, w, h (SSD's; mmdet's target_stds)
+_MAX_LOG_SCALE = abs(math.log(16 / 1000))  # greatest change of size (mmdet's wh_ratio_clip)
+_CACHE_SIZE = 32  # sets of anchors kept, least recently used dropped first
 
-Sizes = tuple[tuple[int, int], ...]
+LevelSizes = tuple[tuple[int, int], ...]
 
 
 def strided_anchors(
-    levels: Sizes, sizes: tuple[float, ...], strides: tuple[float, ...], device: torch.device
+    levels: LevelSizes, sizes: tuple[float, ...], strides: tuple[float, ...], device: torch.device
 ) -> Tensor:
-    """Return mmdet's anchors: three of equal area in the middle of each cell of a fixed stride.
+    """Return mmdet's anchors: three of equal area at the center of each cell, with fixed strides.
 
     Args:
         levels: (height, width) of the feature map of each level.
-        sizes: Root of the anchors' area by level, in pixels.
-        strides: By level, in pixels.
-        device: Where they shall lie.
+        sizes: Square root of the area of the anchors of each level, in pixels.
+        strides: Stride of each level in pixels.
+        device: Device of the anchors.
 
     Returns:
-        (A, 4) float32; shared, not to be changed.
+        (A, 4) float32. The tensor is cached and shared: do not modify it.
     """
-    roots = torch.tensor(RATIOS).sqrt()
+    roots = torch.tensor(RATIOS, dtype=torch.float32, device="cpu").sqrt()
     shapes = torch.stack([1 / roots, roots], dim=1).tolist()
     steps = tuple((stride, stride) for stride in strides)
     return _anchors(levels, sizes, tuple(map(tuple, shapes)), steps, device)
 
 
 def square_anchors(
-    levels: Sizes, sizes: tuple[float, ...], input_size: tuple[int, int], device: torch.device
+    levels: LevelSizes, sizes: tuple[float, ...], input_size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """Return the author's anchors: three squares in the middle of each of the cells that share the input.
+    """Return the original anchors: three squares at the center of each of the cells that divide the input.
 
-    He meant them to differ in shape. His code sets the height to the width (``use_square_anchors``), with
-    which his models were trained.
+    They were meant to differ in shape, but the original code sets the height to the width
+    (``use_square_anchors``), and its models were trained so.
 
     Args:
         levels: (height, width) of the feature map of each level.
-        sizes: Side of the middle anchor by level, in pixels.
-        input_size: Height and width of the network input in pixels.
-        device: Where they shall lie.
+        sizes: Side of the middle anchor of each level in pixels.
+        input_size: (height, width) of the network input in pixels.
+        device: Device of the anchors.
 
     Returns:
-        As ``strided_anchors``.
+        (A, 4) float32. The tensor is cached and shared: do not modify it.
     """
-    shapes = tuple((math.sqrt(ratio), math.sqrt(ratio)) for ratio in AUTHORS_RATIOS)
+    shapes = tuple((math.sqrt(ratio), math.sqrt(ratio)) for ratio in _ORIGINAL_RATIOS)
     steps = tuple((input_size[0] / height, input_size[1] / width) for height, width in levels)
     return _anchors(levels, sizes, shapes, steps, device)
 
 
-@functools.lru_cache(maxsize=_CACHED)
+@functools.lru_cache(maxsize=_CACHE_SIZE)
 def _anchors(
-    levels: Sizes,
+    levels: LevelSizes,
     sizes: tuple[float, ...],
     shapes: tuple[tuple[float, float], ...],
     steps: tuple[tuple[float, float], ...],
     device: torch.device,
 ) -> Tensor:
-    """Return anchors (A, 4): ``shapes`` are (width, height) in sizes, ``steps`` (y, x) in pixels by level."""
+    """Return anchors (A, 4).
+
+    Args:
+        levels: (height, width) of the feature map of each level.
+        sizes: Size of each level in pixels.
+        shapes: (width, height) of the anchors of a cell, in sizes.
+        steps: (y, x) stride of each level in pixels.
+        device: Device of the anchors.
+    """
     # In float32 and in mmdet's order: the last bit often decides which anchor overlaps a box most.
-    parts = []
-    for (height, width), size, (step_y, step_x) in zip(levels, sizes, steps, strict=True):
-        halves = torch.tensor(shapes) * size * 0.5  # (3, 2)
-        middle = torch.tensor([step_x * 0.5, step_y * 0.5])
-        boxes = torch.cat([middle - halves, middle + halves], dim=1)  # (3, 4), of the first cell
-        y, x = torch.meshgrid(torch.arange(height) * step_y, torch.arange(width) * step_x, indexing="ij")
-        shifts = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
-        parts.append((shifts[:, :, None] + boxes).reshape(-1, 4))
-    # A blocking copy: whoever is given the cached tensor, on whatever stream, finds it filled.
-    return torch.cat(parts).to(device)
+    with torch.inference_mode(False), torch.device("cpu"):
+        boxes = [_level_anchors(*level, shapes) for level in zip(levels, sizes, steps, strict=True)]
+        # A blocking copy: every user of the cached tensor, on any stream, finds it filled.
+        return torch.cat(boxes).to(device)
+
+
+def _level_anchors(
+    level: tuple[int, int],
+    size: float,
+    step: tuple[float, float],
+    shapes: tuple[tuple[float, float], ...],
+) -> Tensor:
+    """Return the anchors (h * w * shapes, 4) of one level; see ``_anchors``."""
+    height, width = level
+    step_y, step_x = step
+    halves = torch.tensor(shapes, dtype=torch.float32) * size * 0.5  # (3, 2)
+    middle = torch.tensor([step_x * 0.5, step_y * 0.5], dtype=torch.float32)
+    boxes = torch.cat([middle - halves, middle + halves], dim=1)  # (3, 4), of the first cell
+    rows = torch.arange(height) * torch.tensor(step_y, dtype=torch.float32)
+    columns = torch.arange(width) * torch.tensor(step_x, dtype=torch.float32)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    shifts = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
+    return (shifts[:, :, None] + boxes).reshape(-1, 4)
 
 
 def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Return the boxes (K, 4) x1 y1 x2 y2 in pixels that deltas (K, 4) make of anchors (K, 4).
+    """Return the boxes (K, 4) x1 y1 x2 y2 in pixels that deltas describe.
 
     Args:
-        deltas: Of the network.
-        anchors: Of the same places.
-        size: Height and width to clip boxes to, with mmdet's limit of a change of size; None for neither.
+        deltas: (K, 4) outputs of the network.
+        anchors: (K, 4) x1 y1 x2 y2.
+        size: (height, width) that boxes are clipped to, with mmdet's limit of the change of size. None for
+            neither (original implementation).
     """
     deltas = deltas * deltas.new_tensor(_VARIANCES)
-    logs = deltas[:, 2:] if size is None else deltas[:, 2:].clamp(-_LARGEST_LOG, _LARGEST_LOG)
+    logs = deltas[:, 2:] if size is None else deltas[:, 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
     centers, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
     moved = torch.cat([centers + deltas[:, :2] * sides, sides * logs.exp()], dim=1)
     boxes = box_convert(moved, "cxcywh", "xyxy")
@@ -104,28 +126,19 @@ def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Ten
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes (K, 4) to an image (height, width)."""
+    """Clip boxes (K, 4) to an image of (height, width) pixels."""
     height, width = size
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the deltas (K, 4) that ``decode`` makes these boxes (K, 4) x1 y1 x2 y2 of."""
+    """Return the deltas (K, 4) that ``decode`` turns into boxes (K, 4) x1 y1 x2 y2."""
     centers, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
-    wanted_centers, wanted_sides = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
-    deltas = torch.cat([(wanted_centers - centers) / sides, (wanted_sides / sides).log()], dim=1)
+    box_centers, box_sides = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
+    deltas = torch.cat([(box_centers - centers) / sides, (box_sides / sides).log()], dim=1)
     return deltas / boxes.new_tensor(_VARIANCES)
 
 
-def pairwise_iou(boxes: Tensor) -> Tensor:
-    """Return the IoU (C, K, K) of boxes (C, K, 4) of each group among themselves."""
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    near = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    far = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    common = (far - near).clamp(min=0).prod(dim=-1)
-    return common / (areas[:, :, None] + areas[:, None] - common).clamp(min=1e-6)
-
-
-def level_sizes(maps: Sequence[Tensor]) -> Sizes:
-    """Return (height, width) of feature maps."""
+def level_sizes(maps: Sequence[Tensor]) -> LevelSizes:
+    """Return the (height, width) of each of several feature maps."""
     return tuple((feature.shape[-2], feature.shape[-1]) for feature in maps)

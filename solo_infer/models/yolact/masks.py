@@ -1,11 +1,11 @@
-"""Masks as weighted sums of prototypes, cut to their boxes (YOLACT, arXiv 1904.02689, section 3.1)."""
+"""Masks as weighted sums of prototypes, cropped to their boxes (YOLACT, section 3.1)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-MARGIN = 1  # prototype pixels by which a mask may leave its box on each side
+CROP_MARGIN = 1  # prototype pixels that a mask may extend beyond its box on each side
 
 
 def mask_scores(coefficients: Tensor, prototypes: Tensor) -> Tensor:
@@ -13,18 +13,18 @@ def mask_scores(coefficients: Tensor, prototypes: Tensor) -> Tensor:
     return torch.einsum("kp,phw->khw", coefficients, prototypes).sigmoid()
 
 
-def crop(scores: Tensor, relative: Tensor) -> Tensor:
-    """Return mask scores (K, h, w), 0 outside their boxes and a margin.
+def crop(scores: Tensor, relative_boxes: Tensor) -> Tensor:
+    """Return mask scores that are zero outside their boxes and a margin.
 
     Args:
-        scores: Of the whole image.
-        relative: (K, 4) boxes x1 y1 x2 y2 in parts of the image's width and height.
+        scores: (K, h, w) mask scores of the whole image.
+        relative_boxes: (K, 4) x1 y1 x2 y2, as fractions of the width and height of the image.
     """
     inside = []
     for length, near, far in ((scores.shape[1], 1, 3), (scores.shape[2], 0, 2)):
-        places = torch.arange(length, device=scores.device, dtype=scores.dtype)
-        first = (relative[:, near] * length - MARGIN).clamp(min=0)
-        end = (relative[:, far] * length + MARGIN).clamp(max=length)
-        inside.append((places >= first[:, None]) & (places < end[:, None]))  # (K, length)
+        positions = torch.arange(length, device=scores.device, dtype=scores.dtype)
+        first = (relative_boxes[:, near] * length - CROP_MARGIN).clamp(min=0)
+        end = (relative_boxes[:, far] * length + CROP_MARGIN).clamp(max=length)
+        inside.append((positions >= first[:, None]) & (positions < end[:, None]))  # (K, length)
     rows, columns = inside
     return scores * (rows[:, :, None] & columns[:, None, :])

@@ -1,1 +1,1 @@
-"""Triton kernels of the operations in ``solo_infer.ops``."""
+"""Triton kernels of functions in ``solo_infer.ops``; ``ops.dispatch`` imports and runs them."""

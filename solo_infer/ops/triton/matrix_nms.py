@@ -1,7 +1,7 @@
-"""Matrix-NMS in three launches: common pixels on tensor cores, greatest overlap of each, decay of each.
+"""Matrix-NMS in three kernels: intersections on tensor cores, maximum IoU and decay of each detection.
 
-The torch twin is ``batched_nms.decay_factors_torch``. Common pixels are exact: 0 and 1 in float16, summed in
-float32 up to 2^24. The factors differ by at most 1e-5, by the rounding of ``exp``.
+Intersections are exact: sums of 0 and 1 in float32 up to 2^24. The decays differ from PyTorch by at most
+1e-5, because of the rounding of ``exp``.
 """
 
 from __future__ import annotations
@@ -11,141 +11,139 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from solo_infer.errors import ConfigError
+from solo_infer.ops.matrix_nms import check_kernel
 
-_TILE = 32  # masks along a side of the block of pairs that one program counts
-_BYTES = 32  # of each mask in one step; a dot product needs at least 16
-_PART = 1024  # bytes of each mask that one program counts, so that few masks fill a card too
+_TILE = 32  # masks along each side of a tile of pairs
+_BYTES = 32  # bytes of each mask in one step; a dot product requires at least 16
+_SEGMENT = 1024  # bytes of each mask in one program, so that a few masks also occupy a whole GPU
 
 
 @triton.jit
-def _common_kernel(
-    packed, labels, common, slots, width, TILE: tl.constexpr, BYTES: tl.constexpr, PART: tl.constexpr
-):
-    """Add the common pixels of a tile of pairs, in a part of their bytes, to ``common``."""
+def _intersections_kernel(
+    packed, labels, intersections, count, width,
+    TILE: tl.constexpr, BYTES: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Add the common pixels of a tile of pairs, in a segment of their bytes, to ``intersections``."""
     image = tl.program_id(2).to(tl.int64)
-    tiles = tl.cdiv(slots, TILE)
+    tiles = tl.cdiv(count, TILE)
     rows = tl.program_id(0) // tiles * TILE + tl.arange(0, TILE)
     columns = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
-    row_labels = tl.load(labels + image * slots + rows, mask=rows < slots, other=-1)
-    column_labels = tl.load(labels + image * slots + columns, mask=columns < slots, other=-2)
-    wanted = (row_labels[:, None] == column_labels[None, :]) & (rows[:, None] < columns[None, :])
-    if tl.max(wanted.to(tl.int32)) > 0:
-        start = packed + image * slots * width
+    row_labels = tl.load(labels + image * count + rows, mask=rows < count, other=-1)
+    column_labels = tl.load(labels + image * count + columns, mask=columns < count, other=-2)
+    compared = (row_labels[:, None] == column_labels[None, :]) & (rows[:, None] < columns[None, :])
+    if tl.max(compared.to(tl.int32)) > 0:
+        start = packed + image * count * width
         total = tl.zeros((TILE, TILE), dtype=tl.float32)
-        for step in range(0, PART, BYTES):
-            at = tl.program_id(1) * PART + step + tl.arange(0, BYTES)
+        for step in range(0, SEGMENT, BYTES):
+            byte = tl.program_id(1) * SEGMENT + step + tl.arange(0, BYTES)
             left = tl.load(
-                start + rows[:, None] * width + at[None, :],
-                mask=(rows[:, None] < slots) & (at[None, :] < width),
+                start + rows[:, None] * width + byte[None, :],
+                mask=(rows[:, None] < count) & (byte[None, :] < width),
                 other=0,
             ).to(tl.int32)
             right = tl.load(
-                start + columns[None, :] * width + at[:, None],
-                mask=(columns[None, :] < slots) & (at[:, None] < width),
+                start + columns[None, :] * width + byte[:, None],
+                mask=(columns[None, :] < count) & (byte[:, None] < width),
                 other=0,
             ).to(tl.int32)
             for bit in tl.static_range(8):
                 left_plane = ((left >> bit) & 1).to(tl.float16)
                 right_plane = ((right >> bit) & 1).to(tl.float16)
                 total += tl.dot(left_plane, right_plane)
-        pairs = common + image * slots * slots + rows[:, None] * slots + columns[None, :]
-        tl.atomic_add(pairs, total, mask=wanted, sem="relaxed")
+        pairs = intersections + image * count * count + rows[:, None] * count + columns[None, :]
+        tl.atomic_add(pairs, total, mask=compared, sem="relaxed")
 
 
 @triton.jit
-def _overlaps(common, areas, labels, rows, columns, slots):
-    """Return the IoU of each row with each column mask, 0 unless it comes before and has its label."""
-    inside = (rows[:, None] < columns[None, :]) & (columns[None, :] < slots)
-    row_labels = tl.load(labels + rows, mask=rows < slots, other=-1)
-    column_labels = tl.load(labels + columns, mask=columns < slots, other=-2)
+def _ious(intersections, areas, labels, rows, columns, count):
+    """Return the IoU of row masks and later column masks of equal label; 0 for other pairs."""
+    inside = (rows[:, None] < columns[None, :]) & (columns[None, :] < count)
+    row_labels = tl.load(labels + rows, mask=rows < count, other=-1)
+    column_labels = tl.load(labels + columns, mask=columns < count, other=-2)
     inside = inside & (row_labels[:, None] == column_labels[None, :])
-    shared = tl.load(common + rows[:, None] * slots + columns[None, :], mask=inside, other=0.0)
-    row_areas = tl.load(areas + rows, mask=rows < slots, other=0.0)
-    column_areas = tl.load(areas + columns, mask=columns < slots, other=0.0)
-    union = row_areas[:, None] + column_areas[None, :] - shared
-    return tl.div_rn(shared, tl.maximum(union, 1.0))
+    intersection = tl.load(intersections + rows[:, None] * count + columns[None, :], mask=inside, other=0.0)
+    row_areas = tl.load(areas + rows, mask=rows < count, other=0.0)
+    column_areas = tl.load(areas + columns, mask=columns < count, other=0.0)
+    union = row_areas[:, None] + column_areas[None, :] - intersection
+    return tl.div_rn(intersection, tl.maximum(union, 1.0))
 
 
 @triton.jit
-def _compensation_kernel(common, areas, labels, greatest, slots, TILE: tl.constexpr):
-    """Store the greatest IoU of each mask with any one before it."""
+def _compensation_kernel(intersections, areas, labels, max_ious, count, TILE: tl.constexpr):
+    """Store the maximum IoU of each mask with the masks before it."""
     image = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    found = tl.zeros((TILE,), dtype=tl.float32)
+    maxima = tl.zeros((TILE,), dtype=tl.float32)
     for first in range(0, tl.program_id(0) * TILE + TILE, TILE):
-        ious = _overlaps(
-            common + image * slots * slots,
-            areas + image * slots,
-            labels + image * slots,
+        ious = _ious(
+            intersections + image * count * count,
+            areas + image * count,
+            labels + image * count,
             first + tl.arange(0, TILE),
             columns,
-            slots,
+            count,
         )
-        found = tl.maximum(found, tl.max(ious, axis=0))
-    tl.store(greatest + image * slots + columns, found, mask=columns < slots)
+        maxima = tl.maximum(maxima, tl.max(ious, axis=0))
+    tl.store(max_ious + image * count + columns, maxima, mask=columns < count)
 
 
 @triton.jit
 def _decay_kernel(
-    common, areas, labels, greatest, factors, slots, sigma, GAUSSIAN: tl.constexpr, TILE: tl.constexpr
+    intersections, areas, labels, max_ious, factors, count, sigma, GAUSSIAN: tl.constexpr, TILE: tl.constexpr
 ):
-    """Store the least decay of each mask by any one before it; pairs without overlap give 1 or more."""
+    """Store the minimum decay of each mask by the masks before it; pairs without overlap give 1 or more."""
     image = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    found = tl.full((TILE,), 1.0, dtype=tl.float32)
+    minima = tl.full((TILE,), 1.0, dtype=tl.float32)
     for first in range(0, tl.program_id(0) * TILE + TILE, TILE):
         rows = first + tl.arange(0, TILE)
-        ious = _overlaps(
-            common + image * slots * slots,
-            areas + image * slots,
-            labels + image * slots,
+        ious = _ious(
+            intersections + image * count * count,
+            areas + image * count,
+            labels + image * count,
             rows,
             columns,
-            slots,
+            count,
         )
-        most = tl.load(greatest + image * slots + rows, mask=rows < slots, other=0.0)[:, None]
+        compensation = tl.load(max_ious + image * count + rows, mask=rows < count, other=0.0)[:, None]
         if GAUSSIAN:
-            factor = tl.exp(-sigma * ious * ious) / tl.exp(-sigma * most * most)
+            factor = tl.exp(-sigma * ious * ious) / tl.exp(-sigma * compensation * compensation)
         else:
-            # Copies of a better mask: 0 / 0 is 0, anything else by 0 infinite; see matrix_nms.decay.
-            ratio = tl.div_rn(1.0 - ious, tl.where(most < 1.0, 1.0 - most, 1.0))
-            factor = tl.where(most < 1.0, ratio, tl.where(ious < 1.0, float("inf"), 0.0))
-        found = tl.minimum(found, tl.min(factor, axis=0))
-    tl.store(factors + image * slots + columns, found, mask=columns < slots)
+            # Copies of a better mask: 0 / 0 is 0, division by 0 is infinite; see ops.matrix_nms.decay.
+            ratio = tl.div_rn(1.0 - ious, tl.where(compensation < 1.0, 1.0 - compensation, 1.0))
+            factor = tl.where(compensation < 1.0, ratio, tl.where(ious < 1.0, float("inf"), 0.0))
+        minima = tl.minimum(minima, tl.min(factor, axis=0))
+    tl.store(factors + image * count + columns, minima, mask=columns < count)
 
 
 def decay_factors(packed: Tensor, areas: Tensor, labels: Tensor, kernel: str, sigma: float) -> Tensor:
-    """Return the factor (N, P) float32 of each slot; see ``batched_nms.decay_factors``.
-
-    Raises:
-        ConfigError: The kernel is unknown.
-    """
-    if kernel not in ("gaussian", "linear"):
-        raise ConfigError(f"kernel={kernel!r}: expected 'gaussian' or 'linear'.")
-    images, slots, width = packed.shape
-    factors = torch.empty((images, slots), device=packed.device)
+    """Launch the kernels of ``ops.matrix_nms.decay_factors``."""
+    check_kernel(kernel)
+    images, count, _ = packed.shape
+    factors = torch.empty((images, count), dtype=torch.float32, device=packed.device)
     if factors.numel() == 0:
         return factors
     packed, areas, labels = packed.contiguous(), areas.contiguous(), labels.contiguous()
-    common = pairwise_intersections(packed, labels)
-    greatest = torch.empty_like(factors)
-    grid = (triton.cdiv(slots, _TILE), images)
-    _compensation_kernel[grid](common, areas, labels, greatest, slots, TILE=_TILE, enable_fp_fusion=False)
-    gaussian = kernel == "gaussian"
+    intersections = pairwise_intersections(packed, labels)
+    max_ious = torch.empty_like(factors)
+    grid = (triton.cdiv(count, _TILE), images)
+    _compensation_kernel[grid](
+        intersections, areas, labels, max_ious, count, TILE=_TILE, enable_fp_fusion=False
+    )
     _decay_kernel[grid](
-        common, areas, labels, greatest, factors, slots, float(sigma),
-        GAUSSIAN=gaussian, TILE=_TILE, enable_fp_fusion=False,
+        intersections, areas, labels, max_ious, factors, count, float(sigma),
+        GAUSSIAN=kernel == "gaussian", TILE=_TILE, enable_fp_fusion=False,
     )  # fmt: skip
     return factors
 
 
 def pairwise_intersections(packed: Tensor, labels: Tensor) -> Tensor:
-    """Return the common pixels (N, P, P), float32: at [i, j] for i before j of equal label, else 0."""
-    images, slots, width = packed.shape
-    common = torch.zeros((images, slots, slots), device=packed.device)
-    grid = (triton.cdiv(slots, _TILE) ** 2, triton.cdiv(width, _PART), images)
-    _common_kernel[grid](
-        packed, labels, common, slots, width, TILE=_TILE, BYTES=_BYTES, PART=_PART, enable_fp_fusion=False
-    )
-    return common
+    """Return the common pixels (N, P, P) float32 at [i, j] for i before j of equal label, otherwise 0."""
+    images, count, width = packed.shape
+    intersections = torch.zeros((images, count, count), dtype=torch.float32, device=packed.device)
+    grid = (triton.cdiv(count, _TILE) ** 2, triton.cdiv(width, _SEGMENT), images)
+    _intersections_kernel[grid](
+        packed, labels, intersections, count, width,
+        TILE=_TILE, BYTES=_BYTES, SEGMENT=_SEGMENT, enable_fp_fusion=False,
+    )  # fmt: skip
+    return intersections

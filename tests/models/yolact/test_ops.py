@@ -6,14 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers.original_yolact import fast_nms as plain_fast_nms
-from helpers.original_yolact import iou
 from torch import tensor
 
-from solo_infer.models.yolact.anchors import decode, encode, pairwise_iou, strided_anchors
+from solo_infer.models.yolact.anchors import decode, encode, strided_anchors
 from solo_infer.models.yolact.masks import crop
 from solo_infer.models.yolact.targets import BACKGROUND, NEUTRAL, assign_anchors
-from solo_infer.ops.fast_nms import fast_nms
 
 CPU = torch.device("cpu")
 LEVELS = ((69, 69), (35, 35), (18, 18), (9, 9), (5, 5))
@@ -62,50 +59,6 @@ def test_mmdets_limit_of_a_change_of_size():
     width, height = (box[0, 2:] - box[0, :2]).tolist()
     assert width / 10 == pytest.approx(62.5, rel=1e-4)
     assert height / 10 == pytest.approx(0.016, rel=1e-3)
-
-
-def test_iou_of_groups():
-    boxes = torch.stack([random_boxes(9, 3), random_boxes(9, 4)])
-    found = pairwise_iou(boxes)
-    expected = [[[iou(a, b) for b in group] for a in group] for group in boxes.tolist()]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("filter_thr", "top_k", "max_num"), [(0.05, 200, 100), (0.0, 200, 1000), (0.3, 7, 9)]
-)
-def test_fast_nms(filter_thr, top_k, max_num):
-    boxes = random_boxes(60, 5)
-    scores = torch.from_numpy(np.random.default_rng(6).uniform(0, 1, (60, 4)) ** 3).float()
-    found = fast_nms(boxes, scores, iou_thr=0.5, filter_thr=filter_thr, top_k=top_k, max_num=max_num)
-    expected = plain_fast_nms(boxes.tolist(), scores.numpy(), 0.5, filter_thr, top_k, max_num)
-    assert len(expected) > 5
-    assert found.scores.tolist() == [score for score, _, _ in expected]
-    assert found.labels.tolist() == [label for _, label, _ in expected]
-    assert found.keep.tolist() == [row for _, _, row in expected]
-
-
-def test_classes_are_compared_some_at_a_time(monkeypatch):
-    boxes, scores = random_boxes(60, 7), torch.rand(60, 5, generator=torch.Generator().manual_seed(1))
-    options = {"iou_thr": 0.5, "filter_thr": 0.1, "top_k": 50, "max_num": 100}
-    whole = fast_nms(boxes, scores, **options)
-    monkeypatch.setattr("solo_infer.ops.fast_nms._MOST_PAIRS", 2 * 50**2)
-    for found, expected in zip(fast_nms(boxes, scores, **options), whole, strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_a_box_that_goes_still_takes_others_with_it():
-    boxes = tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [6, 0, 16, 10]])  # IoU 0.43, 0.67, 0.25
-    found = fast_nms(boxes, tensor([[0.9], [0.8], [0.7]]), iou_thr=0.4, filter_thr=0.0, top_k=9, max_num=9)
-    assert found.keep.tolist() == [0]
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_fast_nms_of_nothing(count):
-    found = fast_nms(
-        random_boxes(count), torch.zeros(count, 4), iou_thr=0.5, filter_thr=0.05, top_k=200, max_num=100
-    )
-    assert (found.scores.shape, found.labels.dtype, found.keep.dtype) == ((0,), torch.int64, torch.int64)
 
 
 def test_crop_keeps_a_pixel_around_the_box():

@@ -1,6 +1,7 @@
-"""The Triton kernels beside their torch twins, in Triton's interpreter; run by ``test_triton.py``.
+"""The Triton kernels beside their PyTorch implementations, in Triton's interpreter.
 
-The interpreter must be chosen before Triton is imported, so this file has a process of its own.
+``test_kernels.py`` runs this file in a separate process, because the interpreter must be selected before
+Triton is imported. The kernels are imported and called directly, without ``ops.dispatch``.
 """
 
 import numpy as np
@@ -8,21 +9,20 @@ import pytest
 import torch
 from helpers.models import HEADS, small_config, small_network
 
-from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
-from solo_infer.inference.preprocess import _prepare_each, _prepare_fused, plan
-from solo_infer.inference.solo_static import measure_torch
 from solo_infer.models.optimized.static_masks import CellTable, slot_maps
-from solo_infer.ops import packed_masks
-from solo_infer.ops.batched_nms import decay_factors_torch
-from solo_infer.ops.group_norm_relu import group_norm_relu_torch
-from solo_infer.ops.matrix_nms import same_label_intersections
-from solo_infer.ops.paste_masks import enlarge_torch
-from solo_infer.ops.triton import group_norm_relu, matrix_nms, paste_masks
+from solo_infer.ops import dispatch, packed_masks
+from solo_infer.ops.group_norm_relu import group_norm_relu as group_norm_relu_op
+from solo_infer.ops.matrix_nms import decay_factors, same_label_intersections
+from solo_infer.ops.paste_masks import paste_masks as paste_masks_op
+from solo_infer.ops.preprocess import preprocess as preprocess_op
+from solo_infer.ops.triton import group_norm_relu, mask_statistics, matrix_nms, paste_masks, preprocess
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def random_masks(images, count, height, width, seed=0):
-    """Return rectangles (N, P, H, W), of which some repeat and some are empty."""
+    """Return rectangles (N, P, H, W), some of them equal or empty."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((images, count, height, width), dtype=bool)
     for image in range(images):
@@ -45,23 +45,23 @@ def test_matrix_nms(images, count, height, width, classes, kernel):
     masks = random_masks(images, count, height, width)
     labels = torch.randint(classes, (images, count), generator=torch.Generator().manual_seed(1))
     packed, areas = packed_masks.pack(masks.flatten(2)), masks.flatten(2).sum(2).float()
-    found = matrix_nms.decay_factors(packed, areas, labels, kernel, 2.0)
-    expected = decay_factors_torch(packed, areas, labels, kernel, 2.0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    result = matrix_nms.decay_factors(packed, areas, labels, kernel, 2.0)
+    expected = decay_factors.reference(packed, areas, labels, kernel, 2.0)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     assert count < 33 or (expected < 0.9).any()
 
 
-def test_common_pixels_are_exact_over_several_parts():
+def test_intersections_are_exact_over_several_segments():
     masks = torch.rand(1, 5, 30000, generator=torch.Generator().manual_seed(2)) < 0.6
     labels = torch.tensor([[0, 1, 0, 0, 1]])
     packed = packed_masks.pack(masks)
-    assert packed.shape[2] > 3 * matrix_nms._PART
-    found = matrix_nms.pairwise_intersections(packed, labels)[0]
-    expected = same_label_intersections(packed[0], torch.arange(5), labels[0])
-    assert torch.equal(found, expected.triu(1))
+    assert packed.shape[2] > 3 * matrix_nms._SEGMENT
+    result = matrix_nms.pairwise_intersections(packed, labels)[0]
+    expected = same_label_intersections(packed[0], labels[0])
+    assert torch.equal(result, expected.triu(1))
 
 
-def test_unknown_decay():
+def test_matrix_nms_rejects_unknown_kernel():
     with pytest.raises(ConfigError, match="kernel='box'"):
         matrix_nms.decay_factors(
             torch.zeros(1, 1, 1, dtype=torch.uint8), torch.zeros(1, 1), torch.zeros(1, 1).long(), "box", 2.0
@@ -86,17 +86,17 @@ def test_group_norm_relu(shape, groups, dtype, tolerance):
     x = (torch.randn(shape, generator=generator) * 2 + 5).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(2, shape[1], generator=generator).to(dtype)
-    found = group_norm_relu.group_norm_relu(x, groups, weight, bias, 1e-5)
-    expected = group_norm_relu_torch(x.double(), groups, weight.double(), bias.double(), 1e-5).float()
-    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+    result = group_norm_relu.group_norm_relu(x, groups, weight, bias, 1e-5)
+    expected = group_norm_relu_op.reference(x.double(), groups, weight.double(), bias.double(), 1e-5).float()
+    assert result.dtype == dtype and result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_group_norm_of_a_mean_far_from_zero():
     x = torch.randn(1, 32, 40, 30, generator=torch.Generator().manual_seed(4)) + 3000
-    found = group_norm_relu.group_norm_relu(x, 32, torch.ones(32), torch.zeros(32), 1e-5)
+    result = group_norm_relu.group_norm_relu(x, 32, torch.ones(32), torch.zeros(32), 1e-5)
     expected = torch.nn.functional.group_norm(x.double(), 32).relu().float()
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # of the input's own float32 steps
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-3)  # float32 steps of the input
 
 
 @pytest.mark.parametrize(
@@ -109,31 +109,31 @@ def test_group_norm_of_a_mean_far_from_zero():
         ((4, 4), (17, 15), (16, 15), (33, 131)),
     ],
 )
-def test_enlarging(map_size, padded, resized, original):
+def test_paste_masks(map_size, padded, resized, original):
     threshold = 0.4
     soft = torch.rand(3, *map_size, generator=torch.Generator().manual_seed(5))
     soft[1] = 0.0
-    packed, boxes = paste_masks.enlarge(soft, padded, resized, original, threshold)
-    expected, expected_boxes = enlarge_torch(soft, padded, resized, original, threshold)
+    packed, boxes = paste_masks.paste_masks(soft, padded, resized, original, threshold)
+    expected, expected_boxes = paste_masks_op.reference(soft, padded, resized, original, threshold)
     assert packed.shape == expected.shape and packed.dtype == torch.uint8
     # Bits may differ only where the score lies within 1e-5 of the threshold.
-    sure_inside = enlarge_torch(soft, padded, resized, original, threshold + 1e-5)[0]
-    maybe_inside = enlarge_torch(soft, padded, resized, original, threshold - 1e-5)[0]
-    assert not (sure_inside & ~packed).any()
-    assert not (packed & ~maybe_inside).any()
+    lower = paste_masks_op.reference(soft, padded, resized, original, threshold + 1e-5)[0]
+    upper = paste_masks_op.reference(soft, padded, resized, original, threshold - 1e-5)[0]
+    assert not (lower & ~packed).any()
+    assert not (packed & ~upper).any()
     if torch.equal(packed, expected):
         assert torch.equal(boxes, expected_boxes)
     assert boxes[1].tolist() == [0, 0, 0, 0]
 
 
-def test_enlarging_nothing():
-    packed, boxes = paste_masks.enlarge(torch.zeros(0, 4, 4), (16, 16), (16, 16), (10, 11), 0.5)
+def test_pasting_no_masks():
+    packed, boxes = paste_masks.paste_masks(torch.zeros(0, 4, 4), (16, 16), (16, 16), (10, 11), 0.5)
     assert packed.shape == (0, 10, 2) and boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_measuring(head):
+def test_mask_statistics_of_heads(head, monkeypatch):
     config = small_config(head)
     network = small_network(config)
     levels = network.features(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(7)))
@@ -142,10 +142,15 @@ def test_measuring(head):
     cells = torch.randint(len(table.level), (2, 9), generator=torch.Generator().manual_seed(8))
     cells[0, :5] = torch.tensor([0, 150, 170, 210, 224])  # one of each level
     assert table.level[cells[0, :5]].tolist() == [0, 1, 2, 3, 4]
-    areas, sums, packed = maps.measure_fused(cells, 0.5)
-    expected_areas, expected_sums, _ = measure_torch(maps, cells, 0.5)
-    surely, maybe = (measure_torch(maps, cells, 0.5 + by)[2] for by in (1e-5, -1e-5))
-    assert not (surely & ~packed).any() and not (packed & ~maybe).any()
+    expected_areas, expected_sums, _ = maps.statistics(cells, 0.5)
+    lower, upper = (maps.statistics(cells, 0.5 + offset).packed for offset in (1e-5, -1e-5))
+    monkeypatch.setattr(dispatch, "triton_allowed", lambda device: True)
+    name = "cell_mask_statistics" if head == "solo" else "axis_mask_statistics"
+    kernel, calls = getattr(mask_statistics, name), []
+    monkeypatch.setattr(mask_statistics, name, lambda *args: calls.append(1) or kernel(*args))
+    areas, sums, packed = maps.statistics(cells, 0.5)
+    assert len(calls) == 1 and dispatch.failures() == {}
+    assert not (lower & ~packed).any() and not (packed & ~upper).any()
     assert (areas - expected_areas).abs().max() <= 1 and 0 < expected_areas.sum()
     torch.testing.assert_close(sums, expected_sums, rtol=0, atol=0.5 + 1e-3)
     same = areas == expected_areas
@@ -155,12 +160,12 @@ def test_measuring(head):
 
 @pytest.mark.parametrize("size", [(20, 31), (48, 64), (96, 128), (17, 200), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_preprocessing_to_the_last_bit(size, dtype):
-    config = PreprocessConfig(short_side=48, long_side=64)
+def test_preprocess_gives_equal_bits(size, dtype):
     rng = np.random.default_rng(6)
-    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(2)]
-    geometries = [plan(image, config) for image in images]
-    arguments = images, geometries, config, torch.device("cpu"), dtype
-    found, expected = _prepare_fused(*arguments), _prepare_each(*arguments)
-    assert torch.equal(found, expected)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    images = [torch.from_numpy(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(2)]
+    resized = {(20, 31): (41, 64), (17, 200): (5, 64), (1, 1): (48, 48)}.get(size, (48, 64))
+    padded = tuple(-(-side // 32) * 32 for side in resized)
+    arguments = images, [resized] * 2, padded, MEAN, STD, True, torch.device("cpu"), dtype
+    inputs = preprocess.preprocess(*arguments)
+    assert torch.equal(inputs, preprocess_op.reference(*arguments))
+    assert inputs.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Pictures to load in tests, and a loopback web server to load them from."""
+"""Images for tests, and a loopback web server that serves them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ HEIGHT, WIDTH = 12, 17
 ORIENTATION = 0x0112
 
 
-class Server:
-    """A web server on the loopback interface that answers what a test tells it to."""
+class ImageServer:
+    """Web server on the loopback interface with preset responses."""
 
     def __init__(self) -> None:
-        self.agents: list[str | None] = []
-        self._answers: dict[str, tuple[int, dict[str, str], bytes] | None] = {}
+        self.user_agents: list[str | None] = []
+        self._responses: dict[str, tuple[int, dict[str, str], bytes] | None] = {}
         self._done = threading.Event()
-        outer = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer._answer(self)
+                server._respond(self)
 
             def log_message(self, *args: Any) -> None:
-                """Keep the tests quiet."""
+                """Log nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -39,18 +39,21 @@ class Server:
     def serve(
         self, path: str, data: bytes, *, status: int = 200, silent: bool = False, **headers: str
     ) -> str:
-        """Answer requests for a path so, or not at all; an empty header is left out. Return the URL."""
+        """Set the response for a path and return its URL.
+
+        Empty headers are omitted. A silent path gets no response.
+        """
         headers = {"Content-Type": "image/png", "Content-Length": str(len(data)), **headers}
-        self._answers[path] = None if silent else (status, headers, data)
+        self._responses[path] = None if silent else (status, headers, data)
         return self.url + path
 
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.agents.append(handler.headers["User-Agent"])
-        answer = self._answers[handler.path]
-        if answer is None:
+    def _respond(self, handler: BaseHTTPRequestHandler) -> None:
+        self.user_agents.append(handler.headers["User-Agent"])
+        response = self._responses[handler.path]
+        if response is None:
             self._done.wait(10)
             return
-        status, headers, data = answer
+        status, headers, data = response
         handler.send_response(status)
         for name, value in headers.items():
             if value:
@@ -59,24 +62,24 @@ class Server:
         handler.wfile.write(data)
 
     def close(self) -> None:
-        """Stop; may be called twice."""
+        """Stop the server; may be called twice."""
         self._done.set()
         self._http.shutdown()
         self._http.server_close()
 
 
-def picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
-    """Return pixels (height, width, 3) uint8 that differ from any mirror image or rotation of theirs."""
+def random_pixels(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
+    """Return pixels (height, width, 3) uint8 that differ from all their mirror images and rotations."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image | np.ndarray, file_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
-def exif_of(orientation: int) -> Image.Exif:
+def exif_with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif

@@ -1,0 +1,76 @@
+"""Pasted masks beside two interpolations in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from solo_infer.ops import packed_masks
+from solo_infer.ops import paste_masks as paste_masks_module
+from solo_infer.ops.paste_masks import _paste_by_interpolation, paste_masks
+
+CASES = [
+    ((8, 12), (32, 48), (32, 48), (32, 48)),
+    ((8, 8), (32, 32), (27, 31), (45, 52)),
+    ((5, 7), (20, 28), (19, 28), (9, 13)),
+    ((2, 3), (8, 12), (1, 1), (1, 1)),
+    ((4, 4), (17, 15), (16, 15), (33, 131)),
+    ((10, 11), (40, 44), (40, 44), (3, 5)),
+    ((9, 6), (70, 90), (70, 90), (70, 90)),
+]
+
+
+def random_masks(size):
+    soft = torch.rand(3, *size, generator=torch.Generator().manual_seed(5))
+    soft[1] = 0.0
+    return soft
+
+
+def reference_scores(soft, padded, resized, original):
+    maps = F.interpolate(soft[None].double(), size=padded, mode="bilinear", align_corners=False)
+    maps = maps[:, :, : resized[0], : resized[1]]
+    return F.interpolate(maps, size=original, mode="bilinear", align_corners=False)[0]
+
+
+@pytest.mark.parametrize("size, padded, resized, original", CASES)
+def test_both_implementations_equal_two_interpolations(size, padded, resized, original):
+    soft, threshold = random_masks(size), 0.4
+    scores = reference_scores(soft, padded, resized, original)
+    packed, boxes = paste_masks(soft, padded, resized, original, threshold)
+    assert torch.equal(boxes, packed_masks.mask_boxes(packed, original[1])) and boxes.dtype == torch.float32
+    assert boxes[1].tolist() == [0, 0, 0, 0]
+    interpolated = _paste_by_interpolation(soft, padded, resized, original, threshold)
+    for result in (packed, interpolated):
+        assert result.shape == (3, original[0], (original[1] + 7) // 8) and result.dtype == torch.uint8
+        assert not (packed_masks.pack(scores > threshold + 1e-5) & ~result).any()
+        assert not (result & ~packed_masks.pack(scores > threshold - 1e-5)).any()
+
+
+def test_chunks_give_equal_masks(monkeypatch):
+    arguments = random_masks((8, 8)), (32, 32), (27, 31), (45, 52), 0.5
+    packed, interpolated = paste_masks(*arguments).packed, _paste_by_interpolation(*arguments)
+    monkeypatch.setattr(paste_masks_module, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(paste_masks_module, "_CHUNK_BYTES_CPU", 1)
+    assert torch.equal(paste_masks(*arguments).packed, packed)
+    assert torch.equal(_paste_by_interpolation(*arguments), interpolated)
+
+
+@pytest.mark.parametrize("paste", [paste_masks, lambda *arguments: (_paste_by_interpolation(*arguments),)])
+def test_pasting_no_masks(paste):
+    packed, *boxes = paste(torch.zeros(0, 4, 4), (16, 16), (16, 16), (10, 11), 0.5)
+    assert packed.shape == (0, 10, 2) and packed.dtype == torch.uint8
+    assert all(tensor.shape == (0, 4) for tensor in boxes)
+
+
+def test_cached_matrices_ignore_the_default_dtype_and_device():
+    soft = random_masks((6, 9))
+    sizes = (24, 36), (23, 35), (40, 41)
+    expected = paste_masks(soft, *sizes, 0.5)
+    paste_masks_module._bands.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            pasted = paste_masks(soft, *sizes, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        paste_masks_module._bands.cache_clear()
+    assert all(map(torch.equal, pasted, expected))
