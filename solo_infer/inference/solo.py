@@ -93,7 +93,7 @@ def detect_features(
     strides = network.mask_head.cells.stride
     detections = [
         detect_image(*image, strides, geometry, thresholds)
-        for *image, geometry in zip(candidates, masks, geometries, strict=True)
+        for image, geometry in zip(zip(candidates, masks, strict=True), geometries, strict=True)
     ]
     stopwatch.mark("post")
     return detections

@@ -34,7 +34,7 @@ class SOLONeck(FeaturePyramidNetwork):
             nn.init.zeros_(conv.get_parameter("bias"))
             self.layer_blocks.append(nn.Sequential(conv))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
         return resize_feats(self.pyramid(maps))
 
