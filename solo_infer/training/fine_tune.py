@@ -159,7 +159,7 @@ def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> N
 def _with_max_detections(thresholds: BasePostprocessConfig, count: int) -> BasePostprocessConfig:
     """Return thresholds that allow at least ``count`` detections per image, with five candidates for each."""
     candidates = count if count <= thresholds.max_per_image else 5 * count
-    return dataclasses.replace(  # type: ignore[type-var]  # the settings of every family are a dataclass
+    return dataclasses.replace(
         thresholds,
         max_per_image=max(thresholds.max_per_image, count),
         nms_pre=max(thresholds.nms_pre, candidates),
