@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from solo_infer.runtime.atomic_files import write_whole
 STATE_NAME = "training_state.safetensors"
 INITIAL_SCALE = 2.0**16  # as in torch.amp.GradScaler
 GROWTH_INTERVAL = 2000  # consecutive finite steps before the scale doubles, as in torch.amp.GradScaler
-_FORMAT = "solo_infer_training/1"
+_FORMAT_1, _FORMAT_2 = "solo_infer_training/1", "solo_infer_training/2"
 
 
 class WeightAverage:
@@ -111,6 +111,7 @@ def save_state(
     weights: dict[str, Tensor],
     average: dict[str, Tensor] | None,
     optimizer: Optimizer,
+    parameter_names: Sequence[str],
     facts: dict[str, Any],
 ) -> None:
     """Write the state of a run.
@@ -120,6 +121,7 @@ def save_state(
         weights: State dict of the network.
         average: Moving average of the weights, if there is one.
         optimizer: Optimizer, of which the momenta and step counts are saved.
+        parameter_names: Names of the parameters of the optimizer, in its order.
         facts: JSON-ready values: iteration, recipe, state of the loss scaler.
     """
     from safetensors.torch import save_file
@@ -128,12 +130,13 @@ def save_state(
     tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
     numbers: dict[str, Any] = {}
     for index, entries in optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
+        for key, value in entries.items():
+            name = f"{parameter_names[index]}/{key}"
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value
+                tensors[f"optimizer/{name}"] = value
             else:
-                numbers[f"{index}/{name}"] = value
-    metadata = {"format": _FORMAT, "facts": json.dumps({**facts, "optimizer_numbers": numbers})}
+                numbers[name] = value
+    metadata = {"format": _FORMAT_2, "facts": json.dumps({**facts, "optimizer_numbers": numbers})}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(copies, temporary, metadata))
 
@@ -149,9 +152,9 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if metadata.get("format") not in (_FORMAT_1, _FORMAT_2):
                 raise CheckpointError(
-                    f"{path} has format {metadata.get('format')!r}: expected a training state ({_FORMAT!r})."
+                    f"{path} has format {metadata.get('format')!r}: expected a training state, {_FORMAT_2!r}."
                 )
             groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
             for key in file.keys():
@@ -164,16 +167,33 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
         ) from error
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+def restore_optimizer(
+    optimizer: Optimizer,
+    parameter_names: Sequence[str],
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+) -> None:
     """Load momenta and step counts into a new optimizer.
 
     Args:
         optimizer: Optimizer of the same parameters.
+        parameter_names: Names of the parameters of the optimizer, in its order.
         tensors: Group "optimizer" of ``load_state``.
         numbers: Entry "optimizer_numbers" of the facts.
     """
+    index_of = {name: index for index, name in enumerate(parameter_names)}
+    index_of |= {str(old): index_of[name] for old, name in enumerate(_order_of_format_1(parameter_names))}
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *numbers.items()]:
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
+    for name, value in [*tensors.items(), *numbers.items()]:
+        parameter, _, key = name.partition("/")
+        state.setdefault(index_of[parameter], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _order_of_format_1(parameter_names: Sequence[str]) -> list[str]:
+    """Return names of parameters in the order of format 1, which identified parameters by their index.
+
+    At that time ``mask_convs`` was the last layer of Decoupled Light heads.
+    """
+    is_light = any(name.startswith("mask_head.conv_mask_list_x.") for name in parameter_names)
+    return sorted(parameter_names, key=lambda name: is_light and name.startswith("mask_head.mask_convs."))

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,8 +120,9 @@ class _TrainingRun:
         self.train_network: nn.Module = self.network
         if is_distributed():
             self.train_network = DistributedDataParallel(self.network)
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = _make_optimizer(self.network, recipe)
+        trainable = [item for item in self.network.named_parameters() if item[1].requires_grad]
+        self.parameters = [parameter for _, parameter in trainable]
+        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe)
         # Not torch.amp.GradScaler: it needs float64 on the device, which CoreX lacks.
         self.scaler = checkpointing.LossScaler(recipe.autocast == "float16")
         self.average: checkpointing.WeightAverage | None = None
@@ -243,7 +244,7 @@ class _TrainingRun:
             "scaler": self.scaler.state_dict(),
         }
         path = self.output / checkpointing.STATE_NAME
-        checkpointing.save_state(path, weights, average, self.optimizer, facts)
+        checkpointing.save_state(path, weights, average, self.optimizer, self.parameter_names, facts)
 
     def restore(self) -> None:
         """Load the saved state."""
@@ -257,27 +258,32 @@ class _TrainingRun:
         self.network.load_state_dict(groups["weights"])
         if self.average:
             self.average.weights = {name: value.to(self.device) for name, value in groups["average"].items()}
-        checkpointing.restore_optimizer(self.optimizer, groups["optimizer"], facts["optimizer_numbers"])
+        checkpointing.restore_optimizer(
+            self.optimizer, self.parameter_names, groups["optimizer"], facts["optimizer_numbers"]
+        )
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
         self.iteration = facts["iteration"]
 
 
-def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer; "lr_mult" of a group is its multiplier of the learning rate."""
-    backbone: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else others).append(parameter)
+def _make_optimizer(
+    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe
+) -> tuple[torch.optim.Optimizer, list[str]]:
+    """Return the optimizer of named parameters, and their names in its order.
+
+    The entry "lr_mult" of a parameter group is its multiplier of the learning rate.
+    """
+    backbone = [item for item in parameters if item[0].startswith("backbone.")]
+    others = [item for item in parameters if not item[0].startswith("backbone.")]
     groups: list[dict[str, Any]] = [
-        {"params": backbone, "lr_mult": recipe.backbone_lr_mult},
-        {"params": others, "lr_mult": 1.0},
+        {"params": [parameter for _, parameter in members], "lr_mult": lr_mult}
+        for members, lr_mult in ((backbone, recipe.backbone_lr_mult), (others, 1.0))
+        if members
     ]
-    groups = [group for group in groups if group["params"]]
+    names = [name for name, _ in (*backbone, *others)]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay), names
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay), names
 
 
 def _to_device(target: Target, device: torch.device) -> Target:

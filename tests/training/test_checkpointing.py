@@ -96,14 +96,17 @@ def test_state_round_trip(optimizer_class, tmp_path):
     tensors = {"a": weights[0], "b": torch.tensor(7)}
     average = {"a": torch.zeros(3)}
     path = tmp_path / "state.safetensors"
-    checkpointing.save_state(path, tensors, average, optimizer, {"iteration": 5})
+    checkpointing.save_state(path, tensors, average, optimizer, ["first", "second"], {"iteration": 5})
     groups, facts = checkpointing.load_state(path)
     assert facts["iteration"] == 5
     assert torch.equal(groups["weights"]["a"], weights[0]) and int(groups["weights"]["b"]) == 7
     assert torch.equal(groups["average"]["a"], average["a"])
+    assert {name.partition("/")[0] for name in groups["optimizer"]} == {"first", "second"}
     other, _ = trained_optimizer(optimizer_class)
     other.state.clear()
-    checkpointing.restore_optimizer(other, groups["optimizer"], facts["optimizer_numbers"])
+    checkpointing.restore_optimizer(
+        other, ["first", "second"], groups["optimizer"], facts["optimizer_numbers"]
+    )
     state, expected = other.state_dict()["state"], optimizer.state_dict()["state"]
     assert state.keys() == expected.keys() and state
     for index, entries in expected.items():

@@ -45,15 +45,15 @@ def assert_equal_states(folder, other):
             assert torch.equal(tensor, state_tensors(folder)[group][name]), name
 
 
-def use_old_names(path):
-    """Rewrite a training state with the names of recipe fields of earlier versions."""
+def write_format_1(path, network):
+    """Rewrite a training state as version 0.1 wrote it: old names of recipe fields, parameters by index."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with safe_open(path, framework="pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-    facts = json.loads(metadata["facts"])
-    old_names = {
+    parameters = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    parameters.sort(key=lambda name: (not name.startswith("backbone."), "head.mask_convs." in name))
+    index_of = {name: str(index) for index, name in enumerate(parameters)}
+    old_fields = {
         "backbone_lr_mult": "body_lr",
         "grad_clip_norm": "clip",
         "ema_decay": "ema",
@@ -61,9 +61,19 @@ def use_old_names(path):
         "crop_size": "size",
         "warmup_iters": "warmup",
     }
-    facts["recipe"] = {old_names.get(name, name): value for name, value in facts["recipe"].items()}
-    assert set(old_names.values()) <= facts["recipe"].keys()
-    save_file(tensors, path, {**metadata, "facts": json.dumps(facts)})
+
+    def old_name(name):
+        group, _, rest = name.partition("/")
+        parameter, _, key = rest.partition("/")
+        return f"{group}/{index_of[parameter]}/{key}" if group == "optimizer" else name
+
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {old_name(name): file.get_tensor(name) for name in file.keys()}, file.metadata()
+    facts = json.loads(metadata["facts"])
+    facts["recipe"] = {old_fields.get(name, name): value for name, value in facts["recipe"].items()}
+    assert set(old_fields.values()) <= facts["recipe"].keys() and not facts["optimizer_numbers"]
+    assert f"optimizer/{len(parameters) - 1}/momentum_buffer" in tensors
+    save_file(tensors, path, {"format": "solo_infer_training/1", "facts": json.dumps(facts)})
 
 
 def test_run_learns_and_writes_a_model(tmp_path):
@@ -104,9 +114,10 @@ def test_states_of_earlier_versions_are_resumed(tmp_path):
     expected, resumed = tmp_path / "expected", tmp_path / "resumed"
     recipe = replace(QUICK, grad_clip_norm=5.0, backbone_lr_mult=0.5, scale_range=(0.5, 1.5), crop_size=96)
     fit(small_start(), Rectangles(), expected, recipe, device="cpu")
+    model = small_start()
     with pytest.raises(Stopped):
-        fit(small_start(), RaisingRectangles(Stopped, 1, 1), resumed, recipe, device="cpu")
-    use_old_names(resumed / checkpointing.STATE_NAME)
+        fit(model, RaisingRectangles(Stopped, 1, 1), resumed, recipe, device="cpu")
+    write_format_1(resumed / checkpointing.STATE_NAME, model.network)
     with pytest.raises(TrainingError, match="another recipe"):
         fit(small_start(), Rectangles(), resumed, QUICK, device="cpu", resume=True)
     fit(small_start(), Rectangles(), resumed, recipe, device="cpu", resume=True)
