@@ -7,16 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import distributed
 
 from solo_infer.config import BasePostprocessConfig
 from solo_infer.errors import ConfigError
-from solo_infer.evaluation.evaluate import evaluate, evaluate_shard, score_shards
+from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
-from solo_infer.runtime.distributed import is_distributed
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.initialization import replace_classifier
@@ -59,25 +56,16 @@ class CocoEvaluator:
 
     def __call__(self, model: Segmenter) -> dict[str, float]:
         """Return the COCO metrics, AP first; an empty dict in all processes except the main one."""
-        images, annotations = Path(self.data.images), Path(self.data.annotations)
-        options: dict[str, Any] = {"classes": self.classes, "max_detections": self.max_detections}
-        if not is_distributed():
-            return evaluate(model, images, annotations, progress=False, **options).metrics
-        rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        evaluate_shard(
+        evaluation = evaluate(
             model,
-            images,
-            annotations,
-            self.folder,
-            rank=rank,
-            world_size=world_size,
+            self.data.images,
+            self.data.annotations,
+            classes=self.classes,
+            max_detections=self.max_detections,
+            shards=self.folder,
             progress=False,
-            **options,
         )
-        distributed.barrier()
-        if rank != 0:
-            return {}
-        return score_shards(annotations, self.folder, world_size=world_size, **options).metrics
+        return {} if evaluation is None else evaluation.metrics
 
 
 def fine_tune(

@@ -24,14 +24,14 @@ from solo_infer.errors import ConfigError, TrainingError
 from solo_infer.models.target import Target
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.device import resolve_dtype
-from solo_infer.runtime.distributed import is_distributed, is_main_process, joined
+from solo_infer.runtime.distributed import is_distributed, is_main_process, process_group
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.loader import Batch
 from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, plot_run
 from solo_infer.training.recipe import Recipe
-from solo_infer.weights.load import save_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def fit(
         CacheError: The directory cannot be written.
     """
     folder = Path(output)
-    with joined(device) as process_device:
+    with process_group(device) as process_device:
         run = _TrainingRun(model, batches, folder, recipe, process_device)
         if resume and (folder / checkpointing.STATE_NAME).is_file():
             run.restore()

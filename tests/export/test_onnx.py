@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import HEADS, small_config
+from solo_infer.export.raw_heads import RawHeads, output_names
 from torch import nn
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig
 from solo_infer.config import find_preset
 from solo_infer.errors import ExportError
 from solo_infer.export.onnx import ExportedModel, detections_from_heads, export_onnx, fit, onnx_recorder
-from solo_infer.export.raw_heads import RawHeads, output_names
 from solo_infer.inference.preprocess import Geometry, plan
 from solo_infer.models import build_network
 from solo_infer.training.initialization import init_model

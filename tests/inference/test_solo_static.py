@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers.models import HEADS
 from segmenters.test_segmenter import pictures
+from solo_infer.inference.solo_cuda import FastPath, cell_table
 
 from solo_infer import PostprocessConfig
 from solo_infer.inference import solo, solo_cuda, solo_static
 from solo_infer.inference.preprocess import plan, prepare_batch
-from solo_infer.inference.solo_cuda import FastPath, cell_table
 from solo_infer.models.optimized.static_masks import CellTable, slot_maps
 from solo_infer.ops import dispatch, mask_statistics, packed_masks
 from solo_infer.ops.paste_masks import paste_masks

@@ -9,6 +9,7 @@ import torch
 from helpers import reference_solo
 from helpers.checkpoint_files import check_same_model, in_authors_names, in_mmdet_names, narrow_backbones
 from helpers.models import HEADS, small_config, small_network
+from solo_infer.models.dense import raw_maps
 from torch import nn
 
 from solo_infer import SOLO
@@ -17,7 +18,6 @@ from solo_infer.config.presets import config_from_preset
 from solo_infer.config.solo import solo_preset
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models import build_network
-from solo_infer.models.dense import raw_maps
 from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.optimized.optimize import inference_twin
 from solo_infer.models.solo.neck import FeaturePyramid
@@ -27,7 +27,8 @@ from solo_infer.training.initialization import (
     prepare_for_training,
     replace_classifier,
 )
-from solo_infer.weights.match_state_dict import infer_config
+from solo_infer.weights.infer_config import infer_config
+from solo_infer.weights.named_tensors import NamedTensors
 
 CONVOLVED = {"head_bias": True, "extra_level": "conv"}
 DEFORMABLE = {"deformable_head": True, "deformable_stages": (2, 3, 4)}
@@ -280,8 +281,9 @@ def test_deformable_network_in_bfloat16_predicts(photo):
 def test_variants_are_recognized_from_their_tensors(head, variant):
     expected = variant_of(config_from_preset(solo_preset(head)), VARIANTS[variant])
     state_dict = build_network(expected.architecture, device="meta").state_dict()
-    assert infer_config(state_dict).architecture == expected.architecture
-    assert infer_config(dict(reversed(state_dict.items()))).architecture == expected.architecture
+    assert infer_config(NamedTensors(state_dict)).architecture == expected.architecture
+    reversed_order = NamedTensors(dict(reversed(state_dict.items())))
+    assert infer_config(reversed_order).architecture == expected.architecture
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,7 @@ from helpers.loss_cases import SIZES, ground_truth
 from helpers.models import YOLACT_VARIANTS, small_yolact_config, small_yolact_network
 from helpers.original_yolact import iou
 from helpers.paths import DATA, ROOT
-from helpers.training_runs import write_nuts_and_bolts
+from helpers.training_sets import instance, rectangle, write_set
 
 from solo_infer import YOLACT
 from solo_infer.config import find_preset
@@ -23,7 +23,7 @@ from solo_infer.models import build_network
 from solo_infer.models.yolact import losses as yolact_losses
 from solo_infer.models.yolact.anchors import level_sizes
 from solo_infer.models.yolact.targets import assign_anchors
-from solo_infer.training import Recipe, fine_tune, fit, init_model
+from solo_infer.training import CocoFiles, Recipe, fine_tune, fit, init_model
 from solo_infer.training.metrics_log import read_rows
 from solo_infer.weights.key_mapping import mmdet_name
 
@@ -205,7 +205,13 @@ def test_wrong_targets_are_rejected():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_nuts_and_bolts(tmp_path_factory.mktemp("data"))
+    sizes = {f"{number}.png": (90, 120) for number in range(4)}
+    instances = [
+        instance(f"{number}.png", name, rectangle(left, 20, left + 50, 70), bbox=[left, 20, 50, 50], area=1)
+        for number, left in ((0, 10), (1, 30), (2, 50))
+        for name in ("nut", "bolt")
+    ]
+    return CocoFiles(*write_set(tmp_path_factory.mktemp("data"), sizes, {"nut": 7, "bolt": 3}, instances))
 
 
 class TwoImages:
