@@ -6,20 +6,17 @@ Each kernel and its reference process a small input. Their results must be equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infer.config import PreprocessConfig, SOLOConfig
-from solo_infer.inference.preprocess import plan, prepare_batch
-from solo_infer.inference.solo_static import measure, measure_torch
-from solo_infer.models.optimized.static_masks import CellTable, DecoupledSlotMaps, PlainSlotMaps
-from solo_infer.models.solo.network import DecoupledHead, PlainHead
 from solo_infer.ops import dispatch, packed_masks
-from solo_infer.ops.batched_nms import decay_factors, decay_factors_torch
-from solo_infer.ops.group_norm_relu import group_norm_relu, group_norm_relu_torch
-from solo_infer.ops.paste_masks import enlarge, enlarge_torch
+from solo_infer.ops.group_norm_relu import group_norm_relu
+from solo_infer.ops.mask_statistics import axis_mask_statistics, cell_mask_statistics
+from solo_infer.ops.matrix_nms import decay_factors
+from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.ops.preprocess import preprocess
 from solo_infer.runtime.device import FastPaths, fast_paths, is_corex_card
 from solo_infer.runtime.messages import first_line
 
@@ -71,22 +68,30 @@ def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch
 
 
 def _preprocessing_agrees(device: torch.device) -> bool:
-    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    config = PreprocessConfig(short_side=48, long_side=96)
-    geometries = [plan(image, config)]
-    on_device, on_cpu = (
-        prepare_batch([image], geometries, config, target, torch.float32)
-        for target in (device, torch.device("cpu"))
-    )
-    return torch.equal(on_device.cpu(), on_cpu)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (37, 53, 3), dtype=torch.uint8, generator=generator)
+    arguments = [image], [(48, 69)], (64, 96), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True
+    output = preprocess(*arguments, device, torch.float32)
+    return torch.equal(output.cpu(), preprocess.reference(*arguments, torch.device("cpu"), torch.float32))
 
 
 def _group_norm_agrees(device: torch.device) -> bool:
     x = _random(1, 64, 19, 23).sub(0.3).to(device, memory_format=torch.channels_last)
     weight, bias = _random(2, 64).to(device)
     output = group_norm_relu(x, 32, weight, bias, 1e-5)
-    expected = group_norm_relu_torch(x.contiguous(), 32, weight, bias, 1e-5)
+    expected = group_norm_relu.reference(x.contiguous(), 32, weight, bias, 1e-5)
     return torch.allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def _mask_statistics_agree(device: torch.device) -> bool:
+    sizes = ((8, 12), (4, 6), (2, 3))  # of the distinct level sizes
+    logits = _random(1, 40, sum(height * width for height, width in sizes)).mul(6).sub(3).to(device)
+    levels = (torch.arange(40) % 5)[None].to(device)
+    maps = _random(2, 1, 9, 16, 24).to(device)  # of the columns and rows of a decoupled head
+    columns, rows = (torch.arange(40) % 9)[None].to(device), (torch.arange(40) // 9)[None].to(device)
+    return _masks_agree(
+        cell_mask_statistics, logits, levels, sizes, (16, 24), threshold=0.25, margin=1e-4
+    ) and _masks_agree(axis_mask_statistics, *maps, columns, rows, threshold=0.25, margin=1e-4)
 
 
 def _matrix_nms_agrees(device: torch.device) -> bool:
@@ -94,37 +99,26 @@ def _matrix_nms_agrees(device: torch.device) -> bool:
     packed, areas = packed_masks.pack(masks).to(device), masks.sum(2).float().to(device)
     labels = (torch.arange(40) % 3)[None].to(device)
     arguments = packed, areas, labels, "gaussian", 2.0
-    return torch.allclose(decay_factors(*arguments), decay_factors_torch(*arguments), rtol=0, atol=1e-5)
+    return torch.allclose(decay_factors(*arguments), decay_factors.reference(*arguments), rtol=0, atol=1e-5)
 
 
-def _enlarging_agrees(device: torch.device) -> bool:
+def _mask_pasting_agrees(device: torch.device) -> bool:
     soft = _random(3, 16, 24).to(device)
-    packed, _ = enlarge(soft, (64, 96), (61, 90), (101, 77), 0.5)
-    lower, upper = (
-        enlarge_torch(soft, (64, 96), (61, 90), (101, 77), 0.5 + offset)[0] for offset in (1e-5, -1e-5)
-    )
-    return _is_between(packed, lower, upper)
+    return _masks_agree(paste_masks, soft, (64, 96), (61, 90), (101, 77), threshold=0.5, margin=1e-5)
 
 
-def _measuring_agrees(device: torch.device) -> bool:
-    config = SOLOConfig(num_classes=1, stacked_convs=1, pyramid_channels=32, head_channels=32)
-    table = CellTable.of(config, device)
-    cells = torch.arange(0, config.num_cells, 97, device=device)[None]
-    sizes = ((8, 12), (8, 12), (4, 6), (2, 3), (2, 3))
-    levels = [_random(1, 32, *size).to(device) for size in sizes]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(0)
-        plain, decoupled = PlainHead(config).to(device), DecoupledHead(config).to(device)
-    for maps in (PlainSlotMaps(plain, levels, table), DecoupledSlotMaps(decoupled, levels, table)):
-        packed = measure(maps, cells, 0.25)[2]
-        lower, upper = (measure_torch(maps, cells, 0.25 + offset)[2] for offset in (1e-4, -1e-4))
-        if not _is_between(packed, lower, upper):
-            return False
-    return True
+def _masks_agree(function: Any, *arguments: Any, threshold: float, margin: float) -> bool:
+    """Return whether the packed masks of a kernel equal those of its reference.
 
-
-def _is_between(packed: Tensor, lower: Tensor, upper: Tensor) -> bool:
-    """Return whether packed masks contain the lower and are contained in the upper masks."""
+    Args:
+        function: Function with a Triton kernel, whose last argument is the threshold of mask pixels.
+        arguments: Its other arguments.
+        threshold: Threshold, 0..1.
+        margin: Distance to the threshold within which pixels may differ.
+    """
+    packed = function(*arguments, threshold).packed
+    lower = function.reference(*arguments, threshold + margin).packed
+    upper = function.reference(*arguments, threshold - margin).packed
     return not bool((lower & ~packed).any() or (packed & ~upper).any())
 
 
@@ -132,10 +126,11 @@ def _random(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
+# By the name of the kernel in ``dispatch.failures``.
 CHECKS = {
     "preprocessing": _preprocessing_agrees,
     "GroupNorm": _group_norm_agrees,
-    "mask measuring": _measuring_agrees,
+    "mask statistics": _mask_statistics_agree,
     "Matrix-NMS": _matrix_nms_agrees,
-    "mask enlargement": _enlarging_agrees,
+    "mask pasting": _mask_pasting_agrees,
 }
