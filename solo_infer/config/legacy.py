@@ -9,7 +9,7 @@ from solo_infer.config.solo import LEVEL_STRIDES
 from solo_infer.config.validation import require
 
 _FORMAT_1, _FORMAT_2 = "solo_infer/1", "solo_infer/2"
-_YOLACT_VARIANTS = {"yolact": "mmdet", "yolact_original": "original"}
+_YOLACT_VARIANTS = {"yolact": "mmdet", "yolact_author": "original"}
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         return sections
     sections["format"] = _FORMAT_2
     architecture, preprocessing = sections.get("architecture", {}), sections.get("preprocessing")
-    if isinstance(preprocessing, Mapping) and "round_to_uint8" in preprocessing:
-        sections["preprocessing"] = _renamed(preprocessing, "round_to_uint8", "round_to_uint8")
+    if isinstance(preprocessing, Mapping) and "whole_values" in preprocessing:
+        sections["preprocessing"] = _renamed(preprocessing, "whole_values", "round_to_uint8")
     if not isinstance(architecture, Mapping):
         return {**sections, "family": "solo"}  # reading it reports the wrong type
     variant = _YOLACT_VARIANTS.get(str(architecture.get("head")))
