@@ -54,7 +54,9 @@ class RawHeads(nn.Module):
             columns, rows = head.mask_logits(levels)
             return (*class_logits, *columns, *rows)
         features = head.mask_convs(levels)
-        masks = [F.conv2d(x, conv.weight, conv.bias) for x, conv in zip(features, head.conv_mask_list, strict=True)]
+        masks = [
+            F.conv2d(x, conv.weight, conv.bias) for x, conv in zip(features, head.conv_mask_list, strict=True)
+        ]
         return (*class_logits, *masks)
 
 
