@@ -55,7 +55,8 @@ class RawHeads(nn.Module):
             return (*class_logits, *columns, *rows)
         features = head.mask_convs(levels)
         masks = [
-            F.conv2d(x, conv.weight, conv.bias) for x, conv in zip(features, head.conv_mask_list, strict=True)
+            F.conv2d(x, conv.get_parameter("weight"), conv.get_parameter("bias"))
+            for x, conv in zip(features, head.conv_mask_list, strict=True)
         ]
         return (*class_logits, *masks)
 
