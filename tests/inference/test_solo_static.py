@@ -19,13 +19,14 @@ from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
+# Rounding differs between the two paths. With these images no mask score of a candidate is within 1e-5 of the
+# threshold, where it would decide about a pixel and thereby change other scores.
+SEED = 76
 
 
 def make_batch(model, count=3):
     """Return the geometries and the network inputs of images of one padded size."""
-    images = [
-        image for image in smooth_images(4 * count, seed=3) if image.shape[:2] in ((80, 120), (80, 119))
-    ]
+    images = [image for image in smooth_images(4 * count, SEED) if image.shape[:2] in ((80, 120), (80, 119))]
     images = images[:count]
     geometries = [plan(image, model.config.preprocessing) for image in images]
     assert len({geometry.padded for geometry in geometries}) == 1 < len(images)
@@ -98,7 +99,7 @@ def test_detections_equal_under_other_thresholds(head, thresholds, small_models)
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("capacities", [(8, 512), (8, 16), (177, 178), (1,)])
+@pytest.mark.parametrize("capacities", [(8, 512), (8, 16), (170, 172), (170, 512), (1,)])
 def test_more_candidates_than_the_capacity(head, capacities, small_models, monkeypatch):
     """Run again with a larger capacity, or on the dynamic path beyond the largest one."""
     monkeypatch.setattr(solo_static, "CAPACITIES", capacities)
