@@ -60,8 +60,8 @@ def test_mmdets_targets(model, case):
     with np.load(DATA / f"losses__{model}.npz") as golden:
         for image in range(2):
             instances = non_crowd_instances(ground_truth(case, image), (320, 256))
-            found = assign_targets(instances, config.num_grids, config.strides, config.scale_ranges, 80)
-            for level, target in enumerate(found):
+            assigned = assign_targets(instances, config)
+            for level, target in enumerate(assigned):
                 key = f"{case}/img{image}_level{level}"
                 assert np.array_equal(target.labels.numpy(), golden[f"{key}_labels"].ravel())
                 assert np.array_equal(target.positive.numpy(), golden[f"{key}_positive"])
