@@ -297,7 +297,7 @@ def _letters(name: str) -> str:
 
 def _require_images(folder: Path, data: CocoData) -> None:
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}: expected the folder of the images of {data.path}.")
+        raise DataError(f"No folder {folder}: expected the folder of the images of {data.path}.")
     missing = [image.file_name for image in data.images if not os.path.isfile(folder / image.file_name)]
     if missing:
         names = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")

@@ -249,7 +249,7 @@ def union(
 
     Raises:
         DataError: No image is left, or two data sets give different sizes of an image.
-        ConfigError: There is no data set, or a setting is out of range.
+        ConfigError: No data set is given, or a setting is out of range.
     """
     require(len(datasets) > 0, "union of no data sets: expected at least one.")
     require(not isinstance(exclude, str), f"exclude={exclude!r}: expected a set of file names, not one.")

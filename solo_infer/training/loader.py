@@ -123,7 +123,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             (mmdet's ``AspectRatioBatchSampler``). The last batch of an epoch may be mixed.
 
     Raises:
-        ConfigError: There is no whole batch, or it cannot be divided among the processes.
+        ConfigError: The images do not fill a batch, or it cannot be divided among the processes.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class DatasetBatches:
         by_orientation: Whether to keep portrait and landscape images in separate batches.
 
     Raises:
-        ConfigError: There is no whole batch.
+        ConfigError: The images do not fill a batch.
     """
 
     def __init__(

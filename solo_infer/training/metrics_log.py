@@ -98,7 +98,7 @@ class EvaluationLog:
 
     @property
     def is_best(self) -> bool:
-        """Whether the first metric of the last evaluation exceeds that of all previous ones."""
+        """``True`` if the first metric of the last evaluation exceeds that of all previous ones."""
         *previous, last = self._first_metrics
         return last > max(previous, default=-math.inf)
 

@@ -123,7 +123,7 @@ def test_errors_name_missing_and_damaged_files(files):
     folder, path = files
     with pytest.raises(DataError, match="other.json"):
         read_index(folder, folder / "other.json")
-    with pytest.raises(DataError, match="no folder .*photos"):
+    with pytest.raises(DataError, match="No folder .*photos"):
         read_index(folder / "photos", path)
     (folder / "b.png").unlink()
     with pytest.raises(DataError, match="1 of 2 images .*'b.png'"):
