@@ -5,7 +5,6 @@ import pytest
 import torch
 from helpers.loss_cases import CASES, SIZES, ground_truth
 from helpers.paths import DATA
-from solo_infer.models.solo.objective import non_crowd_instances
 
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
