@@ -1,12 +1,12 @@
-"""A network as an ONNX graph of opset 11 or 13 with fixed shapes: what it does to one input, written down.
+"""Recording of a network as an ONNX graph of opset 11 or 13 with static shapes.
 
-torch's own exporters give another graph from version to version; the one that writes these opsets computes
-shapes inside the graph and is on its way out. Engines of accelerators want the opposite: few, old operators
-and constant shapes. So a network is run once, and each of torch's operators that meets something that depends
-on the input becomes one or a few of ONNX's; all else is a constant.
+The graphs of torch's own exporters differ between torch versions, and the exporter that supports these opsets
+computes shapes inside the graph and is deprecated. Inference engines of accelerators need few and old
+operators and constant shapes. Therefore the network runs once, and each torch operator whose arguments depend
+on the input is converted to one or a few ONNX operators. All other tensors become constants.
 
-The operators: Conv, Relu, Clip, Sigmoid, Add, Mul, MaxPool, Concat, Slice, Pad, Resize, Reshape and
-InstanceNormalization (GroupNorm has an operator of its own only from opset 18 on).
+The ONNX operators are Conv, Relu, Clip, Sigmoid, Add, Mul, MaxPool, Concat, Slice, Pad, Resize, Reshape and
+InstanceNormalization. GroupNorm needs the latter, because its own operator requires opset 18.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from solo_infer.errors import ExportError
 
 OPSETS = (11, 13)
-_IR_VERSIONS = {11: 6, 13: 7}  # of ONNX's file format: those that came with the opsets
+_IR_VERSIONS = {11: 6, 13: 7}  # version of ONNX's file format that was released with each opset
 
 
 class GraphRecorder(TorchDispatchMode):
-    """Writes down what is done to an input while it is active.
+    """Dispatch mode that records the operators applied to watched tensors as ONNX nodes.
 
     Args:
-        opset: 11 or 13.
-        network: Its parameters keep their names in the graph.
+        opset: ONNX opset, 11 or 13.
+        network: Network whose parameters keep their names in the graph.
     """
 
     def __init__(self, opset: int, network: nn.Module) -> None:
@@ -41,18 +41,18 @@ class GraphRecorder(TorchDispatchMode):
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self._parameters = {id(tensor): name for name, tensor in network.named_parameters()}
-        self._names = WeakTensorKeyDictionary()  # of what depends on the input
-        self._kept: dict[int, Tensor] = {}  # constants, whose ids must stay theirs
+        self._names = WeakTensorKeyDictionary()  # names of the tensors that depend on the input
+        self._kept: dict[int, Tensor] = {}  # constants, kept alive so that no id is reused
         self._values: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def watch(self, tensor: Tensor, name: str) -> None:
-        """Take a tensor for an input of the graph."""
+        """Make a tensor an input of the graph."""
         self._names[tensor] = name
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operator and write it down."""
+        """Run an operator, and record it if it depends on a watched tensor."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if any(isinstance(leaf, Tensor) and leaf in self._names for leaf in tree_flatten((args, kwargs))[0]):
@@ -60,7 +60,7 @@ class GraphRecorder(TorchDispatchMode):
             convert = _CONVERTERS.get(operator)
             if convert is None:
                 raise ExportError(
-                    f"torch's operator {operator!r} has no counterpart in ONNX opset {self.opset} here: "
+                    f"The torch operator {operator!r} cannot be exported to ONNX opset {self.opset}: "
                     "expected a network of convolutions, GroupNorm, pooling and resizing."
                 )
             output = result if isinstance(result, Tensor) else result[0]
@@ -68,18 +68,18 @@ class GraphRecorder(TorchDispatchMode):
         return result
 
     def name(self, tensor: Tensor) -> str:
-        """Return the name of a tensor in the graph; what does not depend on the input becomes a constant."""
+        """Return the name of a tensor in the graph; a tensor that is not recorded becomes a constant."""
         if tensor in self._names:
             return self._names[tensor]
         return self.constant(tensor.detach().cpu().numpy(), self.parameter_name(tensor))
 
     def parameter_name(self, tensor: Tensor) -> str:
-        """Return the name of a parameter of the network, or a new one for another tensor."""
+        """Return the name of a parameter of the network, or a new name for another tensor."""
         self._kept[id(tensor)] = tensor
         return self._parameters.setdefault(id(tensor), f"tensor_{len(self._parameters)}")
 
     def constant(self, values: np.ndarray, name: str = "") -> str:
-        """Add a constant and return its name; equal ones that are given no name are one."""
+        """Add a constant and return its name; unnamed constants of equal values share one name."""
         from onnx import numpy_helper
 
         if not name:
@@ -89,8 +89,8 @@ class GraphRecorder(TorchDispatchMode):
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
-    def whole(self, *values: int) -> str:
-        """Add whole numbers, which ONNX wants as int64, and return their name."""
+    def integers(self, *values: int) -> str:
+        """Add a constant of int64 values, as ONNX requires for shapes and axes, and return its name."""
         return self.constant(np.array(values, dtype=np.int64))
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
@@ -102,26 +102,30 @@ class GraphRecorder(TorchDispatchMode):
         return output
 
     def rename(self, names: dict[str, str]) -> None:
-        """Give outputs of nodes other names."""
+        """Rename tensors of the graph.
+
+        Args:
+            names: {current name: new name}.
+        """
         for node in self.nodes:
-            for ends in (node.input, node.output):
-                ends[:] = [names.get(end, end) for end in ends]
+            for tensors in (node.input, node.output):
+                tensors[:] = [names.get(tensor, tensor) for tensor in tensors]
 
 
 def record(network: nn.Module, inputs: Tensor, outputs: Sequence[str], opset: int) -> Any:
-    """Run a network on an input and return it as an ONNX model.
+    """Run a network once and return it as an ONNX model.
 
     Args:
-        network: In eval mode and float32, on the CPU; returns a tuple of tensors.
-        inputs: (N, 3, H, W) float32, called "images" in the graph.
-        outputs: The names of what the network returns.
-        opset: 11 or 13.
+        network: Network in eval mode and float32, on the CPU, that returns a tuple of tensors.
+        inputs: (N, 3, H, W) float32, named "images" in the graph.
+        outputs: Names of the tensors that the network returns.
+        opset: ONNX opset, 11 or 13.
 
     Returns:
-        An ``onnx.ModelProto``.
+        ``onnx.ModelProto``.
 
     Raises:
-        ExportError: The opset is another one, or the network does what has no counterpart.
+        ExportError: The opset is not supported, or the network has an operator that cannot be exported.
     """
     from onnx import TensorProto, helper
 
@@ -130,11 +134,11 @@ def record(network: nn.Module, inputs: Tensor, outputs: Sequence[str], opset: in
     recorder = GraphRecorder(opset, network)
     recorder.watch(inputs, "images")
     with torch.no_grad(), recorder:
-        found = network(inputs)
-    recorder.rename({recorder.name(tensor): name for name, tensor in zip(outputs, found, strict=True)})
+        tensors = network(inputs)
+    recorder.rename({recorder.name(tensor): name for name, tensor in zip(outputs, tensors, strict=True)})
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
-        for name, tensor in [("images", inputs), *zip(outputs, found, strict=True)]
+        for name, tensor in [("images", inputs), *zip(outputs, tensors, strict=True)]
     ]
     graph = helper.make_graph(
         recorder.nodes, "solo_infer", values[:1], values[1:], list(recorder.initializers.values())
@@ -162,10 +166,10 @@ def _convolution(
 ) -> str:
     if transposed:
         raise ExportError("Transposed convolutions cannot be exported.")
-    parts = [x, weight] if bias is None else [x, weight, bias]
+    inputs = [x, weight] if bias is None else [x, weight, bias]
     return graph.add(
         "Conv",
-        [graph.name(part) for part in parts],
+        [graph.name(tensor) for tensor in inputs],
         kernel_shape=list(weight.shape[2:]),
         strides=stride,
         pads=[*padding, *padding],
@@ -186,15 +190,15 @@ def _group_norm(
     groups: int,
     epsilon: float,
 ) -> str:
-    """InstanceNormalization of the groups as if each were a channel, then scale and shift of the channels."""
+    """Add an InstanceNormalization with each group as one channel, then scale and shift the channels."""
     height, width = x.shape[2:]
-    tall = graph.whole(count, groups, channels // groups * height, width)
-    grouped = graph.add("Reshape", [graph.name(x), tall])
+    grouped_shape = graph.integers(count, groups, channels // groups * height, width)
+    grouped = graph.add("Reshape", [graph.name(x), grouped_shape])
     ones, zeros = graph.constant(np.ones(groups, np.float32)), graph.constant(np.zeros(groups, np.float32))
-    normed = graph.add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
-    normed = graph.add("Reshape", [normed, graph.whole(*x.shape)])
-    scale, shift = (_per_channel(graph, part) for part in (weight, bias))
-    return graph.add("Add", [graph.add("Mul", [normed, scale]), shift])
+    normalized = graph.add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
+    normalized = graph.add("Reshape", [normalized, graph.integers(*x.shape)])
+    scale, shift = _per_channel(graph, weight), _per_channel(graph, bias)
+    return graph.add("Add", [graph.add("Mul", [normalized, scale]), shift])
 
 
 def _per_channel(graph: GraphRecorder, values: Tensor) -> str:
@@ -213,7 +217,7 @@ def _max_pool(
 ) -> str:
     pads, size = _pair(padding), {"kernel_shape": _pair(kernel), "strides": _pair(stride)}
     if ceil_mode or set(dilation) != {1}:
-        raise ExportError("Pooling with dilation or rounded-up sizes cannot be exported.")
+        raise ExportError("Pooling with dilation or ceil_mode=True cannot be exported.")
     return graph.add("MaxPool", [graph.name(x)], pads=[*pads, *pads], **size)
 
 
@@ -233,15 +237,14 @@ def _nearest(graph: GraphRecorder, output: Tensor, x: Tensor, *_: Any) -> str:
 
 
 def _resize(graph: GraphRecorder, output: Tensor, x: Tensor, **mode: str) -> str:
-    """Resize by scales where they are exact in float32, for which engines have fast paths, else to a size."""
+    """Add a Resize by scales if they are exact in float32, which engines run faster, otherwise to a size."""
     scales = [np.float32(new / old) for new, old in zip(output.shape, x.shape, strict=True)]
     exact = all(float(s) * old == new for s, old, new in zip(scales, x.shape, output.shape, strict=True))
-    # Of the two inputs that are not used, the region to crop to and the other way to give the size, opset 11
-    # wants empty tensors.
+    # The region of interest and one of scales and sizes are unused; opset 11 requires empty tensors for them.
     unused = graph.constant(np.zeros(0, np.float32)) if graph.opset < 13 else ""
     if exact:
         return graph.add("Resize", [graph.name(x), unused, graph.constant(np.array(scales))], **mode)
-    return graph.add("Resize", [graph.name(x), unused, unused, graph.whole(*output.shape)], **mode)
+    return graph.add("Resize", [graph.name(x), unused, unused, graph.integers(*output.shape)], **mode)
 
 
 def _slice(
@@ -254,35 +257,38 @@ def _slice(
     step: int = 1,
 ) -> str:
     end = x.shape[axis] if end is None else min(end, x.shape[axis])
-    bounds = [graph.whole(number) for number in (start or 0, end, axis, step)]
+    bounds = [graph.integers(number) for number in (start or 0, end, axis, step)]
     return graph.add("Slice", [graph.name(x), *bounds])
 
 
 def _pad(graph: GraphRecorder, output: Tensor, x: Tensor, pads: list[int], value: float = 0.0) -> str:
-    by_axis = list(zip(pads[::2], pads[1::2], strict=True))[::-1]  # torch names the last axis first
+    by_axis = list(zip(pads[::2], pads[1::2], strict=True))[::-1]  # torch lists the last axis first
     unpadded = [(0, 0)] * (x.dim() - len(by_axis))
     before, after = zip(*unpadded, *by_axis, strict=True)
-    filling = graph.constant(np.array(value, np.float32))
-    return graph.add("Pad", [graph.name(x), graph.whole(*before, *after), filling], mode="constant")
+    fill_value = graph.constant(np.array(value, np.float32))
+    return graph.add("Pad", [graph.name(x), graph.integers(*before, *after), fill_value], mode="constant")
 
 
-def _clip(graph: GraphRecorder, output: Tensor, x: Tensor, least: float, greatest: float) -> str:
-    limits = [graph.constant(np.array(limit, np.float32)) for limit in (least, greatest)]
+def _clip(graph: GraphRecorder, output: Tensor, x: Tensor, minimum: float, maximum: float) -> str:
+    limits = [graph.constant(np.array(limit, np.float32)) for limit in (minimum, maximum)]
     return graph.add("Clip", [graph.name(x), *limits])
 
 
-def _concat(graph: GraphRecorder, output: Tensor, parts: list[Tensor], axis: int = 0) -> str:
-    return graph.add("Concat", [graph.name(part) for part in parts], axis=axis)
+def _concat(graph: GraphRecorder, output: Tensor, tensors: list[Tensor], axis: int = 0) -> str:
+    return graph.add("Concat", [graph.name(tensor) for tensor in tensors], axis=axis)
 
 
-def _same(graph: GraphRecorder, output: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
+def _identity(graph: GraphRecorder, output: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
     if (output.dtype, output.shape) != (x.dtype, x.shape):
-        raise ExportError(f"A change from {x.dtype} to {output.dtype} cannot be exported: expected float32.")
+        raise ExportError(
+            f"A conversion from {tuple(x.shape)} {x.dtype} to {tuple(output.shape)} {output.dtype} cannot be "
+            "exported: expected float32 of an unchanged shape."
+        )
     return graph.name(x)
 
 
-def _of_tensors(operator: str) -> Callable[..., str]:
-    """Return what writes down an operator that takes tensors and no settings."""
+def _without_attributes(operator: str) -> Callable[..., str]:
+    """Return the converter to an ONNX operator that has tensor inputs and no attributes."""
 
     def convert(graph: GraphRecorder, output: Tensor, *inputs: Tensor) -> str:
         return graph.add(operator, [graph.name(tensor) for tensor in inputs])
@@ -300,12 +306,12 @@ _CONVERTERS: dict[str, Callable[..., str]] = {
     "constant_pad_nd": _pad,
     "hardtanh": _clip,
     "cat": _concat,
-    "relu": _of_tensors("Relu"),
-    "sigmoid": _of_tensors("Sigmoid"),
-    "add": _of_tensors("Add"),
-    "mul": _of_tensors("Mul"),
-    "clone": _same,
-    "_to_copy": _same,
-    "alias": _same,
-    "detach": _same,
+    "relu": _without_attributes("Relu"),
+    "sigmoid": _without_attributes("Sigmoid"),
+    "add": _without_attributes("Add"),
+    "mul": _without_attributes("Mul"),
+    "clone": _identity,
+    "_to_copy": _identity,
+    "alias": _identity,
+    "detach": _identity,
 }

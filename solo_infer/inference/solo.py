@@ -86,14 +86,14 @@ def detect_features(
     stopwatch: Stopwatch,
 ) -> list[Detections]:
     """Turn feature maps and class scores of a batch into detections; see ``detect_batch``."""
-    candidates = [find_candidates(scores, thresholds.score_thr) for scores in features.scores]
-    cells = [image.cells.unique_consecutive() for image in candidates]
-    masks = network.mask_head.masks(features.levels, cells)
+    candidates_per_image = [find_candidates(scores, thresholds.score_thr) for scores in features.scores]
+    cells = [candidates.cells.unique_consecutive() for candidates in candidates_per_image]
+    masks_per_image = network.mask_head.masks(features.levels, cells)
     stopwatch.mark("masks")
     strides = network.mask_head.cells.stride
     detections = [
-        detect_image(*image, strides, geometry, thresholds)
-        for image, geometry in zip(zip(candidates, masks, strict=True), geometries, strict=True)
+        detect_image(candidates, masks, strides, geometry, thresholds)
+        for candidates, masks, geometry in zip(candidates_per_image, masks_per_image, geometries, strict=True)
     ]
     stopwatch.mark("post")
     return detections

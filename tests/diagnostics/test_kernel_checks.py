@@ -13,7 +13,7 @@ from solo_infer.runtime.device import NO_FAST_PATHS, FastPaths
 
 CPU = torch.device("cpu")
 ALL = FastPaths(triton=True, graphs=True, compile=True, dtype=torch.float16)
-KERNELS = ("preprocessing", "GroupNorm", "mask measuring", "Matrix-NMS", "mask enlargement")
+KERNELS = ("preprocessing", "GroupNorm", "mask statistics", "Matrix-NMS", "mask pasting")
 MODULES = ("matrix_nms", "group_norm_relu", "paste_masks", "mask_statistics", "preprocess")
 
 
@@ -49,7 +49,6 @@ def test_failing_kernels_are_reported_with_the_reason(monkeypatch):
 
 def test_running_kernels_are_compared(monkeypatch):
     """One check succeeds, the other one fails."""
-    monkeypatch.setattr(dispatch, "run", lambda name, device, fused, plain: plain())
     monkeypatch.setattr(
         kernel_checks, "CHECKS", {"equal": lambda device: True, "different": lambda device: False}
     )
@@ -65,24 +64,32 @@ def test_device_errors_are_reported(monkeypatch):
     assert describe_with(monkeypatch, ALL)["part"] == "FAILS (CUDA error: broken)"
 
 
-@pytest.mark.parametrize("name, check", kernel_checks.CHECKS.items())
-def test_checks_accept_the_reference_and_reject_other_results(name, check, monkeypatch):
-    assert check(CPU)
-    wrong = {
-        "GroupNorm": ("group_norm_relu", lambda x, *rest: torch.zeros_like(x)),
-        "mask measuring": ("measure", lambda maps, cells, thr: (None, None, torch.zeros(1, 40, 48).byte())),
-        "Matrix-NMS": ("decay_factors", lambda packed, areas, *rest: torch.ones_like(areas)),
-        "mask enlargement": (
-            "enlarge",
-            lambda soft, *rest: (torch.zeros(3, 101, 10, dtype=torch.uint8), None),
-        ),
-    }
-    if name == "preprocessing":
-        outputs = iter((torch.zeros(1), torch.ones(1)))
-        monkeypatch.setattr(kernel_checks, "prepare_batch", lambda *arguments: next(outputs))
-    else:
-        monkeypatch.setattr(kernel_checks, *wrong[name])
-    assert not check(CPU)
+@pytest.mark.parametrize(
+    "name, kernel",
+    [
+        ("preprocessing", "preprocess"),
+        ("GroupNorm", "group_norm_relu"),
+        ("mask statistics", "cell_mask_statistics"),
+        ("mask statistics", "axis_mask_statistics"),
+        ("Matrix-NMS", "decay_factors"),
+        ("mask pasting", "paste_masks"),
+    ],
+)
+def test_checks_accept_the_reference_and_reject_other_results(name, kernel, monkeypatch):
+    assert kernel_checks.CHECKS[name](CPU)
+    reference = getattr(kernel_checks, kernel).reference
+
+    def wrong_kernel(*arguments):
+        result = reference(*arguments)
+        return result + 1 if isinstance(result, torch.Tensor) else result._replace(packed=~result.packed)
+
+    wrong_kernel.reference = reference
+    monkeypatch.setattr(kernel_checks, kernel, wrong_kernel)
+    assert not kernel_checks.CHECKS[name](CPU)
+
+
+def test_every_kernel_has_a_check():
+    assert tuple(kernel_checks.CHECKS) == KERNELS
 
 
 def test_iluvatar_cards_and_others(monkeypatch):

@@ -1,4 +1,4 @@
-"""The CUDA path on a card; elsewhere its parts are tested one by one, and this is skipped."""
+"""The CUDA path on a GPU. Skipped without one; other tests cover its parts on the CPU."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -6,21 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.models import HEADS
-from segmenters.test_segmenter import assert_equal, pictures
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
 
 from solo_infer import SOLO, PostprocessConfig
 from solo_infer.diagnostics.kernel_checks import WRONG, describe_paths
-from solo_infer.inference import solo_cuda
+from solo_infer.inference import solo_static
 from solo_infer.ops import dispatch
 from solo_infer.runtime.device import fast_paths
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-CARD = torch.device("cuda", 0)
+DEVICE = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def float32_as_on_the_cpu():
+def disable_tf32():
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -31,93 +32,94 @@ def float32_as_on_the_cpu():
 
 
 @pytest.fixture(scope="module")
-def on_card(small_models):
+def cuda_models(small_models):
     return {
-        head: SOLO(model.config, copy.deepcopy(model.network)).to(CARD)
+        head: SOLO(model.config, copy.deepcopy(model.network)).to(DEVICE)
         for head, model in small_models.items()
     }
 
 
-def assert_close(found, expected):
-    """Compare with the CPU; a mask may differ where a score lies on a threshold."""
-    found = found.cpu()
-    assert abs(len(found) - len(expected)) <= 1
-    count = min(len(found), len(expected)) - 1
-    torch.testing.assert_close(found.scores[:count], expected.scores[:count], rtol=0, atol=2e-3)
-    agree = (found.labels[:count] == expected.labels[:count]).float().mean()
-    assert agree > 0.95
-    different = (found.masks[:count] != expected.masks[:count]).float().mean()
-    assert different < 0.002
+def assert_close(result, expected):
+    """Compare with the CPU; a mask may differ where its score is near the threshold."""
+    result = result.cpu()
+    assert abs(len(result) - len(expected)) <= 1
+    count = min(len(result), len(expected)) - 1
+    torch.testing.assert_close(result.scores[:count], expected.scores[:count], rtol=0, atol=2e-3)
+    equal_labels = (result.labels[:count] == expected.labels[:count]).float().mean()
+    assert equal_labels > 0.95
+    differing = (result.masks[:count] != expected.masks[:count]).float().mean()
+    assert differing < 0.002
 
 
-def test_every_kernel_that_runs_is_right():
-    paths = describe_paths(CARD)
+def test_no_kernel_is_wrong():
+    paths = describe_paths(DEVICE)
     assert WRONG not in paths.values()
-    if fast_paths(CARD).triton:
+    if fast_paths(DEVICE).triton:
         assert dispatch.failures() == {}
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_same_detections_as_on_the_cpu(head, on_card, small_models):
-    for image in pictures(3) * 3:  # at once, captured, replayed
-        assert_close(on_card[head](image), small_models[head](image))
+def test_detections_equal_the_cpu(head, cuda_models, small_models):
+    for image in smooth_images(3) * 3:  # first without a graph, then captured, then replayed
+        assert_close(cuda_models[head](image), small_models[head](image))
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_replays_equal_single_launches(head, on_card, photo):
-    model = on_card[head]
+def test_replays_equal_the_first_run(head, cuda_models, photo):
+    model = cuda_models[head]
     first, *others = [model(photo) for _ in range(4)]
-    if fast_paths(CARD).graphs:
-        assert len(model._fast_path.graphs) >= 1
+    if fast_paths(DEVICE).graphs:
+        assert len(model._static_detector.graphs) >= 1
     for other in others:
-        assert_equal(other, first)
+        assert_same(other, first)
 
 
-def test_batches(on_card, small_models):
-    images = pictures(9)
+def test_batches(cuda_models, small_models):
+    images = smooth_images(9)
     for _ in range(3):
-        for found, image in zip(on_card["decoupled"](images, batch_size=9), images, strict=True):
-            assert_close(found, small_models["decoupled"](image))
+        results = cuda_models["decoupled"](images, batch_size=9)
+        for result, image in zip(results, images, strict=True):
+            assert_close(result, small_models["decoupled"](image))
 
 
-def test_threads_with_streams_of_their_own(on_card):
-    model, images = on_card["decoupled_light"], pictures(4)
-    alone = [model(image) for image in images * 3][-4:]
+def test_threads_with_their_own_streams(cuda_models):
+    model, images = cuda_models["decoupled_light"], smooth_images(4)
+    expected = [model(image) for image in images * 3][-4:]
 
     def work(index):
         with torch.cuda.stream(torch.cuda.Stream()):
-            found = model(images[index % 4])
+            result = model(images[index % 4])
             torch.cuda.current_stream().synchronize()
-        return found
+        return result
 
     with ThreadPoolExecutor(4) as pool:
-        for index, found in enumerate(pool.map(work, range(40))):
-            assert_equal(found, alone[index % 4])
+        for index, result in enumerate(pool.map(work, range(40))):
+            assert_same(result, expected[index % 4])
 
 
-def test_crowded_images(on_card, small_models, photo, monkeypatch):
-    monkeypatch.setattr(solo_cuda, "BUCKETS", (8, 16))
-    assert_close(on_card["solo"](photo), small_models["solo"](photo))
+def test_more_candidates_than_the_capacity(cuda_models, small_models, photo, monkeypatch):
+    monkeypatch.setattr(solo_static, "CAPACITIES", (8, 16))
+    assert_close(cuda_models["solo"](photo), small_models["solo"](photo))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype, small_models, photo):
     model = small_models["decoupled"]
-    half = SOLO(model.config, copy.deepcopy(model.network)).to(CARD, dtype)
+    half = SOLO(model.config, copy.deepcopy(model.network)).to(DEVICE, dtype)
     for _ in range(3):
-        found = half(photo)
-        assert found.scores.dtype == torch.float32
-        assert abs(float(found.scores[0]) - float(model(photo).scores[0])) < 0.1
+        result = half(photo)
+        assert result.scores.dtype == torch.float32
+        assert abs(float(result.scores[0]) - float(model(photo).scores[0])) < 0.1
 
 
-def test_nothing_found(on_card, photo):
-    found = on_card["solo"](photo, thresholds=PostprocessConfig(score_thr=1.0))
-    assert len(found) == 0 and found.masks.shape == (0, *photo.shape[:2])
+def test_no_detections(cuda_models, photo):
+    result = cuda_models["solo"](photo, thresholds=PostprocessConfig(score_thr=1.0))
+    assert len(result) == 0 and result.masks.shape == (0, *photo.shape[:2])
 
 
-def test_one_wait_in_a_batch(on_card):
-    """Torch itself counts: it warns of each operation that waits for the device."""
-    model, images = on_card["decoupled"], pictures(1) * 4
+def test_one_host_synchronization_per_batch(cuda_models):
+    """Count the warnings of torch's sync debug mode."""
+    model, images = cuda_models["decoupled"], smooth_images(1) * 4
     for _ in range(3):
         model(images, batch_size=4)
     torch.cuda.set_sync_debug_mode("warn")
@@ -126,11 +128,11 @@ def test_one_wait_in_a_batch(on_card):
             model(images, batch_size=4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len([one for one in warned if "synchroniz" in str(one.message)]) == 1
+    assert len([warning for warning in warned if "synchroniz" in str(warning.message)]) == 1
 
 
-def test_compiled(on_card, photo):
-    if not fast_paths(CARD).compile:
-        pytest.skip("torch.compile is not for this card")
-    model = on_card["decoupled_light"]
+def test_compiled_model(cuda_models, photo):
+    if not fast_paths(DEVICE).compile:
+        pytest.skip("torch.compile is not supported on this device")
+    model = cuda_models["decoupled_light"]
     assert_close(model.compile()(photo), model(photo).cpu())

@@ -1,7 +1,7 @@
-"""Who may use which graph, and when; with a stand-in that records and replays on the CPU.
+"""Capture, replay and sharing of CUDA graphs, with a recorder that replays on the CPU.
 
-It has buffers that every replay overwrites, as a CUDA graph has. What it cannot show: that CUDA captures what
-we launch, and that the events order the reads of different streams.
+Its buffers are overwritten by every replay, as those of a CUDA graph are. Not covered here: whether CUDA can
+capture the launches, and whether events order the reads of different streams.
 """
 
 import copy
@@ -13,59 +13,59 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.models import HEADS, small_config
-from segmenters.test_segmenter import assert_equal, pictures
+from helpers.models import HEADS
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
 
 from solo_infer import SOLO, PostprocessConfig
 from solo_infer.errors import DeviceError
-from solo_infer.inference import solo_cuda
+from solo_infer.inference import solo_static
 from solo_infer.inference.cuda_graphs import CudaGraph, GraphCache
-from solo_infer.inference.solo_cuda import FastPath
+from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.models.backbones.resnet import ResNet
-from solo_infer.models.layers.conv_branch import branch, through
-from solo_infer.models.optimized.compiled import CompiledBranch
+from solo_infer.models.layers.conv_branch import ConvBranch
+from solo_infer.models.optimized.compiled import CompiledConvBranch
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.runtime.device import graphs_allowed
 
 
 def tensors_in(value):
-    return (
-        [value]
-        if isinstance(value, torch.Tensor)
-        else [tensor for part in value for tensor in tensors_in(part)]
-    )
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for item in value for tensor in tensors_in(item)]
 
 
 class Recording:
-    """A function with inputs and outputs of its own that each replay overwrites."""
+    """A function with its own inputs and outputs, which each replay overwrites."""
 
-    made = 0
+    count = 0
 
-    def __init__(self, function, inputs, neighbor):
-        type(self).made += 1
+    def __init__(self, function, inputs, pool_owner):
+        type(self).count += 1
         self.size = 10
         self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
         self.outputs = function(*self.inputs)
         self.in_use = False
 
     def replay(self, inputs):
-        assert not self.in_use, "two threads use one graph's buffers"
+        assert not self.in_use, "two threads use the buffers of one graph"
         self.in_use = True
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        for own, new in zip(tensors_in(self.outputs), tensors_in(self.function(*self.inputs)), strict=True):
-            own.copy_(new)
+        for buffer, tensor in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(tensor)
+        outputs = tensors_in(self.function(*self.inputs))
+        for buffer, tensor in zip(tensors_in(self.outputs), outputs, strict=True):
+            buffer.copy_(tensor)
         return self.outputs
 
     def release(self):
         for tensor in tensors_in(self.outputs):
-            tensor.zero_()  # whoever still looks sees it
+            tensor.zero_()  # a late reader gets wrong results
         self.in_use = False
 
 
 @pytest.fixture
 def recording(monkeypatch):
-    monkeypatch.setattr(Recording, "made", 0)
+    monkeypatch.setattr(Recording, "count", 0)
     return Recording
 
 
@@ -74,158 +74,171 @@ def double(x):
 
 
 def run(cache, key, value, owner="owner", function=double):
-    with cache.run(owner, key, function, [torch.tensor([float(value)])]) as found:
-        return float(found)
+    with cache.run(owner, key, function, [torch.tensor([float(value)])]) as output:
+        return float(output)
 
 
-def test_a_key_is_captured_when_it_comes_again(recording):
+def test_key_is_captured_at_its_second_use(recording):
     cache = GraphCache(recording)
     assert [run(cache, "a", value) for value in (1, 2, 3)] == [2, 4, 6]
-    assert (recording.made, len(cache)) == (1, 1)
+    assert (recording.count, len(cache)) == (1, 1)
 
 
-def test_the_least_recently_used_is_dropped(recording):
-    cache = GraphCache(recording, most=2)
-    for key in "aabbacc":  # c drops b
+def test_least_recently_used_graph_is_dropped(recording):
+    cache = GraphCache(recording, max_graphs=2)
+    for key in "aabbacc":  # c replaces b
         run(cache, key, 1)
-    assert (recording.made, len(cache)) == (3, 2)
+    assert (recording.count, len(cache)) == (3, 2)
     for key in "acac":
         run(cache, key, 1)
-    assert recording.made == 3
+    assert recording.count == 3
     for key in "bb":
         run(cache, key, 1)
-    assert (recording.made, len(cache)) == (4, 2)
+    assert (recording.count, len(cache)) == (4, 2)
 
 
-def test_more_keys_than_fit_are_captured_ever_more_rarely(recording):
-    cache = GraphCache(recording, most=4)
+def test_captures_become_rarer_if_keys_exceed_the_limit(recording):
+    cache = GraphCache(recording, max_graphs=4)
     for _ in range(100):
         for key in "abcdef":
             run(cache, key, 1)
-    assert recording.made < 40
+    assert recording.count < 40
     assert len(cache) == 4
 
 
-def test_bounded_bytes(recording):
-    cache = GraphCache(recording, most_bytes=25)
+def test_bytes_are_bounded(recording):
+    cache = GraphCache(recording, max_bytes=25)
     for key in "aabbcc":
         run(cache, key, 1)
-    assert (recording.made, len(cache)) == (3, 2)
-    small = GraphCache(recording, most_bytes=5)
+    assert (recording.count, len(cache)) == (3, 2)
+    small = GraphCache(recording, max_bytes=5)
     run(small, "a", 1), run(small, "a", 1)
     assert len(small) == 1
 
 
-def test_another_owner_drops_all(recording):
+def test_another_owner_drops_all_graphs(recording):
     cache = GraphCache(recording)
-    for owner, made in (("one", 0), ("one", 1), ("other", 1), ("other", 2), ("other", 2)):
+    for owner, count in (("first", 0), ("first", 1), ("second", 1), ("second", 2), ("second", 2)):
         run(cache, "a", 1, owner)
-        assert recording.made == made
+        assert recording.count == count
     assert len(cache) == 1
 
 
-def test_what_cannot_be_captured_runs_as_usual(caplog):
-    def refuse(function, inputs, neighbor):
-        raise RuntimeError("CUDA error: no\nmore of it")
+def test_function_that_cannot_be_captured_runs_without_a_graph(caplog):
+    def fail(function, inputs, pool_owner):
+        raise RuntimeError("CUDA error: first line\nsecond line")
 
-    cache = GraphCache(refuse)
+    cache = GraphCache(fail)
     with caplog.at_level(logging.WARNING, "solo_infer"):
         assert [run(cache, "a", value) for value in range(4)] == [0, 2, 4, 6]
     assert [record.getMessage() for record in caplog.records] == [
-        "No CUDA graph for this input, it runs without one: CUDA error: no"
+        "No CUDA graph can be captured for this input, it runs without one: CUDA error: first line"
     ]
 
 
-def test_a_graph_is_free_again_after_an_error(recording):
+def test_graph_is_released_after_an_error(recording):
     cache = GraphCache(recording)
     run(cache, "a", 1)
-    with pytest.raises(ValueError, match="later"), cache.run("owner", "a", double, [torch.ones(1)]):
-        raise ValueError("later")
+    with pytest.raises(ValueError, match="in the context"), cache.run("owner", "a", double, [torch.ones(1)]):
+        raise ValueError("in the context")
     assert run(cache, "a", 5) == 10
 
 
-def test_threads_wait_for_each_other(recording):
+def test_graphs_share_the_memory_pool_of_an_earlier_one():
+    owners = []
+
+    def capture(function, inputs, pool_owner):
+        recording = Recording(function, inputs, pool_owner)
+        owners.append((recording, pool_owner))
+        return recording
+
+    cache = GraphCache(capture)
+    for key in "aabbcc":
+        run(cache, key, 1)
+    (first, no_owner), *others = owners
+    assert no_owner is None and [pool_owner for _, pool_owner in others] == [first, first]
+
+
+def test_threads_do_not_share_a_graph_at_the_same_time(recording):
     cache = GraphCache(recording)
     start = threading.Barrier(6)
 
     def work(number):
         start.wait()
-        found = []
+        is_doubled = []
         for step in range(10):
             value = float(number * 100 + step)
-            with cache.run("owner", step % 2, double, [torch.tensor([value])]) as doubled:
+            with cache.run("owner", step % 2, double, [torch.tensor([value])]) as output:
                 time.sleep(0.0005)
-                found.append(float(doubled) == 2 * value)
-        return all(found)
+                is_doubled.append(float(output) == 2 * value)
+        return all(is_doubled)
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(6)))
-    assert recording.made == 2
+    assert recording.count == 2
 
 
 @pytest.fixture
-def fast_models(small_models, monkeypatch, recording):
-    """The small models as they would run on CUDA, by recordings."""
-    monkeypatch.setattr(solo_cuda, "graphs_allowed", lambda device: True)
+def static_models(small_models, monkeypatch, recording):
+    """Return the small models as they run on CUDA, with recordings instead of CUDA graphs."""
+    monkeypatch.setattr(solo_static, "graphs_allowed", lambda device: True)
     models = {}
     for head, model in small_models.items():
         models[head] = copy.copy(model)
-        models[head]._fast_path = FastPath(model.config.architecture, recording)
+        models[head]._static_detector = StaticDetector(recording)
     return models
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_results_of_replays(head, fast_models, small_models, recording):
-    images = pictures(2)
-    fast = fast_models[head]
+def test_replays_equal_the_dynamic_path(head, static_models, small_models, recording):
+    images = smooth_images(2)
     for _ in range(3):
         for image in images:
-            found = fast(image)
-            assert_close(found, small_models[head], image)
-    assert recording.made == len({image.shape for image in images})
+            assert_close(static_models[head](image), small_models[head], image)
+    assert recording.count == len({image.shape for image in images})
 
 
-def assert_close(found, model, image, **options):
-    """Compare with the ordinary way, of the same network."""
-    ordinary = copy.copy(model)
-    ordinary._fast_path = NeverFits()
-    expected = ordinary(image, **options)
-    assert torch.equal(found.labels, expected.labels)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    different = (found.masks != expected.masks).flatten(1).sum(dim=1)
-    assert (different <= 2).all() and different.sum() <= 5  # they lie on a threshold
+def assert_close(result, model, image, **options):
+    """Compare with the dynamic path of the same network."""
+    dynamic = copy.copy(model)
+    dynamic._static_detector = UnsupportedDetector()
+    expected = dynamic(image, **options)
+    assert torch.equal(result.labels, expected.labels)
+    torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
+    differing = (result.masks != expected.masks).flatten(1).sum(dim=1)
+    assert (differing <= 2).all() and differing.sum() <= 5  # pixels at the threshold
 
 
-class NeverFits:
-    def fits(self, device, thresholds):
+class UnsupportedDetector:
+    def is_supported(self, device, thresholds):
         return False
 
 
-def test_many_threads_share_one_model(fast_models, small_models, recording):
-    model = fast_models["decoupled_light"]
-    images = pictures(4)
-    alone = [model(image) for image in images]
+def test_threads_share_one_model(static_models, recording):
+    model = static_models["decoupled_light"]
+    images = smooth_images(4)
+    expected = [model(image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda index: model(images[index % 4]), range(16)))
-    for index, result in enumerate(found):
-        assert_equal(result, alone[index % 4])
-    assert 1 <= recording.made <= 4
+        results = list(pool.map(lambda index: model(images[index % 4]), range(16)))
+    for index, result in enumerate(results):
+        assert_same(result, expected[index % 4])
+    assert 1 <= recording.count <= 4
 
 
-def test_thresholds_and_classes_have_their_own_graphs_or_inputs(fast_models, small_models, photo):
-    model = fast_models["decoupled_light"]
-    few, birds = PostprocessConfig(max_per_image=3, score_thr=0.2), ["bird"]
+def test_thresholds_have_their_own_graphs_and_classes_are_inputs(static_models, small_models, photo):
+    static, model = static_models["decoupled_light"], small_models["decoupled_light"]
+    thresholds, classes = PostprocessConfig(max_per_image=3, score_thr=0.2), ["bird"]
     for _ in range(3):
-        assert_close(model(photo), small_models["decoupled_light"], photo)
-        assert_close(model(photo, thresholds=few), small_models["decoupled_light"], photo, thresholds=few)
-        assert_close(model.only(birds)(photo), small_models["decoupled_light"].only(birds), photo)
-    assert len(model._fast_path.graphs) == 2
+        assert_close(static(photo), model, photo)
+        assert_close(static(photo, thresholds=thresholds), model, photo, thresholds=thresholds)
+        assert_close(static.only(classes)(photo), model.only(classes), photo)
+    assert len(static._static_detector.graphs) == 2
 
 
-def test_changed_weights_are_captured_anew(fast_models, photo, recording):
-    shared = fast_models["solo"]
+def test_changed_weights_are_captured_again(static_models, photo, recording):
+    shared = static_models["solo"]
     model = SOLO(shared.config, copy.deepcopy(shared.network))
-    model._fast_path = FastPath(shared.config.architecture, recording)
+    model._static_detector = StaticDetector(recording)
     before = [model(photo) for _ in range(3)][-1]
     with torch.no_grad():
         model.network.mask_head.conv_cls.bias.sub_(1.0)
@@ -233,60 +246,65 @@ def test_changed_weights_are_captured_anew(fast_models, photo, recording):
     assert len(after[0]) == len(after[-1]) and float(after[-1].scores[0]) < float(before.scores[0])
 
 
-def test_crowded_images_leave_the_graph_and_come_out_right(fast_models, small_models, photo, monkeypatch):
-    monkeypatch.setattr(solo_cuda, "BUCKETS", (8, 16))
+def test_more_candidates_than_the_capacity(static_models, small_models, photo, monkeypatch):
+    monkeypatch.setattr(solo_static, "CAPACITIES", (8, 16))
     for _ in range(3):
-        assert_close(fast_models["decoupled"](photo), small_models["decoupled"], photo)
+        assert_close(static_models["decoupled"](photo), small_models["decoupled"], photo)
 
 
-def test_copies_capture_their_own(fast_models, photo):
-    model = fast_models["decoupled_light"]
+def test_copies_and_pickles_have_their_own_graphs(static_models, photo):
+    model = static_models["decoupled_light"]
     [model(photo) for _ in range(2)]
+    assert len(model._static_detector.graphs) == 1
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert len(other._fast_path.graphs) == 0
-        assert_equal(other(photo), model(photo))
+        assert len(other._static_detector.graphs) == 0
+        assert_same(other(photo), model(photo))
 
 
 def test_no_graphs_on_the_cpu(small_model):
     assert not graphs_allowed(torch.device("cpu"))
-    assert small_model._fast_path._capture is CudaGraph
+    assert small_model._static_detector._capture is CudaGraph
 
 
-def test_compiled_models_share_weights_and_find_the_same(small_model, photo, monkeypatch):
-    """What is compiled is counted here, and run as it is; the compiler is torch's."""
-    given = []
+def test_compiled_models_share_weights_and_results(small_model, photo, monkeypatch):
+    """Record what is passed to ``torch.compile``, and run it uncompiled."""
+    compiled_modules = []
 
     def remember(module, **options):
-        given.append((type(module), options))
+        compiled_modules.append((type(module), options))
         return module
 
     monkeypatch.setattr(torch, "compile", remember)
     compiled = small_model.compile(mode="reduce-overhead")
-    found, expected = compiled(photo), small_model(photo)
+    result, expected = compiled(photo), small_model(photo)
     options = {"mode": "reduce-overhead"}
-    assert given == [(ResNet, options), (torch.nn.Sequential, options), (torch.nn.Sequential, options)]
+    assert compiled_modules == [
+        (ResNet, options),
+        (torch.nn.Sequential, options),
+        (torch.nn.Sequential, options),
+    ]
     assert compiled.network is small_model.network
-    assert compiled._fast_path is not small_model._fast_path
-    assert torch.equal(found.labels, expected.labels)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    assert isinstance(compiled.inference_network.mask_head.mask_convs, CompiledBranch)
-    assert not isinstance(small_model.inference_network.mask_head.mask_convs, CompiledBranch)
+    assert compiled._static_detector is not small_model._static_detector
+    assert torch.equal(result.labels, expected.labels)
+    torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
+    assert isinstance(compiled.inference_network.mask_head.mask_convs, CompiledConvBranch)
+    assert not isinstance(small_model.inference_network.mask_head.mask_convs, CompiledConvBranch)
 
 
+@pytest.mark.parametrize("axes", ["", "x", "xy"])
 @torch.no_grad()
-def test_a_compiled_branch_is_the_branch():
-    plain = branch(small_config("solo").architecture)
-    compiled = CompiledBranch(plain, {"backend": "eager"})
+def test_compiled_branch_equals_the_branch(axes):
+    plain = ConvBranch(32, 32, 2, axes=axes)
+    compiled = CompiledConvBranch(plain, {"backend": "eager"})
     maps = [torch.randn(1, 32, side, side) for side in (6, 9)]
-    for found, expected in zip(through(compiled, maps), through(plain, maps), strict=True):
-        torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(compiled(maps[0]), plain(maps[0]))
+    for output, expected in zip(compiled(maps), plain(maps), strict=True):
+        torch.testing.assert_close(output, expected)
 
 
-def test_devices_that_cannot_compile_say_so(small_model, monkeypatch):
+def test_compile_on_unsupported_devices_raises(small_model, monkeypatch):
     from solo_infer.runtime import device
 
-    monkeypatch.setattr(device, "compile_allowed", lambda where: False)
+    monkeypatch.setattr(device, "compile_allowed", lambda device: False)
     with pytest.raises(DeviceError, match="torch.compile on cpu.*Use the model as it is"):
         small_model.compile()
 
@@ -295,6 +313,7 @@ def test_devices_that_cannot_compile_say_so(small_model, monkeypatch):
 def test_fused_layers_can_be_exported(small_models):
     branch = small_models["decoupled_light"].inference_network.mask_head.cls_convs
     assert any(isinstance(layer, GroupNormReLU) for layer in branch.modules())
-    maps = torch.randn(1, 32, 10, 10)
+    maps = [torch.randn(1, 32, 10, 10)]
     program = torch.export.export(branch, (maps,))
-    torch.testing.assert_close(program.module()(maps), branch(maps))
+    for output, expected in zip(program.module()(maps), branch(maps), strict=True):
+        torch.testing.assert_close(output, expected)

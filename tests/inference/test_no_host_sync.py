@@ -1,6 +1,6 @@
-"""The way to the slots asks the device nothing and copies nothing from the host: what a CUDA graph may hold.
+"""The static path never synchronizes with the host and copies nothing from it, as a CUDA graph requires.
 
-Fake CUDA tensors have shapes and devices, but no numbers: whoever wants to know one fails.
+Fake CUDA tensors have shapes and devices but no values: reading a value raises an error.
 """
 
 import pytest
@@ -14,22 +14,23 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solo_infer import PostprocessConfig
-from solo_infer.inference import solo_static
+from solo_infer.inference import solo, solo_static
 from solo_infer.models import build_network
-from solo_infer.models.optimized.static_masks import CellTable
+from solo_infer.models.optimized import optimize
 from solo_infer.ops import dispatch
+from solo_infer.runtime.stopwatch import Stopwatch
 
-NEEDS_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
+READS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
-class OnlyOneDevice(TorchDispatchMode):
-    """Refuse every operation that has to do with a tensor of the host."""
+class CudaOnly(TorchDispatchMode):
+    """Fail on every operation with a tensor on the host."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        found = operation(*args, **(kwargs or {}))
-        devices = {tensor.device.type for tensor in tensors_in([args, kwargs, found])}
+        result = operation(*args, **(kwargs or {}))
+        devices = {tensor.device.type for tensor in tensors_in([args, kwargs, result])}
         assert devices <= {"cuda"}, f"{operation} touches {devices}"
-        return found
+        return result
 
 
 def tensors_in(value):
@@ -38,48 +39,58 @@ def tensors_in(value):
     elif isinstance(value, dict):
         yield from tensors_in(list(value.values()))
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_in(part)
+        for item in value:
+            yield from tensors_in(item)
 
 
 @pytest.fixture
-def fake_card(monkeypatch):
+def fake_cuda(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_allowed", lambda device: False)
     with FakeTensorMode(), torch.no_grad():
         try:
             torch.empty(1, device="cuda")
         except RuntimeError as error:
-            pytest.skip(f"this torch wants a card even for fake tensors: {error}")
+            pytest.skip(f"this torch needs a GPU even for fake tensors: {error}")
         yield torch.device("cuda")
 
 
+@pytest.fixture(params=HEADS)
+def network(request, monkeypatch):
+    """Return a float16 network optimized as for a GPU, on the CPU and made before fake tensors are."""
+    monkeypatch.setattr(optimize, "can_fuse", lambda device, dtype: False)
+    return optimize.optimize_for_inference(build_network(small_config(request.param).architecture).half())
+
+
+def make_fake(network, device):
+    """Replace the parameters and buffers of a network by fake tensors on a device."""
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    tensors[name] = torch.nn.Parameter(fake) if tensors is module._parameters else fake
+
+
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])
-@pytest.mark.parametrize("head", HEADS)
-def test_nothing_is_waited_for(head, kernel, fake_card):
-    config = small_config(head).architecture
-    network = build_network(config, device="cuda")
-    for parameter in network.parameters():
-        parameter.data = parameter.data.half()
-    for buffer in network.buffers():
-        buffer.data = buffer.data.half() if buffer.is_floating_point() else buffer.data
-    inputs = torch.empty(2, 3, 96, 160, device=fake_card, dtype=torch.float16)
+def test_static_path_does_not_synchronize(kernel, network, fake_cuda):
+    make_fake(network, fake_cuda)
+    inputs = torch.empty(2, 3, 96, 160, device=fake_cuda, dtype=torch.float16)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    table = CellTable.of(config, torch.device("cpu"))
-    table = CellTable(*(part.to(fake_card) for part in table))
-    wanted = torch.ones(config.num_classes, device=fake_card)
-    with OnlyOneDevice():
-        features = solo_static.extract(network, inputs, wanted)
-        found = solo_static.detect(network, features, table, PostprocessConfig(kernel=kernel), 512)
-    assert features.scores.dtype == found.scores.dtype == found.masks.dtype == torch.float32
+    class_mask = torch.ones(network.config.num_classes, device=fake_cuda)
+    thresholds, stopwatch = PostprocessConfig(kernel=kernel), Stopwatch()
+    with CudaOnly():
+        features = solo.extract_features(network, inputs, class_mask, stopwatch)
+        detections = solo_static.detect_static(network, features, thresholds, 512, stopwatch)
+    assert features.scores.dtype == detections.scores.dtype == detections.masks.dtype == torch.float32
     assert features.levels[0].dtype == torch.float16
-    assert found.scores.shape == (2, 100) and found.masks.shape == (2, 100, 24, 40)
+    assert detections.scores.shape == (2, 100) and detections.masks.shape == (2, 100, 24, 40)
 
 
-def test_the_check_finds_what_it_looks_for(fake_card):
-    x = torch.empty(4, device=fake_card)
-    with pytest.raises(NEEDS_NUMBERS):
+def test_reads_and_copies_are_detected(fake_cuda):
+    x = torch.empty(4, device=fake_cuda)
+    with pytest.raises(READS_VALUES):
         torch.nonzero(x)
-    with pytest.raises(NEEDS_NUMBERS):
+    with pytest.raises(READS_VALUES):
         float(x.sum())
-    with pytest.raises(AssertionError, match="touches"), OnlyOneDevice():
-        torch.ones(4).to(fake_card)
+    with pytest.raises(AssertionError, match="touches"), CudaOnly():
+        torch.ones(4).to(fake_cuda)

@@ -1,32 +1,38 @@
+"""Detections of SOLO against mmdet's, and with bounded memory."""
+
 import numpy as np
 import pytest
 import torch
-from helpers import golden_io, reference_solo
+from helpers import golden_io, reference_postprocess
+from helpers.dense_outputs import dense_mask_scores
 from helpers.models import HEADS
 from helpers.paths import DATA
 
 from solo_infer.config import PostprocessConfig
 from solo_infer.diagnostics.procedural_weights import uniform
-from solo_infer.inference import solo
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import find_candidates, full_size_masks
+from solo_infer.inference.solo import detect_batch, detect_image, find_candidates, full_size_masks
+from solo_infer.models.solo import masks as solo_masks
+from solo_infer.models.solo.head import class_scores_from_logits
+from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.ops import packed_masks
+from solo_infer.runtime.stopwatch import Stopwatch
 
 GRIDS, STRIDES = (40, 36, 24, 16, 12), (8, 8, 16, 32, 32)
 CELL_STRIDES = torch.cat([torch.full((g * g,), float(s)) for g, s in zip(GRIDS, STRIDES, strict=True)])
 GEOMETRY = Geometry(original=(97, 143), resized=(150, 217), padded=(160, 224))
-MAP_SIZE = (40, 56)
-COUNTS = {"many": 1600, "some": 80, "none": 0}
+MASK_SIZE = (40, 56)
+CANDIDATE_COUNTS = {"many": 1600, "some": 80, "none": 0}
 
 
-class StoredMaps:
-    """Mask maps that are simply there: (cells, h, w)."""
+class StoredMasks(CandidateMasks):
+    """Masks of all cells (cells, h, w), computed beforehand."""
 
     def __init__(self, masks):
         self.masks, self.size = masks, tuple(masks.shape[-2:])
         self.largest_request = 0
 
-    def scores(self, image, cells):
+    def scores(self, cells):
         self.largest_request = max(self.largest_request, len(cells))
         return self.masks[cells].clone()
 
@@ -38,22 +44,22 @@ def bump(key, count, size):
 
 
 def golden_inputs(case, decoupled):
-    """Make the head outputs of the kit's post-processing cases: scores (cells, 80), masks (cells, h, w)."""
-    height, width = MAP_SIZE
+    """Return class scores (cells, 80) and masks (cells, h, w) of a post-processing case of the kit."""
+    height, width = MASK_SIZE
     total = sum(g * g for g in GRIDS)
     classes, masks = [], []
     for level, grid in enumerate(GRIDS):
         key = f"post/{case}/{level}"
-        count = COUNTS[case] * grid * grid // total
+        count = CANDIDATE_COUNTS[case] * grid * grid // total
         count = max(count, 60) if case == "many" else count
         size = 80 * grid * grid
         picks = (uniform(key + "/where", (2 * max(count, 1) + 8,)) * size).astype(np.int64)
-        where = np.sort(np.resize(np.unique(picks)[: max(count, 1)], max(count, 1)))
+        positions = np.sort(np.resize(np.unique(picks)[: max(count, 1)], max(count, 1)))
         scores = np.zeros(size, np.float32)
-        scores[where[:count]] = uniform(key + "/score", (count,))
+        scores[positions[:count]] = uniform(key + "/score", (count,))
         classes.append(scores.reshape(80, grid * grid).T)
-        cells = grid if decoupled else grid * grid
-        x, y = bump(key + "/x", cells, width)[:, None, :], bump(key + "/y", cells, height)[:, :, None]
+        num_maps = grid if decoupled else grid * grid
+        x, y = bump(key + "/x", num_maps, width)[:, None, :], bump(key + "/y", num_maps, height)[:, :, None]
         if decoupled:
             x, y = np.clip(x, 0, 1).astype(np.float32), np.clip(y, 0, 1).astype(np.float32)
             masks.append((x[None] * y[:, None]).reshape(-1, height, width))
@@ -62,24 +68,26 @@ def golden_inputs(case, decoupled):
     return torch.from_numpy(np.concatenate(classes)), torch.from_numpy(np.concatenate(masks))
 
 
-@pytest.mark.parametrize("case", COUNTS)
-@pytest.mark.parametrize("kind", ["solo", "decoupled"])
-def test_mmdets_post_processing(kind, case):
-    scores, masks = golden_inputs(case, kind == "decoupled")
+@pytest.mark.parametrize("case", CANDIDATE_COUNTS)
+@pytest.mark.parametrize("head", ["solo", "decoupled"])
+def test_detections_equal_mmdets(head, case):
+    scores, masks = golden_inputs(case, head == "decoupled")
     candidates = find_candidates(scores, 0.1)
-    found = solo.detect(candidates, StoredMaps(masks), 0, CELL_STRIDES, GEOMETRY, PostprocessConfig())
-    with np.load(DATA / f"post__{kind}.npz") as file:
+    detections = detect_image(candidates, StoredMasks(masks), CELL_STRIDES, GEOMETRY, PostprocessConfig())
+    with np.load(DATA / f"post__{head}.npz") as file:
         golden = {name.split("/")[1]: file[name] for name in file if name.startswith(f"{case}/")}
     assert len(candidates.cells) == int(golden["img0_num_candidates"])
-    assert len(found.scores) == len(golden["img0_scores"])
-    assert found.labels.tolist() == golden["img0_labels"].tolist()
-    unpacked = packed_masks.unpack(found.packed_masks, 143).numpy()
-    report = golden_io.compare(golden, 0, found.scores.numpy(), found.labels.numpy(), unpacked, 1e-5)
+    assert len(detections.scores) == len(golden["img0_scores"])
+    assert detections.labels.tolist() == golden["img0_labels"].tolist()
+    unpacked = packed_masks.unpack(detections.packed_masks, 143).numpy()
+    report = golden_io.compare(
+        golden, 0, detections.scores.numpy(), detections.labels.numpy(), unpacked, 1e-5
+    )
     assert (report["missing"], report["extra"], report["mask_pixels"]) == (0, 0, 0), report
     if case == "many":
-        areas, _, _ = solo.measure_masks(StoredMaps(masks), 0, candidates.cells.unique(), 0.5)
-        cells, owners = candidates.cells.unique_consecutive(return_inverse=True)
-        large = (areas > CELL_STRIDES[cells])[owners]
+        areas, _, _ = StoredMasks(masks).statistics(candidates.cells.unique(), 0.5)
+        cells, mask_index = candidates.cells.unique_consecutive(return_inverse=True)
+        large = (areas > CELL_STRIDES[cells])[mask_index]
         assert int(large.sum()) == int(golden["img0_num_after_area"]) < len(candidates.cells)
 
 
@@ -96,94 +104,109 @@ SETTINGS = [
 ]
 
 
+def random_images():
+    return torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_equals_the_plain_road_under_any_settings(head, settings, small_models, photo):
-    model = small_models[head]
+@torch.no_grad()
+def test_detections_equal_the_reference_under_any_settings(head, settings, small_models):
+    network = small_models[head].network
     geometry = Geometry((60, 79), (91, 120), (96, 128))
-    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(3))
-    levels, scores = model.network(images)
-    candidates = find_candidates(scores[0], settings.score_thr)
-    maps = model.network.mask_maps(levels, candidates.cells) if len(candidates.cells) else None
-    found = solo.detect(candidates, maps, 0, model._strides, geometry, settings)
-    masks = reference_solo.all_masks(model.network, levels)[0]
-    expected = reference_solo.detect(scores[0], masks, model._strides, geometry, settings)
-    assert found.labels.tolist() == expected[1].tolist()
-    torch.testing.assert_close(found.scores, expected[0], rtol=0, atol=1e-5)
-    differing = (packed_masks.unpack(found.packed_masks, 79) != expected[2]).flatten(1).sum(1)
+    output = network(random_images())
+    (class_scores,) = class_scores_from_logits(output.class_logits)
+    (masks,) = dense_mask_scores(output)
+    strides = network.mask_head.cells.stride
+    expected_scores, expected_labels, expected_masks = reference_postprocess.detect(
+        class_scores, masks, strides, geometry, settings
+    )
+    (detections,) = detect_batch(network, random_images(), [geometry], settings, None, Stopwatch())
+    assert detections.labels.tolist() == expected_labels.tolist()
+    torch.testing.assert_close(detections.scores, expected_scores, rtol=0, atol=1e-5)
+    differing = (packed_masks.unpack(detections.packed_masks, 79) != expected_masks).flatten(1).sum(1)
     assert len(differing) == 0 or differing.max() <= 5
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_chunks_change_nothing(head, small_models, monkeypatch):
-    model = small_models[head]
-    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(3))
-    levels, scores = model.network(images)
-    candidates = find_candidates(scores[0], 0.05)
-    maps = model.network.mask_maps(levels, candidates.cells)
-    geometry = Geometry((60, 79), (91, 120), (96, 128))
+@torch.no_grad()
+def test_chunks_do_not_change_detections(head, small_models, monkeypatch):
+    network = small_models[head].network
+    levels = network.features(random_images())
+    (class_scores,) = class_scores_from_logits(network.mask_head.class_logits(levels))
+    candidates = find_candidates(class_scores, 0.05)
+    (masks,) = network.mask_head.masks(levels, [candidates.cells.unique_consecutive()])
+    geometry, strides = Geometry((60, 79), (91, 120), (96, 128)), network.mask_head.cells.stride
 
     def detect():
-        return solo.detect(candidates, maps, 0, model._strides, geometry, PostprocessConfig())
+        return detect_image(candidates, masks, strides, geometry, PostprocessConfig())
 
-    whole = detect()
-    monkeypatch.setattr(solo, "CACHED_BYTES", 3 * 4 * maps.size[0] * maps.size[1])
+    expected = detect()
+    monkeypatch.setattr(solo_masks, "CPU_CHUNK_BYTES", 3 * 4 * masks.size[0] * masks.size[1])
+    assert masks.chunk_length(candidates.cells) == 3
     chunked = detect()
-    assert len(whole.scores) > 20
-    torch.testing.assert_close(chunked.scores, whole.scores, rtol=0, atol=1e-6)
-    assert torch.equal(chunked.labels, whole.labels)
-    assert torch.equal(chunked.packed_masks, whole.packed_masks)
-    assert torch.equal(chunked.boxes, whole.boxes)
+    assert len(expected.scores) > 20
+    torch.testing.assert_close(chunked.scores, expected.scores, rtol=0, atol=1e-6)
+    assert torch.equal(chunked.labels, expected.labels)
+    assert torch.equal(chunked.packed_masks, expected.packed_masks)
+    assert torch.equal(chunked.boxes, expected.boxes)
 
 
 def test_requests_never_exceed_the_chunk(monkeypatch):
     scores, masks = golden_inputs("many", decoupled=False)
-    maps = StoredMaps(masks)
-    monkeypatch.setattr(solo, "CACHED_BYTES", 11 * 4 * 40 * 56)
-    solo.detect(find_candidates(scores, 0.1), maps, 0, CELL_STRIDES, GEOMETRY, PostprocessConfig())
-    assert maps.largest_request == 11
+    stored = StoredMasks(masks)
+    monkeypatch.setattr(solo_masks, "CPU_CHUNK_BYTES", 11 * 4 * MASK_SIZE[0] * MASK_SIZE[1])
+    detect_image(find_candidates(scores, 0.1), stored, CELL_STRIDES, GEOMETRY, PostprocessConfig())
+    assert stored.largest_request == 11
 
 
-def test_every_cell_and_class_a_candidate():
-    """The case in which mmdet asks for hundreds of gigabytes."""
+def test_all_cells_and_classes_are_candidates():
+    """Detect with 309,760 candidates, for which mmdet would allocate hundreds of gigabytes."""
     scores = 0.2 + 0.6 * torch.rand(sum(g * g for g in GRIDS), 80, generator=torch.Generator().manual_seed(0))
     _, masks = golden_inputs("none", decoupled=False)
     candidates = find_candidates(scores, 0.1)
     assert len(candidates.cells) == 3872 * 80
-    found = solo.detect(candidates, StoredMaps(masks), 0, CELL_STRIDES, GEOMETRY, PostprocessConfig())
-    assert len(found.scores) == 100
+    detections = detect_image(candidates, StoredMasks(masks), CELL_STRIDES, GEOMETRY, PostprocessConfig())
+    assert len(detections.scores) == 100
+
+
+@torch.no_grad()
+def test_stages_are_marked(small_model):
+    geometry, stopwatch = Geometry((60, 79), (91, 120), (96, 128)), Stopwatch()
+    detect_batch(small_model.network, random_images(), [geometry], PostprocessConfig(), None, stopwatch)
+    assert list(stopwatch.seconds) == ["backbone", "pyramid", "classes", "masks", "post"]
 
 
 SIZES = {
-    "kit": GEOMETRY,
+    "golden": GEOMETRY,
     "enlarged": Geometry(original=(31, 17), resized=(150, 82), padded=(160, 96)),
     "reduced": Geometry(original=(700, 1001), resized=(90, 128), padded=(96, 128)),
-    "one pixel": Geometry(original=(1, 1), resized=(32, 32), padded=(32, 32)),
-    "a thin line": Geometry(original=(1, 400), resized=(1, 96), padded=(32, 96)),
+    "one_pixel": Geometry(original=(1, 1), resized=(32, 32), padded=(32, 32)),
+    "thin_line": Geometry(original=(1, 400), resized=(1, 96), padded=(32, 96)),
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_full_size_masks_follow_the_two_steps(name):
+def test_full_size_masks_equal_two_interpolations(name):
     geometry = SIZES[name]
     size = tuple(side // 4 for side in geometry.padded)
     generator = torch.Generator().manual_seed(1)
     masks = torch.rand(9, *size, generator=generator)
     masks[4] = 0
     cells = torch.tensor([3, 1, 0, 4, 8, 2])
-    packed, boxes = full_size_masks(StoredMaps(masks), 0, cells, geometry, 0.5)
+    packed, boxes = full_size_masks(StoredMasks(masks), cells, geometry, 0.5)
     height, width = geometry.resized
-    soft = reference_solo.bilinear(masks[None], size=geometry.padded)[:, :, :height, :width]
-    expected = reference_solo.bilinear(soft, size=geometry.original)[0]
-    found = packed_masks.unpack(packed, geometry.original[1])
-    unclear = (expected - 0.5).abs() < 1e-5  # where the rounding of another order may decide
-    assert torch.equal(found | unclear[cells], (expected[cells] > 0.5) | unclear[cells])
-    assert unclear.float().mean() < 1e-3 or unclear.sum() == 0
-    assert torch.equal(boxes, boxes_of(found))
+    soft = reference_postprocess.bilinear(masks[None], size=geometry.padded)[:, :, :height, :width]
+    expected = reference_postprocess.bilinear(soft, size=geometry.original)[0]
+    unpacked = packed_masks.unpack(packed, geometry.original[1])
+    at_threshold = (expected - 0.5).abs() < 1e-5  # rounding decides about these pixels
+    assert torch.equal(unpacked | at_threshold[cells], (expected[cells] > 0.5) | at_threshold[cells])
+    assert at_threshold.float().mean() < 1e-3 or at_threshold.sum() == 0
+    assert torch.equal(boxes, boxes_of(unpacked))
 
 
 def boxes_of(masks):
-    """Return the boxes of bool masks (N, H, W), one after another."""
+    """Return the tight boxes (N, 4) of bool masks (N, H, W)."""
     boxes = []
     for mask in masks:
         rows, columns = torch.nonzero(mask, as_tuple=True)
@@ -192,9 +215,9 @@ def boxes_of(masks):
     return torch.tensor(boxes)
 
 
-def test_candidates_come_in_mmdets_order():
+def test_candidates_are_in_mmdets_order():
     scores = torch.tensor([[0.2, 0.0, 0.1], [0.05, 0.3, 0.0], [0.9, 0.0, 0.11]])
-    found = find_candidates(scores, 0.1)
-    assert found.cells.tolist() == [0, 1, 2, 2]
-    assert found.labels.tolist() == [0, 1, 0, 2]
-    torch.testing.assert_close(found.scores, torch.tensor([0.2, 0.3, 0.9, 0.11]))
+    candidates = find_candidates(scores, 0.1)
+    assert candidates.cells.tolist() == [0, 1, 2, 2]
+    assert candidates.labels.tolist() == [0, 1, 0, 2]
+    torch.testing.assert_close(candidates.scores, torch.tensor([0.2, 0.3, 0.9, 0.11]))

@@ -10,9 +10,14 @@ import torch
 from helpers.fake_corex import CARD, SimulatedCard, report_as_corex
 from helpers.forbid_float64 import Float64Error, NoFloat64
 from helpers.models import HEADS
-from training.test_fine_tune import QUICK as QUICK_RECIPE
-from training.test_fine_tune import data, start  # noqa: F401
-from training.test_trainer import QUICK, Rectangles, losses, small_start
+from helpers.training_runs import (
+    QUICK,
+    QUICK_FINE_TUNE,
+    Rectangles,
+    losses,
+    small_start,
+    write_nuts_and_bolts,
+)
 
 from solo_infer import SOLO
 from solo_infer.diagnostics import problems
@@ -135,10 +140,11 @@ def test_training_on_the_card(card, tmp_path):
         )
 
 
-def test_fine_tuning_on_the_card_from_files(card, data, tmp_path):  # noqa: F811
-    """Images, their augmentation and their targets are moved to the card, and validation runs on it."""
-    recipe = replace(QUICK_RECIPE, epochs=1, workers=0)
-    run = fine_tune(start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
+def test_fine_tuning_on_the_card_from_files(card, tmp_path):
+    """Move images and targets of a data set to the card, train and evaluate there."""
+    data = write_nuts_and_bolts(tmp_path / "data")
+    recipe = replace(QUICK_FINE_TUNE, epochs=1)
+    run = fine_tune(small_start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
     assert card.num_transfers > 300
     assert (run / "evaluation.csv").is_file() and (run / "model.safetensors").is_file()
 
