@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers.predictions import assert_same_result
+from helpers.results import assert_same
 from torch import nn
 
 from solo_infer import load_model
@@ -210,7 +210,7 @@ def test_models_of_a_further_family_are_saved_and_loaded(stripes, photo, tmp_pat
     for load in (load_model, Stripes.from_pretrained):
         loaded = load(tmp_path / "saved", device="cpu")
         assert type(loaded) is Stripes and loaded.config == stripes
-        assert_same_result(loaded(photo[:16, :16]), model(photo[:16, :16]))
+        assert_same(loaded(photo[:16, :16]), model(photo[:16, :16]))
     with pytest.raises(ConfigError, match="is a stripes model .* expected one of 'solo'"):
         FAMILIES["solo"].load("segmenter").from_pretrained(tmp_path / "saved", device="cpu")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers.dense_outputs import dense_class_scores
 from helpers.models import HEADS, YOLACT_VARIANTS
-from helpers.predictions import assert_same_result, smooth_images
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
 
 from solo_infer import PostprocessConfig, YOLACTPostprocessConfig, load_image
 from solo_infer.diagnostics.benchmark import STAGES
@@ -42,7 +43,7 @@ def test_predict_batch_equals_calls(model, images, synchronize):
     results = model.predict_batch(images, synchronize=synchronize)
     assert len(results) == len(images)
     for image, result in zip(images, results, strict=True):
-        assert_same_result(result, model(image.pixels))
+        assert_same(result, model(image.pixels))
         assert result.source == image.name
         assert set(result.timings) == set(STAGES)
 
@@ -52,7 +53,7 @@ def test_predict_batch_with_thresholds(model, images):
     results = model.predict_batch(images, thresholds=thresholds)
     assert all(len(result) <= 2 for result in results) and any(len(result) for result in results)
     for image, result in zip(images, results, strict=True):
-        assert_same_result(result, model.with_thresholds(thresholds)(image.pixels))
+        assert_same(result, model.with_thresholds(thresholds)(image.pixels))
 
 
 def test_predict_batch_of_no_images(model):

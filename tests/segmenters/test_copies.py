@@ -7,7 +7,8 @@ from itertools import permutations
 import pytest
 import torch
 from helpers.models import small_config, small_network, small_yolact_config, small_yolact_network
-from helpers.predictions import assert_same_result, smooth_images
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig, YOLACTPostprocessConfig
 from solo_infer.models import build_network
@@ -77,10 +78,10 @@ def test_copies_do_not_depend_on_the_order(order, model, image):
     result, expected_result = copies[-1](image), expected(image)
     assert len(result) > 0 and set(result.names) <= {"cat", "bird"}
     if "compile" not in order:
-        assert_same_result(result, expected_result)
+        assert_same(result, expected_result)
         return
     # A compiled network rounds differently, which moves single instances across a threshold.
-    assert_same_result(result, expected.compile(backend="eager")(image))
+    assert_same(result, expected.compile(backend="eager")(image))
 
 
 def test_all_copies_follow_the_network(model, image):
@@ -99,12 +100,12 @@ def test_all_copies_follow_the_network(model, image):
             assert (other.dtype, other.device) == (dtype, torch.device("cpu"))
             assert repr(other).endswith(f"{str(dtype).removeprefix('torch.')} on cpu>")
         fresh = independent(model, dtype)
-        assert_same_result(copies["itself"](image), fresh(image))
-        assert_same_result(copies["only"](image), fresh.only("cat")(image))
+        assert_same(copies["itself"](image), fresh(image))
+        assert_same(copies["only"](image), fresh.only("cat")(image))
         thresholds = THRESHOLDS[model.family]
-        assert_same_result(copies["with_thresholds"](image), fresh(image, thresholds=thresholds))
-        assert_same_result(copies["both"](image), fresh.only("cat")(image, thresholds=thresholds))
-        assert_same_result(copies["compile"](image), fresh.compile(backend="eager")(image))
+        assert_same(copies["with_thresholds"](image), fresh(image, thresholds=thresholds))
+        assert_same(copies["both"](image), fresh.only("cat")(image, thresholds=thresholds))
+        assert_same(copies["compile"](image), fresh.compile(backend="eager")(image))
 
 
 def test_casting_through_a_copy_casts_the_original(model):
@@ -128,19 +129,19 @@ def test_only_does_not_change_the_original(model, image):
     expected = model(image)
     cats = model.only("cat")
     assert set(cats(image).names) <= {"cat"}
-    assert_same_result(model(image), expected)
-    assert_same_result(cats.only(["cat", "dog", "bird"])(image), expected)
+    assert_same(model(image), expected)
+    assert_same(cats.only(["cat", "dog", "bird"])(image), expected)
 
 
 def test_predictions_follow_the_weights(model, image):
     before = model(image)
-    assert_same_result(before, independent(model, "float32")(image))
+    assert_same(before, independent(model, "float32")(image))
     torch.manual_seed(4)
     other = build_network(model.config.architecture)
     model.network.load_state_dict(other.state_dict())
     after = model(image)
     assert not torch.equal(after.scores, before.scores)
-    assert_same_result(after, independent(model, "float32")(image))
+    assert_same(after, independent(model, "float32")(image))
 
 
 def test_models_can_be_copied_and_pickled(model, image):
@@ -148,13 +149,13 @@ def test_models_can_be_copied_and_pickled(model, image):
     expected = model(image)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.network is not model.network
-        assert_same_result(other(image), expected)
+        assert_same(other(image), expected)
 
 
 def test_weights_created_in_inference_mode(model, image):
     with torch.inference_mode():
         other = type(model)(model.config, copy.deepcopy(model.network))
-        assert_same_result(other(image), model(image))
+        assert_same(other(image), model(image))
 
 
 def test_predictions_use_only_the_optimized_network(model, image, monkeypatch):

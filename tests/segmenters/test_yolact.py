@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import YOLACT_VARIANTS
-from helpers.predictions import assert_same_result, smooth_images
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
 
 from solo_infer import YOLACT, YOLACTConfig, YOLACTPostprocessConfig, load_model
 from solo_infer.config import ModelConfig, PreprocessConfig
@@ -63,7 +64,7 @@ def test_batch_size_does_not_change_results(variant, small_yolacts):
     images = smooth_images(5)
     alone = [model(image) for image in images]
     for result, expected in zip(model(images, batch_size=5), alone, strict=True):
-        assert_same_result(result, expected)
+        assert_same(result, expected)
 
 
 @both_variants
@@ -93,7 +94,7 @@ def test_threads_can_share_one_model(variant, small_yolacts):
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(work, range(8)):
             for index, result in results:
-                assert_same_result(result, expected[index])
+                assert_same(result, expected[index])
 
 
 @both_variants
@@ -120,7 +121,7 @@ def test_chunks_of_masks_do_not_change_results(small_yolacts, photo, monkeypatch
     model = small_yolacts["mmdet"]
     expected = model(photo)
     monkeypatch.setattr(yolact, "CHUNK_BYTES", 3 * 4 * 24 * 24)  # three masks at a time
-    assert_same_result(model(photo), expected)
+    assert_same(model(photo), expected)
 
 
 def test_nms_pre_limits_the_anchors_of_each_level(small_yolacts, photo):
@@ -144,7 +145,7 @@ def test_saved_model_loads_with_equal_results(variant, small_yolacts, photo, tmp
     for load in (load_model, YOLACT.from_pretrained):
         loaded = load(tmp_path, device="cpu")
         assert isinstance(loaded, YOLACT) and loaded.config == model.config
-        assert_same_result(loaded(photo), model(photo))
+        assert_same(loaded(photo), model(photo))
 
 
 def test_invalid_settings_are_named():
