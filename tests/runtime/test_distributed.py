@@ -101,7 +101,7 @@ def test_two_processes_equal_one(run, saved, data_set, tmp_path):
         *command,
         "--device",
         "cpu",
-        "--output",
+        "--save-json",
         tmp_path / "all.json",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
