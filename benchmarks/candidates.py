@@ -1,71 +1,83 @@
-"""Time and memory of post-processing by the number of candidates, as JSON and as a picture.
+"""Time and memory of the mask branch and post-processing by the number of candidates, as JSON and as a chart.
 
     python benchmarks/candidates.py solo_r50 --counts 10 500 20000 300000
 
-The network, with procedural weights, runs on noise of 800 x 1216 pixels; its class scores are replaced by
-random ones of which so many exceed the threshold. Each count has a process of its own.
+The network has procedural weights and runs on noise at 800 x 1216 pixels. Random class scores, of which the
+given number exceeds the threshold, replace its own. Each count runs in a separate process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from solo_infer import SOLO
-from solo_infer.diagnostics.benchmark import environment
+from solo_infer.diagnostics.benchmark import describe_environment
 from solo_infer.diagnostics.verify import procedural_model
-from solo_infer.inference.preprocess import Geometry
+from solo_infer.inference.preprocess import plan, prepare
+from solo_infer.inference.solo import detect_features, extract_features
+from solo_infer.runtime.stopwatch import Stopwatch
 
-SIZE = (800, 1216)
-HERE = Path(__file__).parent
+INPUT_SIZE = (800, 1216)
+IMAGE_SIZE = (427, 640)  # resized and padded to INPUT_SIZE
+FOLDER = Path(__file__).parent
+RUNS = 3
 
 
-def class_scores(model: SOLO, count: int) -> torch.Tensor:
-    """Return class scores (1, cells, classes) of which ``count`` lie above the threshold."""
-    cells, classes = len(model._strides), model.config.architecture.num_classes
+def random_scores(shape: tuple[int, ...], count: int) -> Tensor:
+    """Return class scores of which ``count`` exceed the score threshold of 0.1."""
     generator = torch.Generator().manual_seed(0)
-    scores = torch.zeros(cells * classes)
-    chosen = torch.randperm(len(scores), generator=generator)[:count]
-    scores[chosen] = 0.11 + 0.8 * torch.rand(count, generator=generator)
-    return scores.view(1, cells, classes)
+    scores = torch.zeros(math.prod(shape))
+    candidates = torch.randperm(len(scores), generator=generator)[:count]
+    scores[candidates] = 0.11 + 0.8 * torch.rand(count, generator=generator)
+    return scores.view(shape)
 
 
 @torch.no_grad()
 def measure(name: str, count: int) -> dict[str, float]:
-    """Return seconds of the mask branch and post-processing, and MiB that they add to the process's peak."""
+    """Return seconds of the mask branch and post-processing, and the memory that candidates add."""
+    image = np.random.default_rng(1).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
     model = procedural_model(name)
-    images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    levels = model.inference_network.features(images.contiguous(memory_format=torch.channels_last))
-    scores = class_scores(model, count)
-    geometry = Geometry((427, 640), (800, 1199), SIZE)
-    before, times = peak_mib(), []
-    for _ in range(3):
-        start = time.perf_counter()
-        found = model._detect(levels, scores, [geometry], model.config.thresholds)
-        times.append(time.perf_counter() - start)
+    config, network = model.config, model.inference_network
+    geometries = [plan(image, config.preprocessing)]
+    inputs = prepare([image], geometries, config.preprocessing, model.device)
+    features = extract_features(network, inputs, None, Stopwatch())
+    shape = tuple(features.scores.shape)
+
+    def detect(count: int) -> tuple[float, int]:
+        stopwatch = Stopwatch()
+        candidates = features._replace(scores=random_scores(shape, count))
+        (detections,) = detect_features(network, candidates, geometries, config.thresholds, stopwatch)
+        return sum(stopwatch.seconds.values()), len(detections.scores)
+
+    detect(0)
+    before = peak_mib()
+    runs = sorted(detect(count) for _ in range(RUNS))
+    seconds, instances = runs[RUNS // 2]
     return {
         "candidates": count,
-        "seconds": round(sorted(times)[1], 3),
+        "seconds": round(seconds, 3),
         "added_mib": round(peak_mib() - before),
         "peak_mib": round(peak_mib()),
-        "instances": len(found[0].scores),
+        "instances": instances,
     }
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process ever had."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def draw(rows: list[dict[str, float]], name: str, path: Path) -> None:
-    """Draw seconds and MiB over the number of candidates."""
+    """Draw seconds and MiB by the number of candidates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,16 +85,19 @@ def draw(rows: list[dict[str, float]], name: str, path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     counts = [row["candidates"] for row in rows]
-    for axes, key, label in ((left, "seconds", "seconds"), (right, "peak_mib", "peak of the process, MiB")):
+    for axes, key, label in (
+        (left, "seconds", "seconds"),
+        (right, "peak_mib", "peak memory of the process, MiB"),
+    ):
         axes.plot(counts, [row[key] for row in rows], "o-", color="#2a6f97")
         axes.set(xscale="log", xlabel="candidates", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{name}, {SIZE[0]} x {SIZE[1]}: masks and post-processing")
+    figure.suptitle(f"{name}, {INPUT_SIZE[0]} x {INPUT_SIZE[1]}: masks and post-processing")
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Measure each count in a process of its own."""
+    """Measure each count in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 500, 20000, 300000])
@@ -97,11 +112,11 @@ def main() -> None:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows.append(json.loads(output.splitlines()[-1]))
         print(rows[-1])
-    target = HERE / f"candidates_{options.model}"
+    target = FOLDER / f"candidates_{options.model}"
     report = {
         "model": options.model,
-        "input": SIZE,
-        "environment": environment(torch.device("cpu")),
+        "input": INPUT_SIZE,
+        "environment": describe_environment(torch.device("cpu")),
         "rows": rows,
     }
     target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""Train the model that comes with the package, from ImageNet weights, on sets that label different classes.
+"""Train the embedded model "tiny" from ImageNet weights, on data sets that label different classes.
 
     python examples/train_tiny.py coco/images coco efficientnet-lite0-57934424.pth run
 
-The second argument is a directory with {all80,road4,person}_{train,val}.json. Interrupted, it goes on.
-On CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000: else the memory of every layer
-goes back to the system and is asked for again, which takes a good part of the time.
+The second argument is a directory with {all80,road4,person}_{train,val}.json. An interrupted run continues
+when the command is repeated. On CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000,
+which avoids returning the memory of every layer to the system and requesting it again.
 """
 
 import json
@@ -18,50 +18,49 @@ from solo_infer.training import (
     DatasetBatches,
     Recipe,
     fit,
+    fixed_input_size,
     init_model,
     load_backbone_weights,
+    make_augmentation,
     union,
 )
-from solo_infer.training.policies import augmentation, batch_size_in_pixels
 
-SETS = ("all80", "road4", "person")
+DATASETS = ("all80", "road4", "person")
 SETTINGS = Path(__file__).with_name("tiny.json")
 
 
-def main(images, annotations, body, output, settings=SETTINGS):
+def main(images, annotations, backbone, output, settings=SETTINGS):
     settings = json.loads(Path(settings).read_text())
-    sets = {
-        part: [CocoDataset(images, Path(annotations) / f"{name}_{part}.json") for name in SETS]
-        for part in ("train", "val")
+    datasets = {
+        split: [CocoDataset(images, Path(annotations) / f"{name}_{split}.json") for name in DATASETS]
+        for split in ("train", "val")
     }
-    validation = frozenset().union(*(dataset.file_names for dataset in sets["val"]))
-    data = union(sets["train"], exclude=validation)
-    classes = data.categories
-    architecture = SOLOConfig(**settings["architecture"], num_classes=len(classes))
+    validation_files = frozenset().union(*(dataset.file_names for dataset in datasets["val"]))
+    categories = union(datasets["train"], exclude=validation_files).categories
+    architecture = SOLOConfig(**settings["architecture"], num_classes=len(categories))
     preprocessing = PreprocessConfig(**settings["preprocessing"])
-    first = Recipe.from_dict(settings["stages"][0])
-    model = init_model(ModelConfig(architecture, preprocessing, categories=classes), first.seed)
-    load_backbone_weights(model.network, Path(body))
-    for number, stage in enumerate(settings["stages"], start=1):
-        recipe = Recipe.from_dict(stage)
-        stage_data = union(
-            sets["train"],
-            exclude=validation,
-            augment=augmentation(recipe, preprocessing),
+    recipes = [Recipe.from_dict(stage) for stage in settings["stages"]]
+    model = init_model(ModelConfig(architecture, preprocessing, categories=categories), recipes[0].seed)
+    load_backbone_weights(model.network, backbone)
+    for number, recipe in enumerate(recipes, start=1):
+        dataset = union(
+            datasets["train"],
+            exclude=validation_files,
+            augment=make_augmentation(recipe, preprocessing),
             seed=recipe.seed,
             filter_empty=False,
             cache=True,
         )
         batches = DatasetBatches(
-            stage_data,
+            dataset,
             recipe.batch_size,
             preprocessing,
             seed=recipe.seed,
             workers=recipe.workers,
-            size=batch_size_in_pixels(recipe, preprocessing),
+            size=fixed_input_size(recipe, preprocessing),
         )
         folder = fit(model, batches, Path(output) / f"stage{number}", recipe, resume=True)
-        # The next stage starts from the averaged weights, which are what is saved.
+        # The next stage starts from the saved weights, which are the moving average.
         model = SOLO.from_pretrained(folder, device="cpu")
     print(folder)
 

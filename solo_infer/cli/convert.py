@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from solo_infer.runtime.device import resolve_dtype
     from solo_infer.segmenters.auto import load_model
     from solo_infer.training.initialization import keep_classes
-    from solo_infer.weights.load import load_checkpoint, save_checkpoint
+    from solo_infer.weights.load import load_checkpoint
+    from solo_infer.weights.save import save_checkpoint
 
     dtype = resolve_dtype(args.dtype)
     if args.classes:

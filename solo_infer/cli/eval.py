@@ -74,26 +74,23 @@ def _score(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation | N
 
     if not is_main_process_env():
         return None
-    return evaluation.score(args.annotations, args.detections, **settings)
+    return evaluation.evaluate_detections(args.annotations, args.detections, **settings)
 
 
 def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation | None:
     """Return the evaluation of a model in the main process, None in the others."""
     from solo_infer.evaluation import evaluate as evaluation
-    from solo_infer.runtime.distributed import is_distributed, joined
+    from solo_infer.runtime.distributed import process_group
     from solo_infer.segmenters.auto import load_model
 
-    with joined(args.device) as device:
+    with process_group(args.device) as device:
         model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=args.dtype)
-        if is_distributed():
-            evaluate: Any = evaluation.evaluate_distributed
-        else:
-            evaluate, settings = evaluation.evaluate, {**settings, "progress": not args.quiet}
-        return evaluate(
+        return evaluation.evaluate(
             options.with_nms(model, args),
             args.images,
             args.annotations,
             output=args.save_json,
             batch_size=args.batch_size,
+            progress=not args.quiet,
             **settings,
         )

@@ -32,7 +32,7 @@ RECIPE_SETTINGS = {
     "seed": "seed",
     "evaluate_every": "evaluate_every",
     "workers": "workers",
-    "crop_size": "size",
+    "crop_size": "crop_size",
     "dtype": "autocast",
 }
 
@@ -144,9 +144,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> None:
     from solo_infer.training import CocoFiles, fine_tune
-    from solo_infer.training.fine_tune import require_free
+    from solo_infer.training.fine_tune import require_empty_dir
 
-    require_free(args.output, args.resume)
+    require_empty_dir(args.output, args.resume)
     validation = None
     if args.val_annotations:
         validation = CocoFiles(args.val_images or args.images, args.val_annotations)

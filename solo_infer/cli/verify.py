@@ -74,7 +74,7 @@ def _compare(device: torch.device, args: argparse.Namespace, presets: Sequence[s
         for check in verify.verify(device, args.dtype, presets):
             checks.append(check)
             if not args.json:
-                numbers = f"{check.found:>12.2e}{check.limit:>12.0e}"
+                numbers = f"{check.difference:>12.2e}{check.limit:>12.0e}"
                 state = "ok" if check.passed else "FAILED"
                 print_text(f"{check.model:<22}{check.quantity:<16}{numbers}  {state}")
     except RuntimeError as error:  # torch raises it for operators that a device lacks
@@ -89,7 +89,7 @@ def _to_dict(check: Check) -> dict[str, Any]:
     return {
         "model": check.model,
         "quantity": check.quantity,
-        "difference": check.found if math.isfinite(check.found) else None,
+        "difference": check.difference if math.isfinite(check.difference) else None,
         "tolerance": check.limit,
         "passed": check.passed,
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from solo_infer.config.preprocess import PreprocessConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ArchitectureConfig(ABC):
@@ -27,7 +30,12 @@ class ArchitectureConfig(ABC):
     def name(self) -> str:
         """Name of the architecture without its backbone, e.g. "decoupled_light"."""
 
+    def with_num_classes(self, num_classes: int) -> Self:
+        """Return this architecture with another number of classes."""
+        return replace(cast(Any, self), num_classes=num_classes)
 
+
+@dataclass(frozen=True)
 class BasePostprocessConfig:
     """Base class of the post-processing settings of a family; the fields that every family has.
 

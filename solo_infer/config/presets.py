@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from solo_infer.config.architecture import Preset
 from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.families import FAMILIES
@@ -20,10 +17,8 @@ def config_from_preset(preset: Preset, categories: Categories = COCO) -> ModelCo
         preset: Published settings.
         categories: Class names; their number is the number of classes.
     """
-    architecture: Any = preset.architecture
-    return ModelConfig(
-        replace(architecture, num_classes=len(categories)), preset.preprocess, preset.postprocess, categories
-    )
+    architecture = preset.architecture.with_num_classes(len(categories))
+    return ModelConfig(architecture, preset.preprocess, preset.postprocess, categories)
 
 
 PRESETS: dict[str, ModelConfig] = {

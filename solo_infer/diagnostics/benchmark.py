@@ -1,9 +1,9 @@
-"""How fast a model is on this machine: stage by stage, warmed up, synchronized, with what it was measured on.
+"""Latency by stage, throughput and peak memory of a model on one image.
 
-    measured = measure(SOLO.from_pretrained("decoupled_r50_3x"), "street.jpg", runs=20)
-    print(format_table([measured]))
+    measurement = measure(SOLO.from_pretrained("decoupled_r50_3x"), "street.jpg", runs=20)
+    print(format_table([measurement]))
 
-Timings start from the decoded image and end with the ``Result``.
+Timings start with the decoded image and end with the ``Result``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 
 from solo_infer._version import __version__
 from solo_infer.data import images
-from solo_infer.data.prefetch import PrefetchedImage
+from solo_infer.data.images import LoadedImage
 from solo_infer.data.sources import ImageSource
+from solo_infer.diagnostics.device_checks import cpu_name
 from solo_infer.errors import ConfigError
-from solo_infer.inference.preprocess import plan
+from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.ops import dispatch
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.runtime.device import fast_paths
@@ -35,12 +36,12 @@ STAGES = ("preprocess", "backbone", "pyramid", "classes", "masks", "post")
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Milliseconds of several runs.
+    """Percentiles of several runs, in milliseconds.
 
     Attributes:
-        median: Of the runs.
-        p10: A tenth of the runs was at least as fast.
-        p90: A tenth of the runs was at least as slow.
+        median: 50th percentile.
+        p10: 10th percentile.
+        p90: 90th percentile.
     """
 
     median: float
@@ -50,26 +51,26 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model on one image.
+    """Measurement of one model on one image.
 
     Attributes:
-        name: Of what was measured.
-        device: Where.
-        dtype: What the network computed in.
-        threads: Of torch on the CPU.
-        batch_size: Images handed over together, all the same.
-        runs: Of such batches, after the warm-up.
-        image: Height and width in pixels.
-        input: Height and width of the network's input.
-        candidates: (cell or anchor, class) pairs above the score threshold, per image; None if unknown.
-        instances: Found per image.
-        stages: Milliseconds an image by stage, each synchronized. On CUDA they run without
-            graphs, so that they add up to more than the total.
-        total: Milliseconds an image from the decoded array to the result, synchronized at its end only.
-        images_per_second: Of the median.
-        peak_memory: MiB: on CUDA of tensors during the runs, on the CPU of the process so far; None where the
-            system does not tell.
-        environment: Versions and names.
+        name: Name of the model.
+        device: Device of the network.
+        dtype: Dtype of the network.
+        threads: CPU threads of torch.
+        batch_size: Number of images per batch, all the same.
+        runs: Number of timed batches.
+        image: (height, width) of the image in pixels.
+        input: (height, width) of the network input in pixels.
+        candidates: (cell or anchor, class) pairs above the score threshold per image, None if unknown.
+        instances: Instances per image.
+        stages: Milliseconds per image by stage, each synchronized. On CUDA the stages run without CUDA
+            graphs, so their sum exceeds the total.
+        total: Milliseconds per image from the decoded image to the result, synchronized at the end only.
+        images_per_second: Throughput at the median of the total.
+        peak_memory: MiB, of tensors during the runs on CUDA and of the whole process on the CPU; None where
+            the system does not report it.
+        environment: Versions of the software and names of the hardware.
     """
 
     name: str
@@ -105,12 +106,12 @@ def measure(
     """Time a model on one image.
 
     Args:
-        model: Where it lies and in its dtype.
-        source: The image, as for a call.
-        name: What to call it.
-        batch_size: Times the image is handed over at once.
-        runs: Timed runs, each of a whole batch: so many for the total, and so many again for the stages.
-        warmup: Runs before them that are not timed; on CUDA the second one captures the graph.
+        model: Model on the device and in the dtype to measure.
+        source: Image, as for ``Segmenter.__call__``.
+        name: Name of the measurement. Defaults to a description of the model.
+        batch_size: Number of copies of the image per batch.
+        runs: Number of timed batches, once for the total and once more for the stages.
+        warmup: Number of batches before them. On CUDA the second one captures the graph.
 
     Raises:
         ConfigError: A number is out of range.
@@ -118,24 +119,20 @@ def measure(
     """
     if min(batch_size, runs) < 1 or warmup < 0:
         raise ConfigError(f"batch_size={batch_size}, runs={runs}, warmup={warmup}: expected 1, 1, 0 or more.")
-    loaded = images.load_image(source)
-    batch = [PrefetchedImage(loaded, {})] * batch_size
-    thresholds = model.config.thresholds
+    image = images.load_image(source)
+    batch = [image] * batch_size
 
     def run(synchronized: bool) -> dict[str, float]:
-        watch = Stopwatch(model.device)
-        results = model._segment(batch, thresholds, synchronized)
-        watch.mark("total")
-        return {**results[0].timings, "total": watch.seconds["total"] / batch_size}
+        stopwatch = Stopwatch(model.device)
+        results = model.predict_batch(batch, synchronize=synchronized)
+        stopwatch.mark("total")
+        return {**results[0].timings, "total": stopwatch.seconds["total"] / batch_size}
 
     for _ in range(warmup):
         run(synchronized=False)
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-    totals = [run(synchronized=False)["total"] for _ in range(runs)]
+    reset_peak_memory(model.device)
+    total = percentiles([run(synchronized=False)["total"] for _ in range(runs)])
     staged = [run(synchronized=True) for _ in range(runs)]
-    total = spread(totals)
-    geometry = plan(loaded.pixels, model.config.preprocessing)
     return Measurement(
         name=name or repr(model),
         device=str(model.device),
@@ -143,123 +140,103 @@ def measure(
         threads=torch.get_num_threads(),
         batch_size=batch_size,
         runs=runs,
-        image=(loaded.pixels.shape[0], loaded.pixels.shape[1]),
-        input=geometry.padded,
-        candidates=_count_candidates(model, batch),
-        instances=len(model._segment(batch[:1], thresholds)[0]),
-        stages={stage: spread([found[stage] for found in staged]) for stage in STAGES},
+        image=image.pixels.shape[:2],
+        input=plan(image.pixels, model.config.preprocessing).padded,
+        candidates=count_candidates(model, image),
+        instances=len(model.predict_batch([image])[0]),
+        stages={stage: percentiles([seconds[stage] for seconds in staged]) for stage in STAGES},
         total=total,
         images_per_second=1000 / total.median,
         peak_memory=peak_memory(model.device),
-        environment=environment(model.device),
+        environment=describe_environment(model.device),
     )
 
 
-def spread(seconds: Sequence[float]) -> Percentiles:
-    """Return median and tenths of runs, in milliseconds."""
+def count_candidates(model: Segmenter, image: LoadedImage) -> int:
+    """Return the number of (cell or anchor, class) pairs of an image above the score threshold."""
+    settings = model.config.preprocessing
+    inputs = prepare([image.pixels], [plan(image.pixels, settings)], settings, model.device, model.dtype)
+    return model.count_candidates(inputs)[0]
+
+
+def percentiles(seconds: Sequence[float]) -> Percentiles:
+    """Return the percentiles of runs, in milliseconds."""
     ordered = sorted(1000 * value for value in seconds)
     last = len(ordered) - 1
     return Percentiles(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)])
 
 
-@torch.no_grad()
-def _count_candidates(model: Segmenter, batch: list[Any]) -> int:
-    """Return how many (cell or anchor, class) pairs of the image pass the score threshold."""
-    from solo_infer.inference.preprocess import prepare
-
-    pixels, preprocessing = batch[0][0].pixels, model.config.preprocessing
-    inputs = prepare(pixels, plan(pixels, preprocessing), preprocessing, model.device)[None].to(model.dtype)
-    return int((model.class_scores(inputs) > model.config.thresholds.score_thr).sum())
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of ``peak_memory`` on CUDA."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Return MiB: of the process so far on the CPU, of tensors since the last reset on CUDA."""
+    """Return the peak memory in MiB: of the process on the CPU, of tensors since the last reset on CUDA."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
     except ImportError:  # Windows
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 2**10)
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maximum / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """Return versions and names that a figure means nothing without."""
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Return the versions of the software and the names of the hardware."""
     import torchvision
 
-    found = {
+    values = {
         "solo_infer": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": cpu_name(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        allowed = fast_paths(device)
-        found["triton"] = ("all kernels" if allowed.triton else "none") + "".join(
+        values["gpu"] = torch.cuda.get_device_name(device)
+        supported = fast_paths(device)
+        values["triton"] = ("all kernels" if supported.triton else "none") + "".join(
             f", not {name} ({reason})" for name, reason in dispatch.failures().items()
         )
-        found["graphs"] = "on" if allowed.graphs else "off"
-    return found
+        values["graphs"] = "on" if supported.graphs else "off"
+    return values
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def format_table(measured: Sequence[Measurement]) -> str:
-    """Return measurements as text: milliseconds an image by stage, a line each."""
-    width = max(len("model"), *(len(found.name) for found in measured))
+def format_table(measurements: Sequence[Measurement]) -> str:
+    """Return measurements as text: milliseconds per image by stage, one line each."""
+    width = max(len("model"), *(len(entry.name) for entry in measurements))
     head = f"{'model':<{width}}  batch " + "".join(f"{stage:>11}" for stage in (*STAGES, "total"))
-    lines = ["milliseconds an image (median)", head + "   p10..p90      images/s  candidates  instances"]
-    for found in measured:
-        cells = "".join(
-            f"{found.stages[stage].median:>11.1f}" if stage in found.stages else f"{'-':>11}"
+    lines = ["milliseconds per image (median)", head + "   p10..p90      images/s  candidates  instances"]
+    for entry in measurements:
+        columns = "".join(
+            f"{entry.stages[stage].median:>11.1f}" if stage in entry.stages else f"{'-':>11}"
             for stage in STAGES
         )
         lines.append(
-            f"{found.name:<{width}}  {found.batch_size:>5} {cells}{found.total.median:>11.1f}"
-            f"   {found.total.p10:.1f}..{found.total.p90:.1f}{found.images_per_second:>12.2f}"
-            f"{'-' if found.candidates is None else found.candidates:>12}{found.instances:>11}"
+            f"{entry.name:<{width}}  {entry.batch_size:>5} {columns}{entry.total.median:>11.1f}"
+            f"   {entry.total.p10:.1f}..{entry.total.p90:.1f}{entry.images_per_second:>12.2f}"
+            f"{'-' if entry.candidates is None else entry.candidates:>12}{entry.instances:>11}"
         )
-    lines += _ratio_lines(measured)
-    first = measured[0]
+    first = measurements[0]
+    memory = "unknown" if first.peak_memory is None else f"{first.peak_memory:.0f} MiB"
     lines.append(
         f"{first.device}, {first.dtype}, {first.threads} threads, input {first.input[0]} x {first.input[1]}, "
-        f"{first.runs} runs, peak memory {_mebibytes(first.peak_memory)}"
+        f"{first.runs} runs, peak memory {memory}"
     )
     lines.append(", ".join(f"{name} {value}" for name, value in first.environment.items()))
     return "\n".join(lines)
 
 
-def _ratio_lines(measured: Sequence[Measurement]) -> list[str]:
-    """Return how many times as fast as mmdet each measurement is, where it was measured after it."""
-    lines, pending = [], []
-    for found in measured:
-        if "mmdet" not in found.environment:
-            pending.append(found)
-            continue
-        for ours in pending:
-            times = found.total.median / ours.total.median
-            lines.append(f"{ours.name} ({ours.dtype}, batch {ours.batch_size}): {times:.2f} times mmdet")
-        pending = []
-    return lines
+def plot(measurements: Sequence[Measurement], path: Path) -> Path:
+    """Draw the stages of measurements as a chart of stacked bars.
 
-
-def _mebibytes(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0f} MiB"
-
-
-def plot(measured: Sequence[Measurement], path: Path) -> Path:
-    """Draw the stages of measurements as stacked bars.
+    Args:
+        measurements: Measurements, one bar each.
+        path: Path of the image file to write.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -270,15 +247,15 @@ def plot(measured: Sequence[Measurement], path: Path) -> Path:
         raise ConfigError(
             "A chart needs matplotlib, which is not installed: pip install 'solo-infer[train]'."
         ) from error
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(measured)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(measurements)), layout="constrained")
     axes = figure.add_subplot()
-    labels = [f"{found.name} ({found.dtype}, batch {found.batch_size})" for found in measured]
-    left = [0.0] * len(measured)
-    for stage in dict.fromkeys(stage for found in measured for stage in found.stages):
-        spans = [found.stages[stage].median if stage in found.stages else 0.0 for found in measured]
-        axes.barh(labels, spans, left=left, label=stage)
-        left = [start + span for start, span in zip(left, spans, strict=True)]
-    axes.set(xlabel="milliseconds an image")
+    labels = [f"{entry.name} ({entry.dtype}, batch {entry.batch_size})" for entry in measurements]
+    left = [0.0] * len(measurements)
+    for stage in dict.fromkeys(stage for entry in measurements for stage in entry.stages):
+        widths = [entry.stages[stage].median if stage in entry.stages else 0.0 for entry in measurements]
+        axes.barh(labels, widths, left=left, label=stage)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set(xlabel="milliseconds per image")
     axes.invert_yaxis()
     axes.legend(ncol=3, fontsize="small")
     return write_whole(path, lambda staged: figure.savefig(staged, dpi=110))

@@ -1,36 +1,118 @@
-"""Does a device compute what the CPU computes? Tiny operations of all kinds that this library uses, compared.
+"""Comparison of basic operations on a device with the CPU, and descriptions of the devices.
 
-What a card can do is asked of the card: its compute capability and CUDA version say little on CoreX.
+Results are measured on the device: compute capability and CUDA version say little about CoreX cards.
 """
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.ops import packed_masks
+from solo_infer.runtime.device import DTYPES, fast_paths, is_corex_card, probe
+from solo_infer.runtime.messages import first_line
 
-Inputs = tuple[Tensor, ...]
+SLOW_RATIO = 4.0  # time relative to float32 from which a half dtype is reported as slow
+HALF_TOLERANCE = 0.1  # accepted difference of operations in float16 and bfloat16
+
+
+def describe_devices() -> list[dict[str, Any]]:
+    """Return the properties of each device that ``solo-infer doctor`` shows, as JSON-ready values."""
+    devices = [_describe_cpu()]
+    if torch.cuda.is_available():
+        devices += [_describe_cuda(index) for index in range(torch.cuda.device_count())]
+    return devices
+
+
+def _describe_cpu() -> dict[str, Any]:
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    return {
+        "device": "cpu",
+        "name": cpu_name(),
+        "capability": capability,
+        "threads": torch.get_num_threads(),
+        "works": {name: probe_cpu(dtype) for name, dtype in DTYPES.items()},
+        **_describe_features(torch.device("cpu")),
+    }
+
+
+def cpu_name() -> str:
+    """Return the model name of the CPU on Linux, elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    entries = (line.partition(":") for line in lines)
+    names = [value.strip() for key, _, value in entries if key.strip() == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _describe_cuda(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    device = torch.device("cuda", index)
+    return {
+        "device": str(device),
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "corex": is_corex_card(index),
+        "warp_size": getattr(properties, "warp_size", None),
+        "works": {name: probe(device, dtype) for name, dtype in DTYPES.items()},
+        **_describe_features(device),
+    }
+
+
+def _describe_features(device: torch.device) -> dict[str, Any]:
+    """Return the states of the operations and the fast paths of a device."""
+    paths = asdict(fast_paths(device))
+    return {
+        "operations": probe_operations(device),
+        "fast_paths": {**paths, "dtype": str(paths["dtype"]).removeprefix("torch.")},
+    }
+
+
+def probe_cpu(dtype: torch.dtype) -> str:
+    """Return the state of a dtype on the CPU: that of ``probe``, or "slow: ..." relative to float32."""
+    state = probe(torch.device("cpu"), dtype)
+    if state != "ok" or dtype == torch.float32:
+        return state
+    ratio = _convolution_seconds(dtype) / _convolution_seconds(torch.float32)
+    return "ok" if ratio < SLOW_RATIO else f"slow: {ratio:.0f} times the time of float32"
+
+
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.ones(1, 256, 16, 16, dtype=dtype), torch.ones(256, 256, 3, 3, dtype=dtype)
+    shortest = float("inf")
+    for _ in range(2):  # the first run also prepares the kernel
+        start = time.perf_counter()
+        F.conv2d(x, weight, padding=1)
+        shortest = min(shortest, time.perf_counter() - start)
+    return shortest
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One kind of operation.
+    """Operation that is compared between a device and the CPU.
 
     Attributes:
-        run: Computes it.
-        inputs: Made on the CPU.
-        tolerance: Greatest difference that is rounding; 0 for whole numbers.
-        needed: Whether the library can do nothing on a device without it.
-        dtypes: What its inputs are cast to, one after the other; they stay as they are if not given.
+        run: Function that computes it.
+        inputs: Function that makes its inputs on the CPU.
+        tolerance: Greatest accepted difference. Defaults to 0, for integer results.
+        needed: Whether the library requires the operation on a device.
+        dtypes: Dtypes that the inputs are cast to, one after another. Defaults to no cast.
     """
 
     run: Callable[..., Tensor]
-    inputs: Callable[[], Inputs]
+    inputs: Callable[[], tuple[Tensor, ...]]
     tolerance: float = 0.0
     needed: bool = True
     dtypes: tuple[torch.dtype, ...] = ()
@@ -40,8 +122,8 @@ def probe_operations(device: torch.device) -> dict[str, str]:
     """Compare a device with the CPU, operation by operation.
 
     Returns:
-        By the name of the operation, "ok", "wrong by 0.12", "fails: ..." with the first line of the error, or
-        for float64 also "becomes zeros".
+        State of each operation by name: "ok", "wrong by 0.12", "fails: ..." with the first line of the
+        error, or for float64 also "becomes zeros".
     """
     states = {}
     for name, operation in OPERATIONS.items():
@@ -53,9 +135,9 @@ def probe_operations(device: torch.device) -> dict[str, str]:
 
 
 def is_needed(name: str) -> bool:
-    """Return whether the library needs an operation, by its name in ``probe_operations``."""
-    kind, _, dtype = name.rpartition(" ")
-    operation = OPERATIONS.get(name) or OPERATIONS[kind]
+    """Return whether the library requires an operation, by its name in ``probe_operations``."""
+    base_name, _, dtype = name.rpartition(" ")
+    operation = OPERATIONS.get(name) or OPERATIONS[base_name]
     return operation.needed and dtype not in ("float16", "bfloat16")
 
 
@@ -63,17 +145,17 @@ def _compare(operation: Operation, device: torch.device, dtype: torch.dtype | No
     inputs = operation.inputs()
     try:
         expected = operation.run(*inputs)
-        moved = tuple(part.to(device) if dtype is None else part.to(dtype).to(device) for part in inputs)
-        found = operation.run(*moved).cpu()
+        moved = tuple(x.to(device) if dtype is None else x.to(dtype).to(device) for x in inputs)
+        output = operation.run(*moved).cpu()
     except RuntimeError as error:
-        return f"fails: {next(iter(str(error).splitlines()), type(error).__name__)}"
-    if found.shape != expected.shape:
-        return f"wrong: shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    if found.dtype == torch.float64 and not found.any():
+        return f"fails: {first_line(error)}"
+    if output.shape != expected.shape:
+        return f"wrong: shape {tuple(output.shape)} instead of {tuple(expected.shape)}"
+    if output.dtype == torch.float64 and not output.any():
         return "becomes zeros"
-    difference = float((found.double() - expected.double()).abs().max())
-    coarse = dtype in (torch.float16, torch.bfloat16)
-    limit = max(operation.tolerance, 0.1 if coarse else 0.0)
+    difference = float((output.double() - expected.double()).abs().max())
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    limit = max(operation.tolerance, HALF_TOLERANCE if is_half else 0.0)
     return "ok" if difference <= limit else f"wrong by {difference:.3g}"
 
 
@@ -82,7 +164,7 @@ def _noise(*shape: int) -> Tensor:
 
 
 def _convolve_channels_last(x: Tensor, weight: Tensor) -> Tensor:
-    x, weight = (part.contiguous(memory_format=torch.channels_last) for part in (x, weight))
+    x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
     return F.conv2d(x, weight, padding=1)
 
 
@@ -90,27 +172,27 @@ def _resize(x: Tensor) -> Tensor:
     return F.interpolate(x, size=(23, 9), mode="bilinear", align_corners=False)
 
 
-def _bits(masks: Tensor) -> Tensor:
+def _pack_and_unpack(masks: Tensor) -> Tensor:
     return packed_masks.unpack(packed_masks.pack(masks), masks.shape[-1]).int()
 
 
-def _counts(masks: Tensor) -> Tensor:
-    """Common pixels of masks: whole numbers that float32 holds exactly."""
+def _intersections(masks: Tensor) -> Tensor:
+    """Return the common pixels of each pair of masks: integers that float32 represents exactly."""
     flat = masks.flatten(1).float()
     return flat @ flat.T
 
 
-def _stable_order(scores: Tensor) -> Tensor:
+def _stable_sort(scores: Tensor) -> Tensor:
     return scores.argsort(descending=True, stable=True)
 
 
-def _positions(masks: Tensor) -> Tensor:
+def _nonzero(masks: Tensor) -> Tensor:
     return torch.stack(torch.nonzero(masks, as_tuple=True))
 
 
-def _distinct(numbers: Tensor) -> Tensor:
-    values, places = numbers.unique(return_inverse=True)
-    return torch.cat([values, places, numbers.unique_consecutive()])
+def _unique(numbers: Tensor) -> Tensor:
+    values, indices = numbers.unique(return_inverse=True)
+    return torch.cat([values, indices, numbers.unique_consecutive()])
 
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -133,13 +215,13 @@ OPERATIONS = {
     "group norm": Operation(lambda x: F.group_norm(x, 8), lambda: (_noise(2, 32, 9, 7),), 1e-4, dtypes=_ALL),
     "bilinear resize": Operation(_resize, lambda: (_noise(1, 4, 11, 18),), 1e-4, dtypes=_ALL),
     "sigmoid": Operation(torch.sigmoid, lambda: (_noise(99) * 9,), 1e-5, dtypes=_FLOAT32),
-    "mask counts": Operation(_counts, lambda: (_noise(6, 50, 60) > 0,)),
-    "stable order": Operation(_stable_order, lambda: ((_noise(3000) * 4).round(),)),
+    "mask intersections": Operation(_intersections, lambda: (_noise(6, 50, 60) > 0,)),
+    "stable sort": Operation(_stable_sort, lambda: ((_noise(3000) * 4).round(),)),
     "top k": Operation(lambda x: x.topk(9).values, lambda: (_noise(500),)),
-    "positions": Operation(_positions, lambda: (_noise(40, 30) > 1,)),
-    "distinct": Operation(_distinct, lambda: ((_noise(500) * 4).long(),)),
-    "bits": Operation(_bits, lambda: (_noise(4, 5, 13) > 0,)),
-    # Not used on a device, but worth to know for whoever looks at a report from one.
+    "nonzero": Operation(_nonzero, lambda: (_noise(40, 30) > 1,)),
+    "unique": Operation(_unique, lambda: ((_noise(500) * 4).long(),)),
+    "packed masks": Operation(_pack_and_unpack, lambda: (_noise(4, 5, 13) > 0,)),
+    # Not used on a device; for maintainers who read a report.
     "integer matmul": Operation(
         lambda x: x @ x.T, lambda: ((_noise(9, 30) * 9).round().int(),), needed=False
     ),

@@ -1,7 +1,6 @@
-"""Which ways are taken on a device, asked of the device itself: Triton or torch, graphs or single launches.
+"""Check of each Triton kernel against its PyTorch reference on a device.
 
-Each kernel is run on a small input beside its torch twin, as a first ``solo-infer doctor`` on a new card must
-tell more than what ought to work there.
+Each kernel and its reference process a small input. Their results must be equal up to rounding.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import PreprocessConfig
-from solo_infer.inference.preprocess import plan, prepare_batch
+from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.ops import dispatch, packed_masks
 from solo_infer.ops.group_norm_relu import group_norm_relu
 from solo_infer.ops.mask_statistics import axis_mask_statistics, cell_mask_statistics
 from solo_infer.ops.matrix_nms import decay_factors
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.device import FastPaths, fast_paths, is_corex_card
+from solo_infer.runtime.messages import first_line
 
 TRITON = "triton"
 WRONG = "triton, but WRONG"
@@ -27,22 +27,30 @@ FAILS = "FAILS"
 
 
 def describe_paths(device: torch.device) -> dict[str, str]:
-    """Return the way of each part on a device: "triton", "on", or "torch" and "off" with the reason."""
-    allowed = fast_paths(device)
-    reason = _reason(device, allowed)
-    found = {name: _kernel_path(name, check, device, reason) for name, check in CHECKS.items()}
-    found["CUDA graphs"] = "on" if allowed.graphs else f"off ({reason})"
-    found["fixed slots"] = "on" if allowed.graphs else f"off ({reason})"
-    found["torch.compile"] = "available" if allowed.compile else f"not available ({reason})"
-    return found
+    """Return the implementation in use of each operation and feature on a device.
+
+    Returns:
+        For kernels "triton", ``WRONG``, "torch (reason)" or "FAILS (error)"; for the other features "on",
+        "available", or "off" or "not available" with the reason.
+    """
+    supported = fast_paths(device)
+    reason = _reason(device, supported)
+    graphs = "on" if supported.graphs else f"off ({reason})"
+    return {
+        **{name: _kernel_path(name, check, device, reason) for name, check in CHECKS.items()},
+        "CUDA graphs": graphs,
+        "static shapes": graphs,
+        "torch.compile": "available" if supported.compile else f"not available ({reason})",
+    }
 
 
-def _reason(device: torch.device, allowed: FastPaths) -> str:
+def _reason(device: torch.device, supported: FastPaths) -> str:
+    """Return why a fast path is not supported."""
     if device.type != "cuda":
         return "for CUDA only"
     if is_corex_card(device.index):
         return "not supported on Iluvatar cards"
-    if not allowed.graphs:
+    if not supported.graphs:
         return "for NVIDIA cards only"
     return "Triton is not installed, or the card is older than compute capability 7.0"
 
@@ -52,12 +60,12 @@ def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch
     if not fast_paths(device).triton:
         return f"torch ({reason})"
     try:
-        agrees = check(device)
-    except RuntimeError as error:  # of a sick device, where torch's own way does not run either
-        return f"{FAILS} ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        is_equal = check(device)
+    except RuntimeError as error:  # a broken device, where the reference fails too
+        return f"{FAILS} ({first_line(error)})"
     if name in dispatch.failures():
         return f"torch ({dispatch.failures()[name]})"
-    return TRITON if agrees else WRONG
+    return TRITON if is_equal else WRONG
 
 
 def _preprocessing_agrees(device: torch.device) -> bool:
@@ -65,8 +73,7 @@ def _preprocessing_agrees(device: torch.device) -> bool:
     config = PreprocessConfig(short_side=48, long_side=96)
     geometries = [plan(image, config)]
     on_device, on_cpu = (
-        prepare_batch([image], geometries, config, where, torch.float32)
-        for where in (device, torch.device("cpu"))
+        prepare([image], geometries, config, target) for target in (device, torch.device("cpu"))
     )
     return torch.equal(on_device.cpu(), on_cpu)
 
@@ -74,9 +81,9 @@ def _preprocessing_agrees(device: torch.device) -> bool:
 def _group_norm_agrees(device: torch.device) -> bool:
     x = _random(1, 64, 19, 23).sub(0.3).to(device, memory_format=torch.channels_last)
     weight, bias = _random(2, 64).to(device)
-    found = group_norm_relu(x, 32, weight, bias, 1e-5)
+    output = group_norm_relu(x, 32, weight, bias, 1e-5)
     expected = group_norm_relu.reference(x.contiguous(), 32, weight, bias, 1e-5)
-    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    return torch.allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
 def _matrix_nms_agrees(device: torch.device) -> bool:

@@ -1,8 +1,7 @@
-"""A network's layers as a table: output shapes, parameters, multiply-adds.
+"""Table of the layers of a network: output shapes, parameters, multiply-adds.
 
-On the meta device only shapes are computed: any input size, at once and without memory. Multiply-adds are
-half the operations that PyTorch's own counter (``torch.utils.flop_counter``) finds, which are those of
-convolutions and matrix products.
+On the meta device only shapes are computed, for any input size and without memory. Multiply-adds are half of
+the operations that ``torch.utils.flop_counter`` counts: those of convolutions and matrix products.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ HEADINGS = ("Layer (type: name)", "Output shape", "Parameters", "Multiply-adds")
 
 @dataclass
 class Layer:
-    """One call of a layer, or a part of the network that is never called as a whole.
+    """Row of the table: one call of a layer, or a container that is never called itself.
 
     Attributes:
-        name: Where it is in the network, e.g. "mask_head.cls_convs.0".
-        kind: Its class.
-        depth: 1 for the parts of the network.
-        label: Its name within the part that it is in.
-        parameters: Of it and all layers in it.
-        shared: It has a row already, with the same parameters.
-        shapes: Of each tensor that it returned; empty if it was not called.
-        multiply_adds: Of it and all layers in it, in this call.
-        output_bytes: Of what it returned, if it has parameters itself, else 0.
+        name: Qualified name in the network, e.g. "mask_head.cls_convs.0".
+        kind: Name of the class.
+        depth: Nesting depth, 1 for the children of the network.
+        label: Name within the enclosing container.
+        parameters: Number of parameters, including those of nested layers.
+        shared: Whether an earlier row has the same parameters.
+        shapes: Shape of each tensor that the call returned; empty if there was no call.
+        multiply_adds: Multiply-adds of this call, including those of nested layers.
+        output_bytes: Size of the returned tensors if the layer has parameters of its own, else 0.
     """
 
     name: str
@@ -50,17 +49,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """All layers in the order of their calls, and totals.
+    """Rows in the order of the calls, and totals.
 
     Attributes:
-        layers: The rows.
-        input_shape: (N, 3, H, W).
-        parameters: Numbers of the network.
-        trainable: Those that are trained.
-        multiply_adds: Of one run.
+        layers: Rows.
+        input_shape: (N, 3, H, W) of the input.
+        parameters: Number of parameters of the network.
+        trainable: Number of parameters that require gradients.
+        multiply_adds: Multiply-adds of one forward pass.
         input_mb: Size of the input in megabytes.
-        forward_backward_mb: Size of the outputs of all layers with parameters, twice: for their gradients.
-        parameters_mb: Size of the parameters.
+        forward_backward_mb: Size of the outputs of all layers with parameters and of their gradients, in
+            megabytes.
+        parameters_mb: Size of the parameters in megabytes.
     """
 
     layers: tuple[Layer, ...]
@@ -73,7 +73,7 @@ class LayerTable:
     parameters_mb: float
 
     def totals(self) -> dict[str, Any]:
-        """Return everything but the rows, as JSON-ready values."""
+        """Return all attributes except the rows, as JSON-ready values."""
         return {name: value for name, value in vars(self).items() if name != "layers"}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -84,11 +84,11 @@ class LayerTable:
         """Return the table as text.
 
         Args:
-            depth: Rows of parts within parts that are shown; 0 for the totals alone.
+            depth: Greatest nesting depth of the rows; 0 shows the totals only. Defaults to 2.
         """
-        shown = [_cells(layer) for layer in self.layers if layer.depth <= depth]
-        lines = _aligned([HEADINGS, *shown]) if shown else []
-        whole = self.input_mb + self.forward_backward_mb + self.parameters_mb
+        rows = [_cells(layer) for layer in self.layers if layer.depth <= depth]
+        lines = _align([HEADINGS, *rows]) if rows else []
+        total_mb = self.input_mb + self.forward_backward_mb + self.parameters_mb
         return "\n".join(
             [
                 *lines,
@@ -99,7 +99,7 @@ class LayerTable:
                 f"Input size (MB): {self.input_mb:.2f}",
                 f"Forward/backward pass size (MB): {self.forward_backward_mb:.2f}",
                 f"Parameters size (MB): {self.parameters_mb:.2f}",
-                f"Estimated total size (MB): {whole:.2f}",
+                f"Estimated total size (MB): {total_mb:.2f}",
             ]
         )
 
@@ -107,18 +107,18 @@ class LayerTable:
 def tabulate(
     network: nn.Module, input_size: tuple[int, int], run: Callable[[Tensor], Any] | None = None
 ) -> LayerTable:
-    """Run a network on an empty image and return the table of its layers.
+    """Run a network on an image of zeros and return the table of its layers.
 
     Args:
-        network: In the mode to be run in; on the meta device nothing is computed.
-        input_size: (height, width) in pixels of the network input.
-        run: What to call with the image (1, 3, H, W); the network if not given.
+        network: Network in the mode to run in. On the meta device nothing is computed.
+        input_size: (height, width) of the network input in pixels.
+        run: Function to call with the image (1, 3, H, W). Defaults to the network.
     """
     parameters = list(network.parameters())
     images = torch.zeros((1, 3, *input_size), dtype=parameters[0].dtype, device=parameters[0].device)
-    with torch.no_grad(), _operations() as counter:
+    with torch.no_grad(), _flop_counter() as counter:
         recorder = _Recorder(network, counter)
-        with recorder.listening():
+        with recorder.recording():
             (run or network)(images)
     rows = recorder.rows
     return LayerTable(
@@ -134,21 +134,21 @@ def tabulate(
 
 
 class _Recorder:
-    """Writes a row for each call of a layer of a network."""
+    """Recorder of a row for each call of a layer."""
 
     def __init__(self, network: nn.Module, counter: FlopCounterMode) -> None:
         self.rows: list[Layer] = []
         self._modules = dict(network.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
         self._counter = counter
-        self._open: list[tuple[Layer, int]] = []  # calls under way, and the operations before them
-        self._written: set[str] = set()
+        self._open: list[tuple[Layer, int]] = []  # unfinished calls with the operation count at their start
+        self._recorded: set[str] = set()
         self._uncalled: dict[str, Layer] = {}
-        self._chain: tuple[str, ...] = ()  # the last row and the parts that it is in
+        self._chain: tuple[str, ...] = ()  # name of the last row and of its containers
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Write rows while this lasts."""
+    def recording(self) -> Iterator[None]:
+        """Record rows inside this context."""
         hooks = []
         for name, module in self._modules.items():
             if name:
@@ -162,12 +162,12 @@ class _Recorder:
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         name = self._names[module]
-        around = self._parts_around(name)
-        for part in around:
-            if part not in self._chain:
-                self._uncalled[part] = self._write(part)
-        row = self._write(name)
-        self._chain = (*around, name)
+        containers = self._containers_of(name)
+        for container in containers:
+            if container not in self._chain:
+                self._uncalled[container] = self._add_row(container)
+        row = self._add_row(name)
+        self._chain = (*containers, name)
         self._open.append((row, self._counter.get_total_flops()))
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -179,57 +179,57 @@ class _Recorder:
             row.output_bytes = sum(map(_bytes, tensors))
         self._add_to_uncalled(row)
 
-    def _write(self, name: str) -> Layer:
-        module, around = self._modules[name], self._parts_around(name)
+    def _add_row(self, name: str) -> Layer:
+        module, containers = self._modules[name], self._containers_of(name)
         parameters = _count(list(module.parameters()))
         row = Layer(
             name=name,
             kind=type(module).__name__,
-            depth=len(around) + 1,
-            label=name.removeprefix(f"{around[-1]}." if around else ""),
+            depth=len(containers) + 1,
+            label=name.removeprefix(f"{containers[-1]}." if containers else ""),
             parameters=parameters,
-            shared=name in self._written and parameters > 0,
+            shared=name in self._recorded and parameters > 0,
         )
-        self._written.add(name)
+        self._recorded.add(name)
         self.rows.append(row)
         return row
 
-    def _parts_around(self, name: str) -> tuple[str, ...]:
-        """Return the names of the parts that a layer is in, but for mere lists of layers."""
+    def _containers_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the modules that contain a layer, without module lists."""
         words = name.split(".")
-        around = (".".join(words[:end]) for end in range(1, len(words)))
-        return tuple(part for part in around if not isinstance(self._modules[part], nn.ModuleList))
+        prefixes = (".".join(words[:end]) for end in range(1, len(words)))
+        return tuple(prefix for prefix in prefixes if not isinstance(self._modules[prefix], nn.ModuleList))
 
     def _add_to_uncalled(self, row: Layer) -> None:
-        """Add a call's operations to the parts around it that are not called as a whole."""
-        inside = f"{self._open[-1][0].name}." if self._open else ""
-        for part in self._parts_around(row.name):
-            if part in self._uncalled and part.startswith(inside):
-                self._uncalled[part].multiply_adds += row.multiply_adds
+        """Add the multiply-adds of a call to the containers that are never called themselves."""
+        caller = f"{self._open[-1][0].name}." if self._open else ""
+        for container in self._containers_of(row.name):
+            if container in self._uncalled and container.startswith(caller):
+                self._uncalled[container].multiply_adds += row.multiply_adds
 
 
-def _operations() -> FlopCounterMode:
-    """Return a counter of operations that knows deformable convolutions too."""
+def _flop_counter() -> FlopCounterMode:
+    """Return a counter of operations that includes deformable convolutions."""
     return FlopCounterMode(
         display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deformable_operations}
     )
 
 
-def _deformable_operations(x: Any, weight: Any, offset: Any, *others: Any, **options: Any) -> int:
+def _deformable_operations(x: Any, weight: Any, offset: Any, *args: Any, **kwargs: Any) -> int:
     """Return the operations of a deformable convolution, from the shapes of its operands."""
     outputs = math.prod((offset[0], *offset[2:]))
     return 2 * math.prod(weight) * outputs
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a layer returned."""
+    """Yield the tensors in the output of a layer."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         yield from _tensors(list(output.values()))
     elif isinstance(output, Iterable):
-        for part in output:
-            yield from _tensors(part)
+        for item in output:
+            yield from _tensors(item)
 
 
 def _count(parameters: list[nn.Parameter]) -> int:
@@ -241,9 +241,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
-    """Return a row's text in each column."""
-    more = f" and {len(layer.shapes) - 1} more" if len(layer.shapes) > 1 else ""
-    shape = f"{list(layer.shapes[0])}{more}" if layer.shapes else "--"
+    """Return the text of each column of a row."""
+    suffix = f" and {len(layer.shapes) - 1} more" if len(layer.shapes) > 1 else ""
+    shape = f"{list(layer.shapes[0])}{suffix}" if layer.shapes else "--"
     parameters = f"{layer.parameters:,}" if layer.parameters else "--"
     return (
         f"{'│  ' * (layer.depth - 1)}├─{layer.kind}: {layer.label}",
@@ -253,8 +253,8 @@ def _cells(layer: Layer) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return rows as lines with aligned columns, numbers to the right, ruled off at head and foot."""
+def _align(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return rows as lines with aligned columns and rules above, below the headings and below the rows."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, shape, *numbers in rows:

@@ -1,9 +1,9 @@
-"""Weights and inputs made from names: the same numbers on every machine, without a download.
+"""Procedural weights and inputs: the same numbers on every machine, without a download.
 
-Every value comes from the CRC-32 of a text key, the raw stream of NumPy's Philox generator (guaranteed
-never to change) and arithmetic that IEEE 754 fixes to the last bit. The weights are not trained; they
-are scaled so that the networks are numerically well behaved and find a realistic number of candidates.
-mmdet 3.3.0 was run with exactly these weights to make the goldens of ``solo-infer verify``.
+Every value is computed from the CRC-32 of a text key and the raw stream of NumPy's Philox generator, which is
+guaranteed not to change, with arithmetic that IEEE 754 defines exactly. The weights are not trained. They are
+scaled so that the networks are numerically well behaved and find a realistic number of candidates. The
+goldens of ``solo-infer verify`` are outputs of mmdet 3.3.0 with these weights.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from solo_infer.config import find_preset
 from solo_infer.models import build_network
 from solo_infer.weights.key_mapping import mmdet_name
 
-# Scale and mean of class and mask logits, found by running mmdet on photos: 80 to 600 (cell, class) pairs
-# pass the score threshold, and masks are blobs. ``mask_spread`` makes areas differ from cell to cell.
-# YOLACT: ``background`` is the bias of its background, ``proto_gain`` the scale of its prototypes.
+# Scale and mean of class and mask logits, tuned with mmdet on photos: 80 to 600 (cell, class) pairs exceed
+# the score threshold, and masks are blobs. ``mask_spread`` varies the areas between cells. For YOLACT,
+# ``background`` is the bias of the background class and ``proto_gain`` the scale of the prototypes.
 CALIBRATION = {
     "solo_r50": {"cls_gain": 3.0, "cls_bias": -8.2, "mask_gain": 5.5, "mask_bias": -5.5, "mask_spread": 3.0},
     "decoupled_r50": {
@@ -40,30 +40,37 @@ CALIBRATION = {
     "yolact_r50": {"cls_gain": 1.6, "cls_bias": 0.0, "background": 12.5, "proto_gain": 9.0},
     "yolact_r101": {"cls_gain": 1.2, "cls_bias": 0.0, "background": 12.5, "proto_gain": 7.0},
 }
-_PYRAMID_GAINS = (0.7, 1.2, 1.65, 2.9, 1.0)  # of YOLACT's levels, so that each owns some detections
+_PYRAMID_GAINS = (0.7, 1.2, 1.65, 2.9, 1.0)  # by level of YOLACT, so that each level has detections
 
-_BLOCK = 3  # cells along a side that share most of their mask weights, as neighbors in a trained head do
-_OWN_CELL = 0.35  # part of a cell's mask weights that is its own
-_OWN_TAP = 0.2  # part of a mask convolution's weight that differs between its 9 taps
-_COORDINATE_GAIN = 60.0  # one or two coordinate channels stand against 256 features
+_BLOCK = 3  # side of the blocks of cells with similar mask weights, as in a trained head
+_OWN_CELL = 0.35  # fraction of the mask weights that differs within a block
+_OWN_TAP = 0.2  # fraction of the weight of a mask convolution that differs between taps
+_COORDINATE_GAIN = 60.0  # balances one or two coordinate channels against 256 features
 
 
 def state_dict(model: str, salt: str = "") -> dict[str, Tensor]:
-    """Return the procedural weights of a model by our names.
+    """Return the procedural state dict of a model.
 
     Args:
-        model: A key of ``CALIBRATION``.
-        salt: Changes every value.
+        model: Key of ``CALIBRATION``.
+        salt: Text that changes every value. Defaults to none.
     """
-    slots = build_network(find_preset(model).architecture, device="meta").state_dict()
+    templates = build_network(find_preset(model).architecture, device="meta").state_dict()
     return {
-        name: torch.from_numpy(tensor(mmdet_name(name), tuple(slot.shape), model, salt))
-        for name, slot in slots.items()
+        name: torch.from_numpy(tensor(mmdet_name(name), tuple(template.shape), model, salt))
+        for name, template in templates.items()
     }
 
 
 def tensor(name: str, shape: tuple[int, ...], model: str, salt: str = "") -> np.ndarray:
-    """Return the value of one tensor by mmdet's name: float32, int64 for ``num_batches_tracked``."""
+    """Return the value of one tensor, float32 or (``num_batches_tracked``) int64.
+
+    Args:
+        name: Name of the tensor in mmdet.
+        shape: Shape of the tensor.
+        model: Key of ``CALIBRATION``.
+        salt: Text that changes every value. Defaults to none.
+    """
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     value = _value(name, shape, CALIBRATION[model], name + salt)
@@ -73,15 +80,15 @@ def tensor(name: str, shape: tuple[int, ...], model: str, salt: str = "") -> np.
 def input_tensor(
     key: str, shape: tuple[int, int, int, int], images: list[tuple[int, int]], salt: str = ""
 ) -> np.ndarray:
-    """Return a network input (N, 3, H, W) float32 with a spectrum that falls as in a photograph.
+    """Return a network input (N, 3, H, W) float32 with the falling spectrum of a photograph.
 
-    Blocks of 64, 16, 4 and 1 pixels of one random value each; mean 0, standard deviation near 1.
+    It is a sum of random blocks of 64, 16, 4 and 1 pixels, with mean 0 and a standard deviation near 1.
 
     Args:
         key: Text key.
         shape: (N, 3, H, W).
-        images: (height, width) in pixels that each image fills from the top left; the rest is 0.
-        salt: Changes every value.
+        images: (height, width) in pixels of each image, which fills the top left; the rest is 0.
+        salt: Text that changes every value. Defaults to none.
     """
     count, channels, height, width = shape
     total = np.zeros(shape)
@@ -97,7 +104,7 @@ def input_tensor(
 
 
 def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return float64 numbers in (0, 1), fixed by a text key."""
+    """Return float64 numbers in (0, 1) that depend on a text key."""
     return ((_raw_bits(key, int(np.prod(shape))) + 0.5) / 65536.0).reshape(shape)
 
 
@@ -108,8 +115,8 @@ def _raw_bits(key: str, count: int) -> np.ndarray:
     return words.astype("<u8").view("<u2")[:count]
 
 
-def _centerd(key: str, shape: tuple[int, ...], axis: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return uniform numbers of unit variance and zero mean, exactly so over ``axis`` if given."""
+def _centered(key: str, shape: tuple[int, ...], axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return uniform numbers of unit variance and zero mean; the mean over ``axis`` is exactly zero."""
     count = int(np.prod(shape, dtype=np.int64))
     odd = 2 * _raw_bits(key, count).astype(np.int64).reshape(shape) - 65535
     scale = np.sqrt(3.0) / 65536.0
@@ -122,15 +129,15 @@ def _centerd(key: str, shape: tuple[int, ...], axis: tuple[int, ...] | None = No
 def _conv(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
     """Return convolution weights of standard deviation gain / sqrt(fan in).
 
-    Each output channel's weights sum to 0: features after a ReLU have a positive mean, which would else
-    grow from layer to layer until all places give the same answer.
+    The weights of each output channel sum to 0. Otherwise the positive mean of the features after a ReLU
+    would grow from layer to layer until all positions have equal outputs.
     """
     fan_in = shape[1] * shape[2] * shape[3]
-    return _centerd(key, shape, axis=(1, 2, 3)) * (gain / np.sqrt(fan_in))
+    return _centered(key, shape, axis=(1, 2, 3)) * (gain / np.sqrt(fan_in))
 
 
 def _smooth_conv(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
-    """Return convolution weights that mostly average over their window, so that masks become blobs."""
+    """Return convolution weights that mostly average over their window, which makes masks blobs."""
     shared = _conv(key + "/shared", shape[:2] + (1, 1), gain) / 9.0
     return shared * np.sqrt(1.0 - _OWN_TAP * _OWN_TAP) + _conv(key + "/own", shape, gain) * _OWN_TAP
 
@@ -145,40 +152,40 @@ def _per_cell(key: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         index = np.arange(cells) // _BLOCK
     axis = (1, 2, 3) if len(shape) == 4 else None
-    shared = _centerd(key + "/shared", (int(index[-1]) + 1, *shape[1:]), axis)
-    own = _centerd(key + "/own", shape, axis)
-    return shared[index] * np.sqrt(1.0 - _OWN_CELL * _OWN_CELL) + own * _OWN_CELL
+    shared = _centered(key + "/shared", (int(index[-1]) + 1, *shape[1:]), axis)
+    varied = _centered(key + "/own", shape, axis)
+    return shared[index] * np.sqrt(1.0 - _OWN_CELL * _OWN_CELL) + varied * _OWN_CELL
 
 
 def _value(name: str, shape: tuple[int, ...], constants: dict[str, float], key: str) -> np.ndarray:
     """Return the float64 value of a tensor."""
-    owner, kind = name.rsplit(".", 1)
-    if kind == "running_mean":
-        return 0.2 * _centerd(key, shape)
-    if kind == "running_var":
-        return 1.0 + 0.2 * _centerd(key, shape)
-    if len(shape) == 1 and kind == "weight":  # of a norm layer; small where a residual branch ends
-        return (0.3 if owner.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centerd(key, shape))
-    if "conv_mask_list" in owner:
-        if kind == "bias":
+    layer, parameter = name.rsplit(".", 1)
+    if parameter == "running_mean":
+        return 0.2 * _centered(key, shape)
+    if parameter == "running_var":
+        return 1.0 + 0.2 * _centered(key, shape)
+    if len(shape) == 1 and parameter == "weight":  # of a norm layer; small at the end of a residual branch
+        return (0.3 if layer.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centered(key, shape))
+    if "conv_mask_list" in layer:
+        if parameter == "bias":
             return constants["mask_bias"] + constants["mask_spread"] * _per_cell(key, shape)
         return constants["mask_gain"] / np.sqrt(shape[1] * shape[2] * shape[3]) * _per_cell(key, shape)
-    if owner.endswith("conv_cls"):
-        if kind == "bias":
-            bias = constants["cls_bias"] + 0.3 * _centerd(key, shape)
+    if layer.endswith("conv_cls"):
+        if parameter == "bias":
+            bias = constants["cls_bias"] + 0.3 * _centered(key, shape)
             if "background" in constants:
                 bias.reshape(3, 81)[:, 80] += constants["background"]
             return bias
         return _conv(key, shape, constants["cls_gain"])
-    if kind == "bias":
-        return 0.1 * _centerd(key, shape)
-    if owner.startswith("mask_head.mask_convs"):
+    if parameter == "bias":
+        return 0.1 * _centered(key, shape)
+    if layer.startswith("mask_head.mask_convs"):
         value = _smooth_conv(key, shape, np.sqrt(2.0))
         value[:, 256:] *= _COORDINATE_GAIN
         return value
-    if owner.startswith("mask_head.protonet"):
-        gain = constants["proto_gain"] if owner == "mask_head.protonet.10" else 1.0
+    if layer.startswith("mask_head.protonet"):
+        gain = constants["proto_gain"] if layer == "mask_head.protonet.10" else 1.0
         return gain * _smooth_conv(key, shape, np.sqrt(2.0))
-    if owner.startswith("neck.fpn_convs") and "background" in constants:
-        return _PYRAMID_GAINS[int(owner.split(".")[2])] * _conv(key, shape, np.sqrt(2.0))
+    if layer.startswith("neck.fpn_convs") and "background" in constants:
+        return _PYRAMID_GAINS[int(layer.split(".")[2])] * _conv(key, shape, np.sqrt(2.0))
     return _conv(key, shape, np.sqrt(2.0))

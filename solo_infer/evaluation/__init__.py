@@ -1,1 +1,1 @@
-"""COCO mask AP of a model or of detections."""
+"""COCO mask AP: prediction of a data set, metrics, and evaluation shared by several processes."""

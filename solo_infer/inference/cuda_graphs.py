@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from solo_infer.runtime.messages import first_line
+
 _LOGGER = logging.getLogger(__name__)
 _CAPTURE_LOCK = threading.Lock()  # CUDA records one graph at a time
 
@@ -168,8 +170,9 @@ class GraphCache:
             captured = self._capture(function, inputs, pool_owner)
         except RuntimeError as error:  # CUDA errors, including out of memory
             self._uncapturable.add(key)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            _LOGGER.warning("No CUDA graph can be captured for this input, it runs without one: %s", reason)
+            _LOGGER.warning(
+                "No CUDA graph can be captured for this input, it runs without one: %s", first_line(error)
+            )
             return None
         self._graphs[key] = captured
         while len(self._graphs) > self._max_graphs or (

@@ -21,6 +21,7 @@ import torch
 
 from solo_infer.errors import SoloInferError
 from solo_infer.runtime.device import fast_paths
+from solo_infer.runtime.messages import describe_error
 
 _LOGGER = logging.getLogger(__name__)
 _LOCK = threading.Lock()
@@ -65,7 +66,7 @@ def triton_kernel(
 
         @functools.wraps(reference)
         def dispatched(*args: P.args, **kwargs: P.kwargs) -> R:
-            if _is_compiling() or name in _failed:
+            if is_compiling() or name in _failed:
                 return reference(*args, **kwargs)
             device = _device_of(args, kwargs, device_position)
             if device is None or not triton_allowed(device):
@@ -100,7 +101,8 @@ def failures() -> dict[str, str]:
     return dict(_failed)
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
+    """Return whether ``torch.compile`` or ``torch.export`` is tracing, with tensors that have no values."""
     if hasattr(torch.compiler, "is_compiling"):  # torch 2.3 or newer
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
@@ -133,7 +135,7 @@ def _is_kernel_failure(error: Exception) -> bool:
 
 
 def _record_failure(name: str, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    reason = describe_error(error)
     with _LOCK:
         if name in _failed:
             return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from solo_infer.ops.cv2_resize import resize_bilinear_uint8
 from solo_infer.ops.dispatch import triton_kernel
+from solo_infer.runtime.device import fast_paths
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -89,7 +90,7 @@ def normalize_and_pad(planes: Tensor, padded: Size, mean: Sequence[float], std: 
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; from host memory to a CUDA device via pinned memory and without waiting."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
+    """Copy a tensor to a device: from host memory to an NVIDIA card via pinned memory, without waiting."""
+    if tensor.device.type != "cpu" or not fast_paths(device).graphs:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,1 +1,1 @@
-"""This machine: devices, environment variables, processes, files."""
+"""Runtime environment: devices, environment variables, processes, atomic files, timing."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a file under a temporary name beside ``path``, then rename it.
+    """Write a file under a temporary name in the same directory, then rename it.
 
-    If anything goes wrong, or the program is interrupted, an older file stays as it was and the
-    temporary one is removed. A link stays, and the file that it names is replaced.
+    After an error or an interrupt an existing file is unchanged and the temporary file is removed. If
+    ``path`` is a symbolic link, its target is replaced.
 
     Args:
-        path: The file that shall be there in the end; its directory exists.
-        write: Gets the temporary path (with the suffix of ``path``).
+        path: Path of the file, in an existing directory.
+        write: Function that writes the content to the temporary path it receives, which has the suffix of
+            ``path``.
 
     Returns:
         ``path``.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     staged = staging_path(path)
     try:
@@ -34,14 +35,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    r"""Write text (UTF-8, lines end in \n on every system) whole or not at all."""
+    r"""Write a text file atomically (UTF-8, with \n as the line end on every system)."""
     return write_whole(path, lambda staged: staged.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def staging_path(path: Path) -> Path:
-    """Return a new temporary name beside a file, with its suffix.
+    """Return a new temporary path in the directory of a file, with its suffix.
 
-    It is ``path`` itself for a pipe or device (``/dev/stdout``): those are written to, never replaced.
+    Pipes and devices (``/dev/stdout``) are written directly and never replaced: for them it is ``path``.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         return path
@@ -50,12 +51,12 @@ def staging_path(path: Path) -> Path:
 
 
 def put_in_place(staged: Path, path: Path) -> None:
-    """Give the file of ``staging_path(path)`` its name."""
+    """Rename the file at ``staging_path(path)`` to its final name."""
     if staged != path:
         os.replace(staged, os.path.realpath(path))
 
 
 def discard(staged: Path, path: Path) -> None:
-    """Remove the file of ``staging_path(path)``, if it is still there."""
+    """Remove the file at ``staging_path(path)`` if it still exists."""
     if staged != path:
         staged.unlink(missing_ok=True)

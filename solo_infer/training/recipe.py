@@ -1,4 +1,4 @@
-"""How to train: optimizer, schedule and pace, as one frozen dataclass that is kept beside the results."""
+"""Training recipes: optimizer, schedule, augmentation and intervals in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -7,105 +7,153 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from solo_infer.config.suggestions import did_you_mean
+from solo_infer.config.validation import (
+    coerce_tuple,
+    is_finite,
+    is_int,
+    require,
+    require_bools,
+    require_choice,
+    require_non_negative_ints,
+    require_positive_ints,
+    require_unit_interval,
+)
 from solo_infer.errors import ConfigError
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("step", "cosine")
-AUTOCASTS = ("float32", "float16", "bfloat16")
-AUGMENTS = ("none", "flip", "multiscale", "jitter")
-_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "autocast": AUTOCASTS, "augment": AUGMENTS}
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["step", "cosine"]
+Autocast = Literal["float32", "float16", "bfloat16"]
+Augment = Literal["none", "flip", "multiscale", "jitter"]
+
+_CHOICES = {"optimizer": Optimizer, "schedule": Schedule, "autocast": Autocast, "augment": Augment}
+_POSITIVE_INTS = ("epochs", "batch_size", "log_every", "save_every", "evaluate_every")
+_NON_NEGATIVE_INTS = ("last_epoch", "warmup_iters", "seed", "workers", "crop_size")
+_NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "weight_decay", "grad_clip_norm")
+# Names of fields in recipe.json and in run states of earlier versions.
+_OLD_NAMES = {
+    "body_lr": "backbone_lr_mult",
+    "clip": "grad_clip_norm",
+    "ema": "ema_decay",
+    "scales": "scale_range",
+    "size": "crop_size",
+    "warmup": "warmup_iters",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training run. The defaults are the published 1x schedule of mmdet's SOLO configs.
+    """Settings of a training run. The defaults are mmdet's 1x schedule of SOLO.
 
     Attributes:
-        epochs: Passes over the training images, which the schedule is made for.
-        last_epoch: Stop after this one all the same, e.g. to go on with larger images; 0 for all.
-        batch_size: Images of an iteration, over all processes.
+        epochs: Number of passes over the training images; the schedule is computed for all of them.
+        last_epoch: Epoch after which training stops early, for example to continue with larger images. 0 runs
+            all epochs.
+        batch_size: Images per iteration, over all processes.
         optimizer: "sgd" (momentum 0.9) or "adamw".
-        lr: Highest learning rate (mmdet: 0.01 for 16 images with SGD).
-        body_lr: The body's learning rate, as a part of ``lr``: below 1 it keeps more of what it knows.
-        weight_decay: Of all weights (mmdet: 1e-4).
+        lr: Peak learning rate (mmdet: 0.01 for 16 images with SGD).
+        backbone_lr_mult: Multiplier of ``lr`` for the backbone. Values below 1 preserve more of its
+            pretrained features.
+        weight_decay: Weight decay of all parameters (mmdet: 1e-4).
         schedule: "step" (a tenth after each milestone) or "cosine" (to zero at the end).
-        milestones: Epochs at whose end the "step" schedule goes down.
-        warmup: Iterations over which the learning rate rises linearly from a thousandth.
-        clip: Greatest norm of the gradient; 0 for no limit.
-        ema: Decay of the moving average of the weights, e.g. 0.999; 0 for none. What is saved and
-            evaluated is the average.
+        milestones: Epochs after which the "step" schedule lowers the learning rate.
+        warmup_iters: Iterations of the linear warmup, which starts at a thousandth of the learning rate.
+        grad_clip_norm: Greatest norm of the gradient; 0 disables clipping.
+        ema_decay: Decay of the moving average of the weights in 0..1, for example 0.999; 0 disables it. The
+            average is what is saved and evaluated.
         autocast: "float32", "float16" (with loss scaling) or "bfloat16".
-        seed: Of the order of images and of augmentation.
-        workers: Processes that load images, for each training process.
+        seed: Seed of the order of the images, of the augmentation and of new weights.
+        workers: Data loading processes per training process.
         log_every: Iterations between log lines.
-        save_every: Iterations between checkpoints; one is also written after each epoch.
+        save_every: Iterations between checkpoints; another one is written after each epoch.
         evaluate_every: Epochs between evaluations, if there is validation data.
-        freeze_stem: Keep the body up to C2 as it is (mmdet's ``frozen_stages=1``).
-        augment: What becomes of an image, which is first scaled to the size that the model predicts at:
-            "none"; "flip" (mmdet's 1x schedule); "multiscale" (its 3x schedule: five smaller sizes down to
-            0.8, and flip); "jitter" (colors, flip, ``scales``, a window of ``size``, ``copy_paste``).
-        scales: Least and greatest factor of "jitter".
-        size: Side in pixels of the square window of "jitter", padded where the image ends; the model's short
-            side if 0.
+        freeze_stem: Whether to freeze the backbone up to C2 (mmdet's ``frozen_stages=1``).
+        augment: Augmentation policy, applied to images at the scale of prediction. "none"; "flip" (mmdet's 1x
+            schedule); "multiscale" (mmdet's 3x schedule: flip, and five smaller scales down to 0.8); "jitter"
+            (colors, flip, ``scale_range``, a square crop of ``crop_size`` and ``copy_paste``).
+        scale_range: Least and greatest scale factor of "jitter".
+        crop_size: Side of the square crop of "jitter" in pixels; smaller images are padded. 0 stands for the
+            model's short side.
         copy_paste: Probability that "jitter" pastes instances of another image, 0..1.
     """
 
     epochs: int = 12
     last_epoch: int = 0
     batch_size: int = 16
-    optimizer: str = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    body_lr: float = 1.0
+    backbone_lr_mult: float = 1.0
     weight_decay: float = 1e-4
-    schedule: str = "step"
+    schedule: Schedule = "step"
     milestones: tuple[int, ...] = (8, 11)
-    warmup: int = 500
-    clip: float = 0.0
-    ema: float = 0.0
-    autocast: str = "float32"
+    warmup_iters: int = 500
+    grad_clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    autocast: Autocast = "float32"
     seed: int = 0
     workers: int = 2
     log_every: int = 50
     save_every: int = 500
     evaluate_every: int = 1
     freeze_stem: bool = True
-    augment: str = "flip"
-    scales: tuple[float, float] = (0.5, 2.0)
-    size: int = 0
+    augment: Augment = "flip"
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    crop_size: int = 0
     copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        object.__setattr__(self, "scales", tuple(self.scales))
-        for name, known in _CHOICES.items():
+        for name, choices in _CHOICES.items():
+            require_choice(name, getattr(self, name), get_args(choices))
+        require_positive_ints({name: getattr(self, name) for name in _POSITIVE_INTS})
+        require_non_negative_ints({name: getattr(self, name) for name in _NON_NEGATIVE_INTS})
+        for name in _NON_NEGATIVE_NUMBERS:
             value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"{name}={value!r}: expected one of {known}.")
-        for name in ("epochs", "batch_size", "log_every", "save_every", "evaluate_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1.")
-        for name in ("last_epoch", "lr", "body_lr", "weight_decay", "warmup", "clip", "workers", "size"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}={value!r}: expected a number of at least 0.")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema={self.ema!r}: expected a number from 0 to below 1.")
+            require(is_finite(value) and value >= 0, f"{name}={value!r}: expected a number of at least 0.")
+        decay = self.ema_decay
+        require(
+            is_finite(decay) and 0 <= decay < 1, f"ema_decay={decay!r}: expected a number in 0..1, below 1."
+        )
+        require_unit_interval({"copy_paste": self.copy_paste})
+        require_bools({"freeze_stem": self.freeze_stem})
+        self._check_milestones()
+        coerce_tuple(self, "scale_range", 2)
+        low, high = self.scale_range
+        require(
+            is_finite(low) and is_finite(high) and 0 < low <= high,
+            f"scale_range={self.scale_range!r}: expected (least, greatest) factor, both above 0.",
+        )
 
-    def lr_at(self, iteration: int, per_epoch: int) -> float:
-        """Return the learning rate of an iteration, counted from 0, with ``per_epoch`` in each epoch."""
+    def _check_milestones(self) -> None:
+        milestones = self.milestones
+        require(
+            isinstance(milestones, list | tuple)
+            and all(is_int(epoch) and epoch >= 0 for epoch in milestones),
+            f"milestones={milestones!r}: expected a list of epochs, integers of at least 0.",
+        )
+        object.__setattr__(self, "milestones", tuple(milestones))
+
+    def lr_at(self, iteration: int, iters_per_epoch: int) -> float:
+        """Return the learning rate of an iteration.
+
+        Args:
+            iteration: Iteration from 0 over all epochs.
+            iters_per_epoch: Number of iterations in each epoch.
+        """
         if self.schedule == "step":
-            rate = self.lr * 0.1 ** sum(iteration >= epoch * per_epoch for epoch in self.milestones)
+            lr = self.lr * 0.1 ** sum(iteration >= epoch * iters_per_epoch for epoch in self.milestones)
         else:
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * iteration / (self.epochs * per_epoch)))
-        if iteration >= self.warmup:
-            return rate
-        return rate * (1 - (1 - iteration / self.warmup) * 0.999)
+            lr = self.lr * 0.5 * (1 + math.cos(math.pi * iteration / (self.epochs * iters_per_epoch)))
+        if iteration >= self.warmup_iters:
+            return lr
+        return lr * (1 - (1 - iteration / self.warmup_iters) * 0.999)
 
-    def essence(self) -> Recipe:
-        """Return the recipe without what may differ between a run and its resumption."""
+    def resume_key(self) -> Recipe:
+        """Return the settings that a run and its resumption must share.
+
+        Settings that do not change the weights have fixed values in it.
+        """
         return dataclasses.replace(self, workers=0, log_every=1, save_every=1, evaluate_every=1)
 
     def to_json(self) -> str:
@@ -114,15 +162,22 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Read settings, e.g. what ``to_json`` wrote.
+        """Read settings, for example those of ``to_json``, also under the names of earlier versions.
 
         Raises:
             ConfigError: A setting is unknown or wrong.
         """
-        known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"Unknown setting(s) {unknown} in a recipe; known are {sorted(known)}.")
-        return cls(**values)
+        known = [field.name for field in dataclasses.fields(cls)]
+        settings: dict[str, Any] = {}
+        for key, value in values.items():
+            name = _OLD_NAMES.get(key, key)
+            if name not in known:
+                hint = did_you_mean(str(name), known)
+                raise ConfigError(f"Unknown setting {key!r} in a recipe. {hint}Expected: {', '.join(known)}.")
+            if name in settings:
+                raise ConfigError(f"A recipe has {name!r} twice, also under its old name: keep one of them.")
+            settings[name] = value
+        return cls(**settings)
 
 
 PUBLISHED_1X = Recipe()
@@ -132,18 +187,18 @@ FINE_TUNE = Recipe(
     batch_size=8,
     optimizer="adamw",
     lr=2e-4,
-    body_lr=0.25,
+    backbone_lr_mult=0.25,
     weight_decay=0.05,
     schedule="cosine",
-    warmup=50,
-    clip=10.0,
-    ema=0.998,
+    warmup_iters=50,
+    grad_clip_norm=10.0,
+    ema_decay=0.998,
     log_every=20,
     save_every=200,
     augment="jitter",
-    scales=(0.6, 1.6),
+    scale_range=(0.6, 1.6),
 )
-# mmdet's schedule of YOLACT (configs/yolact); its expanding and cutting of images is nearest to "jitter".
+# mmdet's schedule of YOLACT (configs/yolact); "jitter" is closest to its expansion and cropping of images.
 PUBLISHED_YOLACT = Recipe(
     epochs=55,
     batch_size=8,
@@ -152,6 +207,6 @@ PUBLISHED_YOLACT = Recipe(
     milestones=(20, 42, 49, 52),
     freeze_stem=False,
     augment="jitter",
-    scales=(0.4, 1.6),
+    scale_range=(0.4, 1.6),
 )
 RECIPES = {"finetune": FINE_TUNE, "1x": PUBLISHED_1X, "3x": PUBLISHED_3X, "yolact": PUBLISHED_YOLACT}

@@ -1,7 +1,7 @@
-"""A training image with its instances, and the changes of size that keep them together.
+"""Training samples: an image with its instances, and geometric changes of both.
 
-The box of an instance is always the bounds of its mask, so that work on masks can stay inside the boxes:
-images with hundreds of small instances stay quick.
+The box of an instance is always the bounding box of its mask. Operations on masks can therefore be limited to
+the boxes, which keeps images with hundreds of small instances fast.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as kernels
+from torchvision.transforms.v2 import functional as F
 
-from solo_infer.models.solo.objective import Target
+from solo_infer.models.target import Target
 
 
 class Sample(NamedTuple):
@@ -22,9 +22,9 @@ class Sample(NamedTuple):
 
     Attributes:
         image: (3, H, W) uint8 RGB.
-        target: masks (n, H, W) bool, none of them empty; boxes (n, 4) float32, their bounds x1 y1 x2 y2 in
-            pixels, far edge exclusive; labels (n,) int64; iscrowd (n,) bool; labelled (k,) int64, only if
-            the image's labels do not cover all classes.
+        target: masks (n, H, W) bool, none of them empty; boxes (n, 4) float32, their bounding boxes x1 y1 x2
+            y2 in pixels, far edge exclusive; labels (n,) int64; iscrowd (n,) bool; labelled (k,) int64, only
+            if the annotations of the image do not cover all classes.
     """
 
     image: tv_tensors.Image
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 def make_sample(
     image: Tensor, masks: Tensor, boxes: Tensor, labels: Tensor, iscrowd: Tensor, labelled: Tensor | None
 ) -> Sample:
-    """Return a sample of what its attributes say, without instances whose box is empty."""
+    """Return a sample without the instances whose box is empty; see ``Sample`` for the arguments."""
     kept = boxes[:, 2] > boxes[:, 0]
     if not kept.all():
         masks, boxes, labels, iscrowd = masks[kept], boxes[kept], labels[kept], iscrowd[kept]
@@ -54,119 +54,121 @@ def make_sample(
     return Sample(tv_tensors.Image(image), target)
 
 
-def bounds(masks: Tensor, within: Tensor | None = None) -> Tensor:
-    """Return the bounds (n, 4) float32 x1 y1 x2 y2, far edge exclusive, of masks (n, H, W) bool.
+def mask_bounds(masks: Tensor, within: Tensor | None = None) -> Tensor:
+    """Return the bounding boxes of masks; ``torchvision.ops.masks_to_boxes`` fails for empty masks.
 
     Args:
-        masks: On the CPU.
-        within: (n, 4) whole numbers: boxes inside the image, outside of which nothing counts.
+        masks: (n, H, W) bool on the CPU.
+        within: (n, 4) integral boxes inside the image; pixels outside of them are ignored. Defaults to the
+            whole image.
 
     Returns:
-        Four zeros for a mask without a pixel.
+        (n, 4) float32 x1 y1 x2 y2, far edge exclusive; four zeros for an empty mask.
     """
-    found = np.zeros((len(masks), 4), dtype=np.float32)
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
     if within is None:
         within = torch.tensor([0, 0, masks.shape[-1], masks.shape[-2]]).repeat(len(masks), 1)
-    for index, (mask, (left, top, right, bottom)) in enumerate(
-        zip(masks.numpy(), _whole(within), strict=True)
-    ):
-        part = mask[top:bottom, left:right]
-        rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    windows = zip(masks.numpy(), _to_int(within), strict=True)
+    for index, (mask, (left, top, right, bottom)) in enumerate(windows):
+        window = mask[top:bottom, left:right]
+        rows, columns = np.flatnonzero(window.any(axis=1)), np.flatnonzero(window.any(axis=0))
         if len(rows):
-            found[index] = left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
-    return torch.from_numpy(found)
+            boxes[index] = left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+    return torch.from_numpy(boxes)
 
 
-def areas(masks: Tensor, boxes: Tensor) -> Tensor:
-    """Return how many pixels (n,) int64 of masks (n, H, W) bool lie inside boxes (n, 4)."""
+def mask_areas(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Return the number of pixels (n,) int64 of masks (n, H, W) bool inside boxes (n, 4)."""
     counts = [
         np.count_nonzero(mask[top:bottom, left:right])
-        for mask, (left, top, right, bottom) in zip(masks.numpy(), _whole(boxes), strict=True)
+        for mask, (left, top, right, bottom) in zip(masks.numpy(), _to_int(boxes), strict=True)
     ]
     return torch.tensor(counts, dtype=torch.int64)
 
 
 def resize(sample: Sample, height: int, width: int) -> Sample:
-    """Scale to a size in pixels; instances that become too small to hit a pixel are dropped."""
+    """Scale to a size in pixels; instances that become too small to cover a pixel are dropped."""
     if (height, width) == sample.shape:
         return sample
-    image = kernels.resize(sample.image, [height, width], antialias=False)
+    image = F.resize(sample.image, [height, width], antialias=False)
     masks = resize_masks(sample.target["masks"], sample.target["boxes"], height, width)
     scale = torch.tensor([width / sample.shape[1], height / sample.shape[0]]).repeat(2)
     scaled = sample.target["boxes"].as_subclass(Tensor) * scale
-    # A pixel more on each side, for what float32 rounds away.
+    # One more pixel on each side absorbs the rounding of float32.
     within = torch.cat([scaled[:, :2].floor() - 1, scaled[:, 2:].ceil() + 1], dim=1)
     return _with_masks(sample, image, masks, within)
 
 
 def resize_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Scale masks (n, H, W) bool with bounds (n, 4) to (n, height, width) bool.
+    """Scale masks (n, H, W) bool with bounding boxes (n, 4) to (n, height, width) bool.
 
-    Each new pixel takes the value under its center. Bilinear and a threshold would draw a smoother outline
-    where masks grow, but the head learns them at a quarter of the size, and it needs a float copy of all.
+    Each new pixel takes the value at its center. Bilinear interpolation would give smoother outlines of
+    enlarged masks, but needs a float copy of all masks, and the head is trained at a quarter of the size.
     """
     old_height, old_width = masks.shape[-2:]
-    rows, columns = centers(old_height, height), centers(old_width, width)
+    rows, columns = nearest_indices(old_height, height), nearest_indices(old_width, width)
     resized = np.zeros((len(masks), height, width), dtype=bool)
-    for mask, new, (left, top, right, bottom) in zip(masks.numpy(), resized, _whole(boxes), strict=True):
+    for mask, output, (left, top, right, bottom) in zip(masks.numpy(), resized, _to_int(boxes), strict=True):
         first_row, end_row = np.searchsorted(rows, (top, bottom))
         first_column, end_column = np.searchsorted(columns, (left, right))
-        part = mask[rows[first_row:end_row]]
-        new[first_row:end_row, first_column:end_column] = part[:, columns[first_column:end_column]]
+        window = mask[rows[first_row:end_row]]
+        output[first_row:end_row, first_column:end_column] = window[:, columns[first_column:end_column]]
     return torch.from_numpy(resized)
 
 
 def flip(sample: Sample) -> Sample:
     """Mirror left and right."""
-    image, masks, boxes = (
-        kernels.horizontal_flip(part)
-        for part in (sample.image, sample.target["masks"], sample.target["boxes"])
-    )
     target = sample.target
+    image, masks, boxes = map(F.horizontal_flip, (sample.image, target["masks"], target["boxes"]))
     return make_sample(image, masks, boxes, target["labels"], target["iscrowd"], target.get("labelled"))
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut out a window inside the image; instances without a pixel in it are dropped."""
+    """Crop to a window inside the image; instances without a pixel in it are dropped."""
     if (height, width) == sample.shape:
         return sample
-    image, masks = (
-        kernels.crop(part, top, left, height, width) for part in (sample.image, sample.target["masks"])
-    )
+    image, masks = (F.crop(item, top, left, height, width) for item in (sample.image, sample.target["masks"]))
     moved = sample.target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top])
     return _with_masks(sample, image, masks, moved)
 
 
 def pad(sample: Sample, height: int, width: int, fill: tuple[int, int, int] = (0, 0, 0)) -> Sample:
-    """Add pixels of a color, right and bottom, up to a size in pixels."""
+    """Pad with a color, right and bottom, to a size in pixels."""
     old_height, old_width = sample.shape
     if (height, width) == (old_height, old_width):
         return sample
     margins = [0, 0, width - old_width, height - old_height]
-    image = kernels.pad(sample.image, margins, fill=list(fill))
-    masks = kernels.pad(sample.target["masks"], margins)
+    image = F.pad(sample.image, margins, fill=list(fill))
+    masks = F.pad(sample.target["masks"], margins)
     return _with_masks(sample, image, masks, sample.target["boxes"].as_subclass(Tensor))
 
 
-def chosen(target: Target, kept: Tensor) -> Target:
-    """Return a target with only those instances that a bool tensor (n,) or indices (k,) name."""
-    parts = {key: target[key][kept] for key in ("boxes", "labels", "masks", "iscrowd")}
-    return {**target, **parts}  # type: ignore[typeddict-item]
+def select_instances(target: Target, indices: Tensor) -> Target:
+    """Return a target with some of its instances, given by a bool mask (n,) or indices (k,)."""
+    selected = {key: target[key][indices] for key in ("boxes", "labels", "masks", "iscrowd")}
+    return {**target, **selected}  # type: ignore[typeddict-item]
 
 
 def _with_masks(sample: Sample, image: Tensor, masks: Tensor, within: Tensor) -> Sample:
-    """Return a sample of a new image and masks that lie within boxes (n, 4), cut at the image's edges."""
+    """Return a sample with a new image and masks.
+
+    Args:
+        sample: Sample that gives labels and crowds.
+        image: (3, H, W) uint8.
+        masks: (n, H, W) bool.
+        within: (n, 4) boxes that contain the masks; they may exceed the image.
+    """
     height, width = masks.shape[-2:]
     limits = torch.tensor([width, height, width, height])
     target = sample.target
-    boxes = bounds(masks, torch.minimum(within.clamp(min=0), limits))
+    boxes = mask_bounds(masks, torch.minimum(within.clamp(min=0), limits))
     return make_sample(image, masks, boxes, target["labels"], target["iscrowd"], target.get("labelled"))
 
 
-def _whole(boxes: Tensor) -> np.ndarray:
+def _to_int(boxes: Tensor) -> np.ndarray:
     return boxes.numpy().astype(np.int64)
 
 
-def centers(old: int, new: int) -> np.ndarray:
-    """Return which old pixel lies under the center of each new one, (new,) ascending."""
-    return ((2 * np.arange(new) + 1) * old) // (2 * new)
+def nearest_indices(old_size: int, new_size: int) -> np.ndarray:
+    """Return the old pixel at the center of each new pixel along an axis, (new_size,) int64 ascending."""
+    return ((2 * np.arange(new_size) + 1) * old_size) // (2 * new_size)

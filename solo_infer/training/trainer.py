@@ -1,7 +1,7 @@
-"""The training loop: batches in, a directory that ``from_pretrained`` takes out.
+"""Training loop: from batches to a directory that ``from_pretrained`` loads.
 
-Runs in one process or, under torchrun, in several that share each batch. What it needs of the data is
-small (``Batches``), so that any source of images and targets can drive it.
+It runs in one process or, under torchrun, in several that share each batch. Any source of images and targets
+can drive it; see the protocol ``Batches``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,32 +21,34 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from solo_infer.errors import ConfigError, TrainingError
-from solo_infer.models.solo.objective import Target
+from solo_infer.models.target import Target
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.device import resolve_dtype
-from solo_infer.runtime.distributed import is_distributed, is_main_process, joined
+from solo_infer.runtime.distributed import is_distributed, is_main_process, process_group
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import prepare_for_training
-from solo_infer.training.loss_scale import LossScaler
-from solo_infer.training.metrics_log import Record, Scores, plot_run
+from solo_infer.training.loader import Batch
+from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, plot_run
 from solo_infer.training.recipe import Recipe
-from solo_infer.weights.load import save_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[Tensor, list[Target]]
-BEST_NAME = "best"  # the directory of the model that scored highest so far
+BEST_NAME = "best"  # directory of the model with the best evaluation so far
+RECIPE_NAME = "recipe.json"
+
+Evaluator = Callable[[Segmenter], dict[str, float]]
 
 
 class Batches(Protocol):
-    """Where training images come from: this process's part of each batch."""
+    """Source of batches; each process gets its share of every batch."""
 
     def __len__(self) -> int:
-        """Return the batches of an epoch, equal in all processes."""
+        """Return the number of batches of an epoch, equal in all processes."""
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch (from 0) after the first ``start``.
+        """Yield the batches of an epoch (from 0) without the first ``start``.
 
         Each is (N, 3, H, W) float32 normalized and padded, and N targets. The same arguments must give the
         same batches, so that a resumed run repeats an uninterrupted one.
@@ -55,177 +58,179 @@ class Batches(Protocol):
 def fit(
     model: Segmenter,
     batches: Batches,
-    output: Path,
+    output: str | os.PathLike[str],
     recipe: Recipe,
     *,
     device: str | torch.device | None = None,
-    evaluate: Callable[[Segmenter], dict[str, float]] | None = None,
+    evaluate: Evaluator | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Train a model and write it, the state of the run and its records to a directory.
+    """Train a model and write it, the state of the run and its metrics to a directory.
 
     Args:
-        model: Where to start; it is trained in place.
+        model: Initial model, which is trained in place.
         batches: Images and targets.
-        output: The directory: config.json, model.safetensors (the moving average, if there is one),
+        output: Directory of the run: config.json, model.safetensors (the moving average, if there is one),
             recipe.json, training.csv, training.png, training_state.safetensors; with ``evaluate`` also
-            evaluation.csv and ``best``, the model that scored highest.
-        recipe: How to train.
-        device: As in ``SOLO.from_pretrained``; under torchrun each process's own card.
-        evaluate: Called with the model in eval mode after every ``recipe.evaluate_every`` epochs, in all
-            processes; the first one's metrics are recorded, and the first of them decides what is best.
-        resume: Go on from the state in ``output``, if there is one.
-        progress: Show a progress bar, on a terminal.
+            evaluation.csv and ``best``, the model with the best evaluation.
+        recipe: Settings of the run.
+        device: As in ``SOLO.from_pretrained``; under torchrun each process uses its own GPU.
+        evaluate: Function that is called with the model in eval mode after every ``recipe.evaluate_every``
+            epochs, in all processes. The metrics of the main process are recorded; the first of them decides
+            which model is best.
+        resume: Whether to continue from the state in ``output``, if there is one.
+        progress: Whether to show a progress bar on a terminal.
 
     Returns:
         The directory.
 
     Raises:
-        TrainingError: A loss is not finite, or the state in ``output`` is of another recipe.
+        TrainingError: A loss is not finite, or the state in ``output`` belongs to another recipe.
         CacheError: The directory cannot be written.
     """
-    with joined(device) as where:
-        run = _Run(model, batches, output, recipe, where)
-        if resume and (output / checkpointing.STATE_NAME).is_file():
+    folder = Path(output)
+    with process_group(device) as process_device:
+        run = _TrainingRun(model, batches, folder, recipe, process_device)
+        if resume and (folder / checkpointing.STATE_NAME).is_file():
             run.restore()
         try:
             run.train(evaluate, progress)
         except KeyboardInterrupt:
             run.save()
-            logger.warning("Interrupted after iteration %d: resume goes on from there.", run.iteration)
+            logger.warning("Interrupted after iteration %d: resume continues from there.", run.iteration)
             raise
-    return output
+    return folder
 
 
-class _Run:
-    """A training run: its network, optimizer, average and place."""
+class _TrainingRun:
+    """Network, optimizer, moving average and iteration of a training run."""
 
     def __init__(
         self, model: Segmenter, batches: Batches, output: Path, recipe: Recipe, device: torch.device
     ) -> None:
-        self.model, self.batches, self.output, self.recipe, self.device = (
-            model,
-            batches,
-            output,
-            recipe,
-            device,
-        )
         if len(batches) == 0:
-            raise ConfigError("No batch of training images: fewer images than the batch size?")
+            raise ConfigError(
+                "No batch of training images: expected at least as many images as the batch size."
+            )
+        self.model, self.batches, self.output = model, batches, output
+        self.recipe, self.device = recipe, device
         network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
-        self.network = network.to(memory_format=torch.channels_last)  # a quarter faster on CPUs too
-        self.trained: nn.Module = self.network
+        self.network = network.to(memory_format=torch.channels_last)  # a quarter faster, also on CPUs
+        self.train_network: nn.Module = self.network
         if is_distributed():
-            self.trained = DistributedDataParallel(self.network)
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.network, recipe)
-        self.scaler = LossScaler(recipe.autocast == "float16")
-        weights = self.network.state_dict()
-        self.average = checkpointing.WeightAverage(weights, recipe.ema) if recipe.ema else None
+            self.train_network = DistributedDataParallel(self.network)
+        trainable = [item for item in self.network.named_parameters() if item[1].requires_grad]
+        self.parameters = [parameter for _, parameter in trainable]
+        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe)
+        # Not torch.amp.GradScaler: it needs float64 on the device, which CoreX lacks.
+        self.scaler = checkpointing.LossScaler(recipe.autocast == "float16")
+        self.average: checkpointing.WeightAverage | None = None
+        if recipe.ema_decay:
+            self.average = checkpointing.WeightAverage(self.network.state_dict(), recipe.ema_decay)
         self.iteration = 0
-        # Denormal numbers, which vanishing gradients are full of, make CPUs many times slower.
+        # Vanishing gradients are full of denormal numbers, which slow CPUs down many times.
         torch.set_flush_denormal(True)
 
     @property
     def total(self) -> int:
-        """Iterations of the whole run."""
+        """Number of iterations of the whole run."""
         return min(self.recipe.epochs, self.recipe.last_epoch or self.recipe.epochs) * len(self.batches)
 
-    def train(self, evaluate: Callable[[Segmenter], dict[str, float]] | None, progress: bool) -> None:
-        """Run what is left of all epochs."""
+    def train(self, evaluate: Evaluator | None, progress: bool) -> None:
+        """Run the remaining iterations of all epochs."""
         from tqdm import tqdm
 
-        record = None
+        metrics = None
         if is_main_process():
             self.output.mkdir(parents=True, exist_ok=True)
-            write_text(self.output / "recipe.json", self.recipe.to_json())
-            record = Record(self.output, self.iteration, self.total, self.network.losses)
-            self.scores = Scores(self.output, self.iteration)
-        shown = None if progress and is_main_process() else True
-        with tqdm(total=self.total, initial=self.iteration, unit="it", disable=shown) as bar:
+            write_text(self.output / RECIPE_NAME, self.recipe.to_json())
+            metrics = MetricsLogger(self.output, self.iteration, self.total, self.network.losses)
+            self.evaluations = EvaluationLog(self.output, self.iteration)
+        disable = None if progress and is_main_process() else True  # None: show it on a terminal only
+        with tqdm(total=self.total, initial=self.iteration, unit="it", disable=disable) as bar:
             while self.iteration < self.total:
-                self._epoch(self.iteration // len(self.batches), record, bar)
+                self._run_epoch(self.iteration // len(self.batches), metrics, bar)
                 self.save()
-                if evaluate and self._is_due():
+                if evaluate and self._is_evaluation_due():
                     self._evaluate(evaluate)
-                if record:
+                if metrics:
                     plot_run(self.output)
-        if record:
-            record.close()
+        if metrics:
+            metrics.close()
 
-    def _is_due(self) -> bool:
-        """Return whether the epoch that has just ended is one to evaluate after."""
+    def _is_evaluation_due(self) -> bool:
+        """Return whether to evaluate after the epoch that has just ended."""
         epochs = self.iteration // len(self.batches)
         return epochs % self.recipe.evaluate_every == 0 or self.iteration == self.total
 
-    def _epoch(self, epoch: int, record: Record | None, bar: Any) -> None:
+    def _run_epoch(self, epoch: int, metrics: MetricsLogger | None, bar: Any) -> None:
         per_epoch = len(self.batches)
-        mark = time.perf_counter()
+        start = time.perf_counter()
         for images, targets in self.batches.epoch(epoch, self.iteration - epoch * per_epoch):
             loaded = time.perf_counter()
             lr = self.recipe.lr_at(self.iteration, per_epoch)
             losses = self._step(images, targets, lr)
             self.iteration += 1
-            now = time.perf_counter()
+            end = time.perf_counter()
             bar.update()
-            if record:
-                record.add({**losses, "time": now - mark, "data_time": loaded - mark})
+            if metrics:
+                metrics.add({**losses, "time": end - start, "data_time": loaded - start})
                 if self.iteration % self.recipe.log_every == 0 or self.iteration % per_epoch == 0:
-                    record.flush(epoch + 1, self.iteration, lr)
+                    metrics.flush(epoch + 1, self.iteration, lr)
             if self.iteration % self.recipe.save_every == 0:
                 self.save()
-            mark = time.perf_counter()
+            start = time.perf_counter()
 
     def _step(self, images: Tensor, targets: list[Target], lr: float) -> dict[str, float]:
-        """Change the weights by one batch and return its losses and the norm of its gradient."""
+        """Update the weights with one batch, and return its losses and the norm of the gradient."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["share"]
+            group["lr"] = lr * group["lr_mult"]
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        targets = [_to(target, self.device) for target in targets]
+        targets = [_to_device(target, self.device) for target in targets]
         with self._autocast():
-            losses = self.trained(images, targets)
+            losses = self.train_network(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         values = {name: _mean_over_processes(value) for name, value in [*losses.items(), ("loss", loss)]}
         if not math.isfinite(values["loss"]):
             raise TrainingError(
                 f"The loss is {values['loss']} at iteration {self.iteration + 1} (lr {lr:.3g}): lower the "
-                "learning rate, clip the gradient, or use float32. The last checkpoint is whole."
+                "learning rate, clip the gradient, or use float32. The last checkpoint is intact."
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.grad_clip_norm or math.inf))
         self.scaler.step(self.optimizer, norm)
         if self.average:
             self.average.update(self.network.state_dict(), self.iteration + 1)
         return {**values, "grad_norm": norm}
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which the network computes in the recipe's dtype."""
+        """Return the context in which the network computes in the dtype of the recipe."""
         if self.recipe.autocast == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast))
 
-    def _evaluate(self, evaluate: Callable[[Segmenter], dict[str, float]]) -> None:
+    def _evaluate(self, evaluate: Evaluator) -> None:
         """Evaluate the weights that are saved; all processes take part."""
-        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         if self.average:
             self.network.load_state_dict(self.average.weights)
         self.network.eval()
         try:
             metrics = evaluate(self.model)
         finally:
-            self.network.load_state_dict(own)
+            self.network.load_state_dict(weights)
             self.network.train()
         if is_main_process():
-            self.scores.add(self.iteration // len(self.batches), self.iteration, metrics)
-            if self.scores.last_is_best:
-                weights = self.average.weights if self.average else self.network.state_dict()
-                save_checkpoint(self.model.config, weights, self.output / BEST_NAME)
+            self.evaluations.add(self.iteration // len(self.batches), self.iteration, metrics)
+            if self.evaluations.is_best:
+                best = self.average.weights if self.average else self.network.state_dict()
+                save_checkpoint(self.model.config, best, self.output / BEST_NAME)
 
     def save(self) -> None:
-        """Write the state of the run and the model, each whole."""
+        """Write the model and the state of the run, each completely or not at all."""
         if not is_main_process():
             return
         self.output.mkdir(parents=True, exist_ok=True)
@@ -238,43 +243,50 @@ class _Run:
             "recipe": dataclasses.asdict(self.recipe),
             "scaler": self.scaler.state_dict(),
         }
-        checkpointing.save_state(
-            self.output / checkpointing.STATE_NAME, weights, average, self.optimizer, facts
-        )
+        path = self.output / checkpointing.STATE_NAME
+        checkpointing.save_state(path, weights, average, self.optimizer, self.parameter_names, facts)
 
     def restore(self) -> None:
-        """Go back to the saved state."""
+        """Load the saved state."""
         groups, facts = checkpointing.load_state(self.output / checkpointing.STATE_NAME)
-        before = Recipe.from_dict(facts["recipe"])
-        if before.essence() != self.recipe.essence() or facts["per_epoch"] != len(self.batches):
+        saved = Recipe.from_dict(facts["recipe"])
+        if saved.resume_key() != self.recipe.resume_key() or facts["per_epoch"] != len(self.batches):
             raise TrainingError(
-                f"{self.output} holds a run of another recipe or data set ({before}, {facts['per_epoch']} "
-                "batches an epoch): resume with the same one, or choose another directory."
+                f"{self.output} holds a run of another recipe or data set ({saved}, {facts['per_epoch']} "
+                "batches per epoch): resume with the same ones, or choose another directory."
             )
         self.network.load_state_dict(groups["weights"])
         if self.average:
             self.average.weights = {name: value.to(self.device) for name, value in groups["average"].items()}
-        checkpointing.restore_optimizer(self.optimizer, groups["optimizer"], facts["optimizer_numbers"])
+        checkpointing.restore_optimizer(
+            self.optimizer, self.parameter_names, groups["optimizer"], facts["optimizer_numbers"]
+        )
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
         self.iteration = facts["iteration"]
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer; each group's "share" is its part of the learning rate."""
-    body: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            (body if name.startswith("backbone.") else rest).append(parameter)
-    groups = [{"params": body, "share": recipe.body_lr}, {"params": rest, "share": 1.0}]
-    groups = [group for group in groups if group["params"]]
+def _make_optimizer(
+    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe
+) -> tuple[torch.optim.Optimizer, list[str]]:
+    """Return the optimizer of named parameters, and their names in its order.
+
+    The entry "lr_mult" of a parameter group is its multiplier of the learning rate.
+    """
+    backbone = [item for item in parameters if item[0].startswith("backbone.")]
+    others = [item for item in parameters if not item[0].startswith("backbone.")]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for _, parameter in members], "lr_mult": lr_mult}
+        for members, lr_mult in ((backbone, recipe.backbone_lr_mult), (others, 1.0))
+        if members
+    ]
+    names = [name for name, _ in (*backbone, *others)]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay), names
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay), names
 
 
-def _to(target: Target, device: torch.device) -> Target:
+def _to_device(target: Target, device: torch.device) -> Target:
     moved = {name: value.to(device, non_blocking=True) for name, value in target.items()}  # type: ignore[attr-defined]
     return moved  # type: ignore[return-value]
 

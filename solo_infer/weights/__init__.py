@@ -1,1 +1,1 @@
-"""From a model's name to its weights: manifest, verified file, state dict."""
+"""Loading of weights: from a model name to a verified file, and from a file to a configured network."""

@@ -1,4 +1,4 @@
-"""From a checkpoint file of any known layout to a configuration and a state dict that fit each other."""
+"""Read checkpoint files of every known layout."""
 
 from __future__ import annotations
 
@@ -13,75 +13,70 @@ from torch import Tensor
 
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
-from solo_infer.weights.key_mapping import background_last, is_original_yolact, map_keys
-from solo_infer.weights.match_state_dict import SHOWN, fit, infer_config, quoted, with_names
-from solo_infer.weights.pickles.reader import OpaqueObject, read_pickled
-
-__all__ = ["Checkpoint", "fit", "infer_config", "read_checkpoint", "read_config"]
+from solo_infer.models.base import SegmentationNetwork
+from solo_infer.weights.infer_config import infer_config, with_class_names
+from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
+from solo_infer.weights.named_tensors import quoted, translate
+from solo_infer.weights.pickles.reader import read_pickled
+from solo_infer.weights.pickles.unpickler import OpaqueObject
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
-_OVERLAP = 4  # bytes of tensors a file may have for each byte of its own, as some share their data
+_MAX_EXPANSION = 4  # bytes of tensors per byte of their file; more than 1 where tensors share data
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that are known to fit a configuration.
+    """A configuration and its network with the loaded weights.
 
     Attributes:
         config: Architecture, preprocessing, thresholds and categories.
-        state_dict: Every tensor of ``build_network(config.architecture)``, on the CPU.
+        network: Network of ``config.architecture`` on the CPU, in eval mode.
     """
 
     config: ModelConfig
-    state_dict: dict[str, Tensor]
+    network: SegmentationNetwork
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights by our names."""
+        return dict(self.network.state_dict())
 
 
 def read_checkpoint(path: Path, config: ModelConfig | None = None) -> Checkpoint:
-    """Read a checkpoint: a file of mmdet, the authors or ourselves, or a directory of ``save_pretrained``.
+    """Read a checkpoint of mmdet, of the original implementations or of this library.
 
     Args:
-        path: A ``.pth`` / ``.pt`` / ``.safetensors`` file or a directory.
-        config: What the weights must fit; read or inferred from the file if not given.
+        path: A ``.pth``, ``.pt`` or ``.safetensors`` file, or a directory that ``save_pretrained`` wrote.
+        config: Configuration that the weights must fit. Defaults to the directory's, or is inferred from the
+            tensors of a file.
 
     Raises:
-        CheckpointError: The file cannot be read, holds no state dict, or fits no known model; the message
-            names the first keys and shapes that do not fit.
-        ConfigError: The directory's ``config.json`` is wrong.
+        CheckpointError: The file cannot be read, holds no state dict or fits no known model; the message
+            names the first tensors that do not fit.
+        ConfigError: The ``config.json`` of the directory is invalid.
     """
     if path.is_dir():
         config, path = _read_directory(path, config)
-    tensors, names = _read_file(path)
-    state_dict, file_names = _in_our_names(tensors, path)
+    file_tensors, class_names = _read_file(path)
+    tensors = translate(file_tensors, path)
     if config is None:
-        config = infer_config(state_dict, names, path, file_names)
-    fitted = fit(state_dict, config.architecture, path, file_names)
-    return Checkpoint(with_names(config, names), fitted)
-
-
-def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConfig, Path]:
-    weights = folder / WEIGHTS_NAME
-    missing = [item.name for item in (weights, folder / CONFIG_NAME) if not item.is_file()]
-    if missing:
-        files = sorted(path.name for kind in ("*.pth", "*.pt", "*.safetensors") for path in folder.glob(kind))
-        hint = f" It holds {', '.join(files[:SHOWN])}: give the path of the file." if files else ""
-        raise CheckpointError(
-            f"The directory {folder} lacks {' and '.join(missing)}: expected one written by "
-            f"save_pretrained, or the path of a checkpoint file.{hint}"
-        )
-    return config or read_config(folder / CONFIG_NAME), weights
+        config = infer_config(tensors)
+    network = build_empty_network(config.architecture, path)
+    network.load_state_dict(match_state_dict(tensors, network), assign=True)
+    return Checkpoint(with_class_names(config, class_names), network)
 
 
 def read_config(path: Path) -> ModelConfig:
     """Read a ``config.json``.
 
     Raises:
-        ConfigError: It cannot be read or is not what ``save_pretrained`` writes.
+        ConfigError: The file cannot be read, or ``save_pretrained`` did not write it.
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: not a config of ours.")
+            raise ConfigError(f"the file has more than {MAX_CONFIG_BYTES} bytes; expected a model's config.")
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ConfigError(f"expected a JSON object, got {type(values).__name__}.")
@@ -90,49 +85,66 @@ def read_config(path: Path) -> ModelConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConfig, Path]:
+    weights = folder / WEIGHTS_NAME
+    missing = [item.name for item in (weights, folder / CONFIG_NAME) if not item.is_file()]
+    if missing:
+        patterns = ("*.pth", "*.pt", "*.safetensors")
+        files = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+        hint = f" It holds {', '.join(files[:MAX_LISTED])}: give the path of the file." if files else ""
+        raise CheckpointError(
+            f"The directory {folder} lacks {' and '.join(missing)}: expected one written by "
+            f"save_pretrained, or the path of a checkpoint file.{hint}"
+        )
+    return config or read_config(folder / CONFIG_NAME), weights
+
+
 def _read_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Return the tensors of a file by their names there, and its class names if it has any."""
+    """Return the tensors of a file by their names there, and its class names, None if it has none."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file and no directory: expected a checkpoint.")
+        raise CheckpointError(f"{path} does not exist, or is not a file: expected a checkpoint.")
     if _is_safetensors(path):
-        tensors, names = _read_safetensors(path), None
+        tensors = _read_safetensors(path)
         if not tensors:
             raise CheckpointError(f"{path} holds no tensors.")
-        return tensors, names
+        return tensors, None
     contents = read_pickled(path)
-    tensors = _state_dict(contents, path)
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    size = path.stat().st_size
-    if needed > _OVERLAP * size:
+    tensors = _find_state_dict(contents, path)
+    tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    file_bytes = path.stat().st_size
+    if tensor_bytes > _MAX_EXPANSION * file_bytes:
         raise CheckpointError(
-            f"{path} has {size} bytes, but tensors of {needed} bytes that share their data."
+            f"{path} has {file_bytes} bytes, but tensors of {tensor_bytes} bytes that share their data."
         )
     meta = contents.get("meta")
     return tensors, _class_names(meta) if isinstance(meta, Mapping) else None
 
 
-def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of what a pickle holds: a mapping of them, or one that has it as an entry."""
+def _find_state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors in the contents of a pickle: the mapping itself, or one of its entries."""
     candidates = [contents]
     if isinstance(contents, Mapping):
         candidates = [contents.get("state_dict"), contents.get("model"), contents]
-    for found in candidates:
-        if isinstance(found, Mapping):
-            tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    for candidate in candidates:
+        if isinstance(candidate, Mapping):
+            tensors = {str(name): value for name, value in candidate.items() if isinstance(value, Tensor)}
             if tensors:
                 return tensors
+    description = _describe_contents(contents)
+    raise CheckpointError(f"{path} holds no state dict: expected a mapping of tensors, found {description}.")
+
+
+def _describe_contents(contents: Any) -> str:
     if isinstance(contents, Mapping):
-        shown = ", ".join(quoted(str(key)) for key in islice(contents, SHOWN))
-        what = f"the entries {shown}" if contents else "an empty one"
-    elif isinstance(contents, OpaqueObject):
-        what = f"a whole object of class {quoted(contents.name)}: save its state_dict() instead"
-    else:
-        what = f"a {type(contents).__name__}"
-    raise CheckpointError(f"{path} holds no state dict: expected a mapping of tensors, found {what}.")
+        keys = ", ".join(quoted(str(key)) for key in islice(contents, MAX_LISTED))
+        return f"the entries {keys}" if contents else "an empty one"
+    if isinstance(contents, OpaqueObject):
+        return f"an object of the class {quoted(contents.name)}; save its state_dict() instead"
+    return f"a value of the type {type(contents).__name__}"
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by the name, or by the start: the length of a JSON header, then the header."""
+    """Return whether a file is named, or starts, like safetensors: the length of a JSON header, then "{"."""
     if path.suffix == ".safetensors":
         return True
     try:
@@ -151,34 +163,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file or damaged: {error}.") from error
+        raise CheckpointError(f"{path} is damaged, or not a safetensors file: {error}.") from error
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the class names of mmdet's meta: "CLASSES" (2.x), "dataset_meta" (3.x)."""
+    """Return the class names in mmdet's meta: "CLASSES" (2.x), or "classes" in "dataset_meta" (3.x)."""
     dataset = meta.get("dataset_meta")
-    places = [meta, dataset] if isinstance(dataset, Mapping) else [meta]
-    for place in places:
+    for mapping in (meta, dataset) if isinstance(dataset, Mapping) else (meta,):
         for key in ("CLASSES", "classes"):
-            names = place.get(key)
+            names = mapping.get(key)
             if isinstance(names, str):
                 return (names,)
             if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
                 return tuple(names)
     return None
-
-
-def _in_our_names(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by our names, and {our name: name in the file}."""
-    file_names: dict[str, str] = {}
-    for name, ours in map_keys(tensors).items():
-        if ours in file_names:
-            both = f"{quoted(file_names[ours])} and {quoted(name)}"
-            raise CheckpointError(f"{path} holds a tensor twice: as {both}.")
-        file_names[ours] = name
-    renamed = {ours: tensors[name] for ours, name in file_names.items()}
-    if is_original_yolact(tensors):
-        for name, tensor in renamed.items():
-            if name.startswith("bbox_head.conv_cls."):
-                renamed[name] = background_last(tensor)
-    return renamed, file_names

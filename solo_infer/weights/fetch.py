@@ -1,6 +1,6 @@
-"""A published file from wherever it can be had: cache, Hub, the publisher's host, the user's mirror.
+"""Published files from the cache, the Hub, their publisher's host or the user's mirror.
 
-What ``fetch`` returns has been verified against the manifest's SHA-256 and size, as far as published.
+``fetch`` verifies each file against the SHA-256 and size in the manifest, where these were published.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from urllib.request import url2pathname
 
 from solo_infer.errors import CacheError, DownloadError, OfflineError
 from solo_infer.runtime import environment
-from solo_infer.weights.download import content_problem, download_file, locked, matches, writing
+from solo_infer.weights.cache_files import as_cache_error, checksum_error, locked, matches
+from solo_infer.weights.download import download_file
 from solo_infer.weights.hub import cached_hub_file, fetch_from_hub
 from solo_infer.weights.manifest import ManifestEntry, Source
 
@@ -26,22 +27,22 @@ logger = logging.getLogger(__name__)
 def fetch(
     entry: ManifestEntry, *, home: Path | None = None, offline: bool | None = None, progress: bool = True
 ) -> Path:
-    """Return a verified local file of exactly this checkpoint.
+    """Return the path of a verified local file of a checkpoint.
 
-    Tried in this order: the cache ``<home>/weights/<filename>``, the Hub, plain URLs, the user's mirror
-    (``SOLO_INFER_MIRROR``, a URL or a directory). Files from the Hub stay in the Hub's cache; all others
-    go into ours. Of a model that came with the package this is its directory there.
+    Sources are tried in this order: the cache ``<home>/weights/<filename>``, the Hub, URLs, and the user's
+    mirror (``SOLO_INFER_MIRROR``, a URL or a directory). Files from the Hub stay in the Hub's cache; all
+    others are written to ours. The result for a model that is part of the package is its directory.
 
     Args:
-        entry: What to fetch.
-        home: The cache directory; None for ``SOLO_INFER_HOME`` or its default.
-        offline: Whether to touch no network; None lets the environment decide.
-        progress: Whether to show progress bars on stderr, if that is a terminal.
+        entry: Checkpoint to fetch.
+        home: Cache directory. Defaults to ``SOLO_INFER_HOME`` or its default.
+        offline: Whether to refuse network use. Defaults to the environment's setting.
+        progress: Whether to show progress bars on stderr, if stderr is a terminal.
 
     Raises:
-        DownloadError: No source could deliver the file; the message names each with its cause, and how to
-            bring the file by hand.
-        OfflineError: In offline mode the file is nowhere on this machine.
+        DownloadError: No source provides the file; the message lists the cause for each source, and how to
+            download the file manually.
+        OfflineError: In offline mode, the file is not on this machine.
         CacheError: The cache cannot be written.
         ConfigError: ``SOLO_INFER_TIMEOUT`` is not a positive number.
     """
@@ -60,32 +61,28 @@ def fetch(
         except DownloadError as error:
             causes.append(str(error))
         except CacheError as error:
-            raise CacheError("\n".join([str(error), "Tried before:", *_listed(causes)])) from error
+            raise CacheError("\n".join([str(error), "Failed before:", *_bullet_points(causes)])) from error
+    advice = "\n".join([*_bullet_points(causes), _manual_download_hint(entry, target)])
     if offline:
-        raise OfflineError(
-            f"Offline mode is on and {entry.name} is not on this machine. Looked in:\n"
-            + "\n".join([*_listed(causes), _by_hand(entry, target)])
-        )
-    raise DownloadError(
-        f"No source could deliver {entry.name}:\n" + "\n".join([*_listed(causes), _by_hand(entry, target)])
-    )
+        raise OfflineError(f"Offline mode is on, and {entry.name} is not on this machine. Sources:\n{advice}")
+    raise DownloadError(f"No source provides {entry.name}:\n{advice}")
 
 
 def hub_file(
     repo: str, filename: str, revision: str = "main", *, offline: bool | None = None, progress: bool = True
 ) -> Path:
-    """Return the path of any Hub file in the Hub's cache, downloading it if need be.
+    """Return the path of any Hub file in the Hub's cache; download it if it is not there.
 
     Args:
-        repo: Repo id, owner/name.
-        filename: The file's path in the repo.
+        repo: Repo id (owner/name).
+        filename: Path of the file in the repo.
         revision: Branch, tag or commit.
-        offline: Whether to touch no network; None lets the environment decide.
-        progress: Whether to let ``huggingface_hub`` show its progress bar.
+        offline: Whether to refuse network use. Defaults to the environment's setting.
+        progress: Whether ``huggingface_hub`` may show its progress bar.
 
     Raises:
-        DownloadError: The Hub cannot deliver the file.
-        OfflineError: In offline mode the Hub's cache does not hold it.
+        DownloadError: The Hub does not provide the file.
+        OfflineError: In offline mode, the file is not in the Hub's cache.
     """
     if offline is None:
         offline = environment.is_offline()
@@ -99,14 +96,14 @@ def hub_file(
 
 
 def cache_path(entry: ManifestEntry, home: Path | None = None) -> Path:
-    """Return where the cache keeps the file of ``entry`` (whether it is there or not)."""
+    """Return the path of a checkpoint's file in the cache, which need not exist."""
     return (environment.cache_home() if home is None else home) / "weights" / entry.filename
 
 
 def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
-    """Return whether ``fetch`` would probably need no network: a file of the right name and size is here.
+    """Return whether a cache holds a file of the name and size of a checkpoint.
 
-    Cheap: nothing is hashed, no network is touched.
+    The content is not verified, and no network is used.
 
     Raises:
         CacheError: The cache cannot be read.
@@ -114,7 +111,7 @@ def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
     if entry.folder is not None:
         return True
     target = cache_path(entry, home)
-    with writing(target):
+    with as_cache_error(target):
         if _has_size(target, entry.size):
             return True
     hub_files = (_cached_hub_file_or_none(source) for source in entry.sources if source.kind == "hub")
@@ -122,23 +119,23 @@ def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
 
 
 def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool = True) -> list[Path]:
-    """Collect checkpoints for a machine without network.
+    """Copy checkpoints to a directory for a machine without network.
 
-    Each verified file is copied to ``<directory>/weights/<filename>``: on the other machine, set
-    ``SOLO_INFER_HOME`` to the copied directory. A model that comes with the package is there already.
+    Each file is verified and copied to ``<directory>/weights/<filename>``. On the other machine, set
+    ``SOLO_INFER_HOME`` to the directory. Models that are part of the package are not copied.
 
     Args:
-        entries: What to collect.
-        directory: Where; it is made if missing.
-        progress: Whether to show progress bars on stderr, if that is a terminal.
+        entries: Checkpoints to copy.
+        directory: Directory to copy to. It is created if it does not exist.
+        progress: Whether to show progress bars on stderr, if stderr is a terminal.
 
     Returns:
-        The paths of the copies, in the order of ``entries``; of a model of the package its directory there.
+        The path of each copy, in the order of ``entries``; for models of the package, their directories.
 
     Raises:
-        DownloadError: A file cannot be had.
+        DownloadError: No source provides a file.
         OfflineError: A file would have to be downloaded in offline mode.
-        CacheError: ``directory`` (or the cache) cannot be written.
+        CacheError: The directory or the cache cannot be written.
     """
     return [
         entry.folder or _copy_verified(fetch(entry, progress=progress), cache_path(entry, directory), entry)
@@ -147,11 +144,11 @@ def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool 
 
 
 def _cache_problem(entry: ManifestEntry, target: Path, offline: bool) -> str:
-    """Say what keeps the cached file from being used, "" for nothing; online, remove a damaged one."""
-    with writing(target):
+    """Return why the cached file cannot be used, "" if it can; online, also remove a damaged one."""
+    with as_cache_error(target):
         if not target.is_file():
             return "there is no such file"
-        problem = content_problem(target, entry.sha256, entry.size)
+        problem = checksum_error(target, entry.sha256_prefix, entry.size)
     if not problem:
         return ""
     problem = f"the file is damaged ({problem})"
@@ -159,9 +156,9 @@ def _cache_problem(entry: ManifestEntry, target: Path, offline: bool) -> str:
         return problem
     logger.warning("Cache %s: %s; fetching it again.", target, problem)
     try:
-        with locked(target), writing(target):
-            if matches(target, entry.sha256, entry.size):
-                return ""  # meanwhile another process has put the right one there
+        with locked(target), as_cache_error(target):
+            if matches(target, entry.sha256_prefix, entry.size):
+                return ""  # another process has replaced it in the meantime
             target.unlink(missing_ok=True)
     except CacheError as error:
         problem += f" and cannot be removed: {error}"
@@ -171,19 +168,19 @@ def _cache_problem(entry: ManifestEntry, target: Path, offline: bool) -> str:
 def _attempts(
     entry: ManifestEntry, target: Path, offline: bool, progress: bool
 ) -> Iterator[Callable[[], Path]]:
-    """Give the ways to the file in their order; each returns its path or raises DownloadError."""
-    known: dict[str, Any] = {
-        "sha256": entry.sha256,
+    """Yield a function for each source, in order; it returns the path or raises DownloadError."""
+    options: dict[str, Any] = {
+        "sha256": entry.sha256_prefix,
         "size": entry.size,
         "offline": offline,
         "progress": progress,
     }
     for source in entry.sources:
         if source.kind == "hub":
-            yield partial(fetch_from_hub, source, **known)
+            yield partial(fetch_from_hub, source, **options)
     for source in entry.sources:
         if source.kind == "url" and not offline:
-            yield partial(download_file, source.url, target, **known)
+            yield partial(download_file, source.url, target, **options)
     if mirror := environment.mirror():
         yield partial(_fetch_from_mirror, mirror, entry, target, offline, progress)
 
@@ -198,15 +195,17 @@ def _fetch_from_mirror(
             raise DownloadError(f"{name}: there is no file {directory / entry.filename}.")
         return _copy_verified(directory / entry.filename, target, entry)
     if offline:
-        raise DownloadError(f"{name}: not asked, as it needs the network.")
+        raise DownloadError(f"{name}: skipped, because it needs the network.")
     url = f"{mirror.rstrip('/')}/{quote(entry.filename)}"
     try:
-        download_file(url, target, sha256=entry.sha256, size=entry.size, progress=progress, offline=False)
+        download_file(
+            url, target, sha256=entry.sha256_prefix, size=entry.size, progress=progress, offline=False
+        )
     except DownloadError as error:
         raise DownloadError(f"{name}: {error}") from error
-    if not entry.sha256:
+    if not entry.sha256_prefix:
         logger.warning(
-            "%s came from %s and could not be verified: no SHA-256 was published for it.", target, url
+            "%s was downloaded from %s and cannot be verified: no SHA-256 was published.", target, url
         )
     return target
 
@@ -218,11 +217,12 @@ def _mirror_directory(mirror: str) -> Path | None:
 
 
 def _copy_verified(source: Path, target: Path, entry: ManifestEntry) -> Path:
-    """Copy ``source`` to ``target`` atomically, if it is what ``entry`` says."""
+    """Copy a file to the target atomically, if it has the content of a checkpoint."""
     staged = target.with_name(f"{target.name}.copy")
-    with locked(target), writing(target):
+    with locked(target), as_cache_error(target):
         if target.is_file() and (
-            os.path.samefile(source, target) or (entry.sha256 and matches(target, entry.sha256, entry.size))
+            os.path.samefile(source, target)
+            or (entry.sha256_prefix and matches(target, entry.sha256_prefix, entry.size))
         ):
             return target
         try:
@@ -231,7 +231,7 @@ def _copy_verified(source: Path, target: Path, entry: ManifestEntry) -> Path:
                     copy.write(block)
                 copy.flush()
                 os.fsync(copy.fileno())
-            if problem := content_problem(staged, entry.sha256, entry.size):
+            if problem := checksum_error(staged, entry.sha256_prefix, entry.size):
                 raise DownloadError(f"{source}: {problem}.")
             os.replace(staged, target)
         finally:
@@ -240,7 +240,7 @@ def _copy_verified(source: Path, target: Path, entry: ManifestEntry) -> Path:
 
 
 def _blocks(source: Path) -> Iterator[bytes]:
-    # Its own translation of errors: a mirror that fails is one source's failure, not the cache's.
+    # A mirror that cannot be read is the failure of one source, not a CacheError.
     try:
         with open(source, "rb") as file:
             while block := file.read(1 << 20):
@@ -257,20 +257,20 @@ def _cached_hub_file_or_none(source: Source) -> Path | None:
     try:
         return cached_hub_file(source)
     except (OSError, ValueError) as error:
-        logger.debug("The Hub's cache cannot be asked for %s: %s", source, error)
+        logger.debug("Cannot look up %s in the Hub's cache: %s", source, error)
         return None
 
 
-def _listed(causes: Iterable[str]) -> list[str]:
+def _bullet_points(causes: Iterable[str]) -> list[str]:
     return [f"  - {' '.join(cause.split())}" for cause in causes]
 
 
-def _by_hand(entry: ManifestEntry, target: Path) -> str:
-    by_kind = sorted(entry.sources, key=lambda source: source.kind != "url")
-    origin = f" from {by_kind[0].address}" if by_kind else ""
-    check = f"check that its SHA-256 starts with {entry.sha256}, " if entry.sha256 else ""
+def _manual_download_hint(entry: ManifestEntry, target: Path) -> str:
+    urls_first = sorted(entry.sources, key=lambda source: source.kind != "url")
+    origin = f" from {urls_first[0].address}" if urls_first else ""
+    check = f"check that its SHA-256 starts with {entry.sha256_prefix}, " if entry.sha256_prefix else ""
     return (
-        f"By hand: on a machine with network, download {entry.filename}{origin}, {check}"
-        f"and put it on this machine as {target}, or give its path to from_pretrained. Or set "
+        f"To download it manually: on a machine with network, download {entry.filename}{origin}, {check}"
+        f"and copy it to {target} on this machine, or pass its path to from_pretrained. Alternatively, set "
         f"{environment.MIRROR} to a URL or directory that has {entry.filename}."
     )

@@ -1,6 +1,7 @@
 """Files from the Hugging Face Hub, through ``huggingface_hub`` and its cache.
 
-``huggingface_hub`` is imported inside the functions: it is slow, and a cached file needs it not.
+``huggingface_hub`` is imported inside the functions, because its import is slow and a file in our own cache
+does not need it.
 """
 
 from __future__ import annotations
@@ -19,53 +20,55 @@ from urllib.request import getproxies
 from solo_infer._version import __version__
 from solo_infer.errors import DownloadError
 from solo_infer.runtime import environment
-from solo_infer.weights.download import content_problem
+from solo_infer.weights.cache_files import checksum_error
 from solo_infer.weights.manifest import Source
 
 logger = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KNOCK_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
 
 
 def fetch_from_hub(
     source: Source, *, sha256: str = "", size: int | None = None, offline: bool = False, progress: bool = True
 ) -> Path:
-    """Return the path of a verified Hub file in the Hub's own cache, downloading it if need be.
+    """Return the path of a verified file in the Hub's cache; download it if it is not there.
 
-    A cached file that has the expected SHA-256 is used without asking the Hub. Files that the Hub stores
-    under their SHA-256 (LFS) are verified against that too.
+    A cached file with the expected SHA-256 is used without a request to the Hub. Files that the Hub stores
+    under their SHA-256 (LFS) are also verified against it.
 
     Args:
-        source: A source of kind "hub".
-        sha256: The expected SHA-256 in hex, or its first digits, or "" when none is known.
-        size: The expected size in bytes, when known.
-        offline: Whether to look only in the cache, without touching the network.
-        progress: Whether to let ``huggingface_hub`` show its progress bar.
+        source: Source of kind "hub".
+        sha256: Expected SHA-256 in hex, or its first digits. Defaults to "", an unknown one.
+        size: Expected size in bytes. Defaults to an unknown one.
+        offline: Whether to use only the cache, without network.
+        progress: Whether ``huggingface_hub`` may show its progress bar.
 
     Raises:
-        DownloadError: The Hub cannot deliver the file, or it is another one than expected. The message is
-            one line.
+        DownloadError: The Hub does not provide the file, or its content is not the expected one. The message
+            has one line.
     """
     name = f"Hub file {source.repo}/{source.filename} ({source.revision})"
-    timeout = min(environment.network_timeout(), _KNOCK_SECONDS)
+    timeout = min(environment.network_timeout(), _CONNECT_SECONDS)
     try:
         cached = cached_hub_file(source)
-        problem = _problem(cached, sha256, size) if cached else f"it is not in {hub_cache_directory()}"
+        problem = (
+            _cached_file_error(cached, sha256, size) if cached else f"it is not in {hub_cache_directory()}"
+        )
         if cached and not problem and (offline or sha256):
             return cached
         if offline:
             raise DownloadError(f"{name}: {problem}.")
         try:
-            _knock(timeout)
-            problem_there = _probe(source, sha256, size, timeout)
+            _check_reachable(timeout)
+            remote_problem = _metadata_error(source, sha256, size, timeout)
         except _hub_errors() as error:
             if cached and not problem:
-                logger.warning("%s: using the cached copy, as the Hub fails: %s", name, _one_line(error))
+                logger.warning("%s: using the cached copy, as the Hub failed: %s", name, _one_line(error))
                 return cached
             raise
-        if problem_there:
-            raise DownloadError(f"{name}: {problem_there}.")
+        if remote_problem:
+            raise DownloadError(f"{name}: {remote_problem}.")
         path, problem = _download(source, sha256, size, progress, timeout)
     except _hub_errors() as error:
         raise DownloadError(f"{name}: {_one_line(error)}") from error
@@ -75,16 +78,18 @@ def fetch_from_hub(
 
 
 def cached_hub_file(source: Source) -> Path | None:
-    """Return where the Hub's cache holds a file, or None; without network and without hashing.
+    """Return the path of a file in the Hub's cache, None if it is not there.
+
+    No network is used, and the content is not verified.
 
     Raises:
-        ValueError: ``source.repo`` is no valid repo id.
+        ValueError: ``source.repo`` is not a valid repo id.
         OSError: The cache cannot be read.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.repo, source.filename, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(source.repo, source.filename, revision=source.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def hub_cache_directory() -> Path:
@@ -94,15 +99,15 @@ def hub_cache_directory() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _knock(timeout: float) -> None:
-    """Raise ConnectionError if the Hub cannot be reached, at once.
+def _check_reachable(timeout: float) -> None:
+    """Raise ConnectionError if no connection to the Hub can be opened.
 
-    ``huggingface_hub`` alone tries, in its newer versions, a silent host for minutes.
+    Recent versions of ``huggingface_hub`` retry an unresponsive host for minutes.
     """
     from huggingface_hub import constants
 
     if set(getproxies()) - {"no"}:
-        return  # the way goes through a proxy, of a kind that only the library may know
+        return  # connections go through a proxy, whose protocol only the library may support
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
@@ -112,8 +117,8 @@ def _knock(timeout: float) -> None:
         raise ConnectionError(f"{constants.ENDPOINT} cannot be reached") from error
 
 
-def _probe(source: Source, sha256: str, size: int | None, timeout: float) -> str:
-    """Ask for the file's metadata and say if it is another file, before that is downloaded."""
+def _metadata_error(source: Source, sha256: str, size: int | None, timeout: float) -> str:
+    """Return how the file's metadata differ from the expected ones, "" if they do not."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import HfHubHTTPError
 
@@ -123,7 +128,7 @@ def _probe(source: Source, sha256: str, size: int | None, timeout: float) -> str
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status >= 500 or status in (408, 429):
-            return ""  # hf_hub_download knows how to wait for a busy Hub
+            return ""  # hf_hub_download waits for a busy Hub
         raise
     etag = metadata.etag or ""
     if _SHA256.fullmatch(etag) and not etag.startswith(sha256.lower()):
@@ -136,10 +141,10 @@ def _probe(source: Source, sha256: str, size: int | None, timeout: float) -> str
 def _download(
     source: Source, sha256: str, size: int | None, progress: bool, timeout: float
 ) -> tuple[Path, str]:
-    """Return the file's path and what is wrong with it ("" for nothing)."""
+    """Return the path of the file and how it differs from the expected content ("" if it does not)."""
     from huggingface_hub import hf_hub_download
 
-    # The second round replaces a blob that was damaged on the disk: the Hub never looks at it again.
+    # The second round replaces a blob that is damaged on the disk, which the library does not check.
     for force in (False, True):
         with _progress_bars(progress):
             path = hf_hub_download(
@@ -151,39 +156,39 @@ def _download(
                 etag_timeout=timeout,
                 force_download=force,
             )
-        problem = _problem(Path(path), sha256, size)
+        problem = _cached_file_error(Path(path), sha256, size)
         if not problem:
             break
         if not force:
-            logger.warning("%s is not as expected and is fetched again: %s.", path, problem)
+            logger.warning("%s is damaged and is downloaded again: %s.", path, problem)
     return Path(path), problem
 
 
-def _problem(path: Path, sha256: str, size: int | None) -> str:
+def _cached_file_error(path: Path, sha256: str, size: int | None) -> str:
     blob_sha256 = _blob_sha256(path)
     if blob_sha256 and not blob_sha256.startswith(sha256.lower()):
         return f"expected a SHA-256 that starts with {sha256}, the Hub's cache has {blob_sha256}"
-    return content_problem(path, blob_sha256 or sha256, size)
+    return checksum_error(path, blob_sha256 or sha256, size)
 
 
 def _blob_sha256(path: Path) -> str:
-    """Return the SHA-256 that a cached file's blob is named by, "" for files stored otherwise."""
+    """Return the SHA-256 in the name of a cached file's blob, "" for files that are not stored by SHA-256."""
     if not path.is_symlink():
         return ""
-    # One step only: the blob itself may be a link into a store of other names.
+    # Follow one link only: the blob may itself be a link to a file with another name.
     blob = os.path.basename(os.readlink(path))
     return blob if _SHA256.fullmatch(blob) else ""
 
 
 @contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
+def _progress_bars(enabled: bool) -> Iterator[None]:
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    if shown or are_progress_bars_disabled():
+    if enabled or are_progress_bars_disabled():
         yield
         return
     disable_progress_bars()
@@ -194,16 +199,16 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return what ``huggingface_hub`` raises when the Hub, the network or its cache fails.
+    """Return the exceptions that ``huggingface_hub`` raises when the Hub, the network or its cache fails.
 
-    ``HfHubHTTPError`` descends from the error base of the HTTP library in use, which has changed between
-    versions (requests, httpx): its ancestors cover that library's connection errors. RuntimeError is what
-    ``hf_xet`` raises, ImportError what a proxy of a kind without installed support ends in.
+    ``HfHubHTTPError`` derives from the base error of the HTTP library, which differs between versions
+    (requests, httpx). Its base classes cover the connection errors of that library. ``hf_xet`` raises
+    RuntimeError. A proxy whose protocol needs a package that is not installed raises ImportError.
     """
     from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError
 
-    ancestors = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
-    library_errors = [kind for kind in ancestors if kind is not Exception]
+    ancestors = [base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception)]
+    library_errors = [base for base in ancestors if base is not Exception]
     return (EntryNotFoundError, *library_errors, OSError, ValueError, RuntimeError, ImportError)
 
 

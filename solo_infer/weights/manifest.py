@@ -1,31 +1,32 @@
-"""The published checkpoints, as data: ``weights_manifest.json``."""
+"""Published checkpoints, read from ``weights_manifest.json``."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import UnknownModelError
 
 MANIFEST_NAME = "weights_manifest.json"
 DEFAULT_MODEL = "decoupled_r50_3x"
-EMBEDDED_MODEL = "tiny"  # lies inside the package: needs no network
+EMBEDDED_MODEL = "tiny"  # part of the package, needs no network
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place where a published file can be had.
+    """Source of a published file.
 
     Attributes:
         kind: "hub", "url" or "package".
-        url: For "url".
-        repo: For "hub": owner/name.
-        filename: For "hub": the file in the repo. For "package": the directory in ours.
-        revision: For "hub": branch, tag or commit.
+        url: Address of the file, for "url".
+        repo: Repo id (owner/name), for "hub".
+        filename: Path of the file in the repo, for "hub"; path of the directory in this package, for
+            "package".
+        revision: Branch, tag or commit, for "hub".
     """
 
     kind: str
@@ -36,7 +37,7 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The address to fetch the file from by hand, or where it lies if it came with the package."""
+        """URL of the file, or path of its directory if it is part of the package."""
         if self.kind == "package":
             return str(_package() / self.filename)
         if self.kind == "hub":
@@ -49,17 +50,17 @@ class ManifestEntry:
     """One published checkpoint.
 
     Attributes:
-        name: What ``from_pretrained`` takes.
+        name: Name that ``load_model`` takes.
         family: "solo", "decoupled", "decoupled_light", "yolact" or "yolact_original".
-        preset: Name of its configuration in ``solo_infer.config.model.PRESETS``; "" if it has its own beside it.
-        filename: Its file's name, in the cache and at a mirror; unique in the manifest.
-        sources: Where to have it, in order.
-        sha256: The file's SHA-256 in hex, or its first digits, or "" where none was published.
-        size: Bytes, None where not published.
-        license: The license of the weights.
-        commercial_use: Whether that license allows commercial use.
-        mask_ap: Published COCO mask AP in percent, None where there is none.
-        origin: Who trained it.
+        preset: Name of its configuration in ``solo_infer.config.PRESETS``, "" if it has its own config.json.
+        filename: Name of the file in the cache and at a mirror; unique in the manifest.
+        sources: Sources of the file, in the order of their use.
+        sha256_prefix: First hex digits of the file's SHA-256, as published; "" if none were published.
+        size: Size of the file in bytes, None if it was not published.
+        license: License of the weights.
+        commercial_use: Whether the license allows commercial use.
+        mask_ap: Published COCO mask AP in percent, None if there is none.
+        origin: Organization or people who trained it.
     """
 
     name: str
@@ -67,7 +68,7 @@ class ManifestEntry:
     preset: str
     filename: str
     sources: tuple[Source, ...]
-    sha256: str
+    sha256_prefix: str
     size: int | None
     license: str
     commercial_use: bool
@@ -76,14 +77,14 @@ class ManifestEntry:
 
     @property
     def folder(self) -> Path | None:
-        """The directory of a model that came with the package, None for one that must be fetched."""
+        """Directory of a model that is part of the package, None for one that must be fetched."""
         return next(
             (_package() / source.filename for source in self.sources if source.kind == "package"), None
         )
 
 
 def manifest_path() -> Path:
-    """Return the manifest's path: in the installed package, or above it in a source checkout."""
+    """Return the path of the manifest: in the installed package, or above it in a source checkout."""
     installed = _package() / MANIFEST_NAME
     return installed if installed.is_file() else _package().parent / MANIFEST_NAME
 
@@ -94,7 +95,7 @@ def _package() -> Path:
 
 @cache
 def load_manifest() -> dict[str, ManifestEntry]:
-    """Return all published checkpoints by name, in the manifest's order."""
+    """Return all published checkpoints by name, in the order of the manifest."""
     content = json.loads(manifest_path().read_text(encoding="utf-8"))
     return {model["name"]: _entry(model) for model in content["models"]}
 
@@ -105,15 +106,15 @@ def _entry(values: dict[str, Any]) -> ManifestEntry:
 
 
 def available_models() -> list[str]:
-    """Return the names that ``load_model`` knows."""
+    """Return the names of the published models."""
     return list(load_manifest())
 
 
 def find_entry(name: str) -> ManifestEntry:
-    """Return a published checkpoint by its name.
+    """Return a published checkpoint by name.
 
     Raises:
-        UnknownModelError: There is none of that name; the message suggests similar ones.
+        UnknownModelError: There is none of that name; the message suggests similar names.
     """
     manifest = load_manifest()
     if name not in manifest:
@@ -122,11 +123,9 @@ def find_entry(name: str) -> ManifestEntry:
 
 
 def unknown_model_message(name: str) -> str:
-    """Say that a name is unknown, with the names that come near it."""
+    """Return the error message for an unknown name, with similar names."""
     names = available_models()
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return (
-        f"No model {name!r}: it is no file or directory here, no published model and no Hub repo id "
-        f"(owner/name). {hint}Published models: {', '.join(names)}."
+        f"No model {name!r}: expected a file, a directory, a published model or a Hub repo id (owner/name). "
+        f"{did_you_mean(name, names)}Published models: {', '.join(names)}."
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.coco_sets import CAT, DOG
 
-from solo_infer.evaluation.evaluate import score
+from solo_infer.evaluation.evaluate import evaluate_detections
 
 pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"]
 
@@ -33,7 +33,9 @@ def test_evaluation_and_scoring_of_its_detections(run, saved, data_set, tmp_path
     code, out, err = run("eval", "--detections", output, *common, "--json")
     assert (code, err) == (0, "")
     evaluation = json.loads(out)
-    expected = score(annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog"))
+    expected = evaluate_detections(
+        annotations, output, max_detections=(5, 20), limit=1, classes=("cat", "dog")
+    )
     assert evaluation["metrics"] == expected.to_dict()["metrics"]
     assert evaluation["timings"] is None
 

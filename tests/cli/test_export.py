@@ -3,7 +3,7 @@
 import pytest
 from helpers.command_line import assert_clear
 
-from solo_infer.export.onnx import ExportedModel
+from solo_infer.export.engine import ExportedModel
 
 pytest_plugins = ["helpers.command_line_fixtures"]
 onnx = pytest.importorskip("onnx")

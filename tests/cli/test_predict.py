@@ -267,7 +267,7 @@ def test_drawings_never_overwrite_a_source(run, photos, saved):
 @pytest.mark.parametrize(
     "images, message",
     [
-        (None, "is no COCO annotation file"),
+        (None, "truth.json cannot be read"),
         ([{"id": 1, "file_name": "1.png"}], "'photos/2.jpg' is not"),
     ],
 )
@@ -315,7 +315,7 @@ def test_offline_opens_no_socket(run, photos, saved, monkeypatch):
     assert_clear(err, "OfflineError", "http://127.0.0.1:9/x.png", "1 failed, 1 done")
     code, _, err = run("predict", "photos/1.png", "--model", "solo_r50_3x", "--offline")
     assert code == 1
-    assert_clear(err, "OfflineError: Offline mode is on and solo_r50_3x is not on this machine")
+    assert_clear(err, "OfflineError: Offline mode is on, and solo_r50_3x is not on this machine")
     assert environment.OFFLINE not in os.environ
 
 

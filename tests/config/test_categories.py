@@ -17,7 +17,7 @@ def test_coco_has_its_official_ids():
     assert sorted(ids.values()) == list(COCO.ids)
 
 
-def test_other_classes_count_from_one():
+def test_other_ids_start_at_one():
     assert PETS.ids == (1, 2, 3)
     assert named(["cat", "dog"]).ids == (1, 2)
     assert named(list(COCO.names)) is COCO
@@ -29,9 +29,9 @@ def test_unnamed_classes():
 
 
 def test_lists_become_tuples():
-    found = Categories(["a", "b"], [7, 3])
-    assert found == Categories(("a", "b"), (7, 3))
-    assert hash(found) == hash(Categories(("a", "b"), (7, 3)))
+    categories = Categories(["a", "b"], [7, 3])
+    assert categories == Categories(("a", "b"), (7, 3))
+    assert hash(categories) == hash(Categories(("a", "b"), (7, 3)))
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_lists_become_tuples():
         (("cat", "dog"), (True, 2)),
     ],
 )
-def test_wrong_categories(names, ids):
+def test_invalid_categories_are_refused(names, ids):
     with pytest.raises(ConfigError):
         Categories(names, ids)
 
 
 @pytest.mark.parametrize(
-    "given, expected",
+    "classes, expected",
     [
         ("dog", [1]),
         (2, [2]),
@@ -63,20 +63,20 @@ def test_wrong_categories(names, ids):
         ([], []),
     ],
 )
-def test_labels(given, expected):
-    assert PETS.labels(given) == expected
+def test_labels(classes, expected):
+    assert PETS.labels(classes) == expected
 
 
-@pytest.mark.parametrize("given", [3, -1, 1.0, True, None, [None], np.array([0.5])])
-def test_wrong_label(given):
+@pytest.mark.parametrize("classes", [3, -1, 1.0, True, None, [None], np.array([0.5])])
+def test_invalid_label_is_refused(classes):
     with pytest.raises(ResultError, match=r"expected a name, or a label 0\.\.2"):
-        PETS.labels(given)
+        PETS.labels(classes)
 
 
-def test_unknown_name_is_told_with_similar_ones():
+def test_unknown_name_suggests_similar_ones():
     with pytest.raises(
-        ResultError, match=r"No class 'Trafic Light'. Did you mean 'traffic light'\? Classes: cat"
+        ResultError, match=r"No class 'Traffic-Light'. Did you mean 'traffic light'\? Classes: cat"
     ):
-        PETS.labels(["cat", "Trafic Light"])
+        PETS.labels(["cat", "Traffic-Light"])
     with pytest.raises(ResultError, match="No class 'xyz'. Classes: cat, dog, traffic light"):
         PETS.labels("xyz")

@@ -1,4 +1,4 @@
-"""Configurations: the published settings, what is refused, the way through JSON."""
+"""Configurations: published settings, validation, and JSON."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -11,12 +11,17 @@ from solo_infer.config import (
     PostprocessConfig,
     PreprocessConfig,
     SOLOConfig,
+    YOLACTConfig,
+    YOLACTPostprocessConfig,
     find_preset,
 )
 from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.presets import config_from_preset
 from solo_infer.config.solo import solo_preset
 from solo_infer.errors import ConfigError
+
+SCALE_RANGES = SOLOConfig.scale_ranges
+SOLO_2 = {"format": "solo_infer/2", "family": "solo"}
 
 
 def test_presets_are_the_published_settings():
@@ -35,13 +40,13 @@ def test_presets_are_the_published_settings():
         assert config.categories is COCO
 
 
-def test_preset_of_own_classes():
+def test_preset_with_custom_classes():
     config = config_from_preset(solo_preset("solo", "resnet101"), Categories(("nucleus",)))
     assert (config.architecture.num_classes, config.categories.names) == (1, ("nucleus",))
 
 
-def test_unknown_preset_lists_the_known():
-    with pytest.raises(ConfigError, match="'solo_r18'.*'decoupled_r50'"):
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="No preset 'solo_r18'. Did you mean 'solo_r101'.*decoupled_r50"):
         find_preset("solo_r18")
 
 
@@ -51,39 +56,43 @@ def test_unknown_preset_lists_the_known():
         ((480, 640), (800, 1067), (800, 1088)),
         ((640, 480), (1067, 800), (1088, 800)),
         ((427, 640), (800, 1199), (800, 1216)),
-        ((300, 1000), (400, 1333), (416, 1344)),  # the long side meets its limit first
+        ((300, 1000), (400, 1333), (416, 1344)),  # the long side reaches its limit first
         ((800, 1333), (800, 1333), (800, 1344)),
         ((1, 5000), (1, 1333), (32, 1344)),
         ((1, 1), (800, 800), (800, 800)),
     ],
 )
-def test_sizes(size, resized, padded):
+def test_resized_and_padded_shapes(size, resized, padded):
     config = PreprocessConfig()
     assert config.resized_shape(*size) == resized
     assert config.padded_shape(*resized) == padded
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_through_json(name):
+def test_config_survives_json(name):
     config = find_preset(name)
     written = json.loads(json.dumps(config.to_dict(), allow_nan=False))
-    assert written["format"] == "solo_infer/1"
+    assert written["format"] == "solo_infer/2"
+    assert written["family"] == name.split("_")[0].replace("decoupled", "solo")
     assert ModelConfig.from_dict(written) == config
 
 
 def test_missing_fields_get_their_defaults():
-    config = ModelConfig.from_dict({"format": "solo_infer/1", "thresholds": {"nms_pre": 7}})
-    assert config == ModelConfig(thresholds=PostprocessConfig(nms_pre=7))
+    solo = ModelConfig.from_dict({"format": "solo_infer/2", "family": "solo", "thresholds": {"nms_pre": 7}})
+    assert solo == ModelConfig(thresholds=PostprocessConfig(nms_pre=7))
+    yolact = ModelConfig.from_dict({"format": "solo_infer/2", "family": "yolact"})
+    assert yolact == ModelConfig(YOLACTConfig(), thresholds=YOLACTPostprocessConfig())
 
 
-def test_lists_become_tuples_so_that_configurations_compare_and_hash():
-    listed = SOLOConfig(num_grids=[40, 36, 24, 16, 12], strides=[8, 8, 16, 32, 32])
+def test_lists_are_converted_to_tuples():
+    listed = SOLOConfig(num_grids=[40, 36, 24, 16, 12], scale_ranges=[list(r) for r in SCALE_RANGES])
     assert listed == SOLOConfig()
     assert hash(listed) == hash(SOLOConfig())
-    staged = SOLOConfig(deformable_stages=[4, 2, 4])
-    assert staged == SOLOConfig(deformable_stages=(2, 4)) and hash(staged) == hash(
-        SOLOConfig(deformable_stages=(2, 4))
-    )
+    sorted_stages = SOLOConfig(deformable_stages=(2, 4))
+    assert SOLOConfig(deformable_stages=[4, 2, 4]) == sorted_stages
+    assert hash(SOLOConfig(deformable_stages=[4, 2, 4])) == hash(sorted_stages)
+    yolact = YOLACTConfig(anchor_sizes=[24, 48, 96, 192, 384], strides=list(YOLACTConfig.strides))
+    assert yolact == YOLACTConfig() and hash(yolact) == hash(YOLACTConfig())
 
 
 def test_configurations_are_frozen():
@@ -92,7 +101,7 @@ def test_configurations_are_frozen():
 
 
 @pytest.mark.parametrize(
-    "kind, values",
+    "config, values",
     [
         (SOLOConfig, {"head": "mask"}),
         (SOLOConfig, {"head": ["solo"]}),
@@ -104,8 +113,10 @@ def test_configurations_are_frozen():
         (SOLOConfig, {"num_grids": (40, 36, 24, 16)}),
         (SOLOConfig, {"num_grids": 40}),
         (SOLOConfig, {"num_grids": (40, 36, 24, 16, 0)}),
-        (SOLOConfig, {"strides": (8, 8, 16, 32, 32.5)}),
-        (SOLOConfig, {"strides": None}),
+        (SOLOConfig, {"scale_ranges": None}),
+        (SOLOConfig, {"scale_ranges": ((1, 2), (1, 2), (1, 2), (1, 2))}),
+        (SOLOConfig, {"scale_ranges": (1, 2, 3, 4, 5)}),
+        (SOLOConfig, {"scale_ranges": ((1, 2), (1, 2), (1, 2), (1, 2), (2, 1))}),
         (SOLOConfig, {"stacked_convs": 0}),
         (SOLOConfig, {"head_channels": 48}),
         (SOLOConfig, {"head_channels": -32}),
@@ -117,7 +128,19 @@ def test_configurations_are_frozen():
         (SOLOConfig, {"deformable_stages": 3}),
         (SOLOConfig, {"deformable_stages": ("2",)}),
         (SOLOConfig, {"deformable_stages": (2,), "backbone": "efficientnet_lite0"}),
+        (YOLACTConfig, {"variant": "plus"}),
+        (YOLACTConfig, {"backbone": "efficientnet_lite0"}),
+        (YOLACTConfig, {"num_classes": 0}),
+        (YOLACTConfig, {"num_protos": 1.5}),
+        (YOLACTConfig, {"strides": (8, 8, 16, 32)}),
+        (YOLACTConfig, {"strides": (0, 8, 16, 32, 64)}),
+        (YOLACTConfig, {"strides": None}),
+        (YOLACTConfig, {"anchor_sizes": (24, 48, 96, 192, float("nan"))}),
+        (YOLACTPostprocessConfig, {"iou_thr": 1.5}),
+        (YOLACTPostprocessConfig, {"top_k": 0}),
         (PreprocessConfig, {"short_side": 0}),
+        (PreprocessConfig, {"round_to_uint8": 1}),
+        (PreprocessConfig, {"keep_ratio": False}),
         (PreprocessConfig, {"short_side": 900, "long_side": 800}),
         (PreprocessConfig, {"long_side": 1333.0}),
         (PreprocessConfig, {"size_divisor": 0}),
@@ -140,12 +163,12 @@ def test_configurations_are_frozen():
         (PostprocessConfig, {"nms_iou": 1.5}),
     ],
 )
-def test_wrong_values_are_named(kind, values):
+def test_invalid_values_are_named(config, values):
     with pytest.raises(ConfigError, match=next(iter(values)).split("_")[0]):
-        kind(**values)
+        config(**values)
 
 
-def test_names_must_fit_the_number_of_classes():
+def test_number_of_class_names_must_match():
     with pytest.raises(ConfigError, match="80 category names for a model of 3 classes"):
         ModelConfig(SOLOConfig(num_classes=3))
 
@@ -155,6 +178,12 @@ def test_names_must_fit_the_number_of_classes():
     [
         ({}, "format=None"),
         ({"format": "solo_infer/9"}, "format='solo_infer/9'"),
+        ({"format": "solo_infer/2"}, "family=None"),
+        ({"format": "solo_infer/2", "family": "mask_rcnn"}, "family='mask_rcnn'"),
+        ({**SOLO_2, "architecture": {"variant": "mmdet"}}, "SOLOConfig: unknown field"),
+        ({**SOLO_2, "architecture": {"strides": [8, 8, 16, 32, 32]}}, "SOLOConfig: unknown field"),
+        ({**SOLO_2, "thresholds": {"top_k": 3}}, "PostprocessConfig: unknown field"),
+        ({**SOLO_2, "training": {}}, "training"),
         ({"format": "solo_infer/1", "training": {}}, "training"),
         ({"format": "solo_infer/1", "thresholds": {"nms": 3}}, "nms"),
         ({"format": "solo_infer/1", "thresholds": [1]}, "expected an object, got list"),
@@ -164,11 +193,11 @@ def test_names_must_fit_the_number_of_classes():
         ({"format": "solo_infer/1", "categories": {"names": "abc"}}, "strings"),
     ],
 )
-def test_wrong_files_are_explained(values, message):
+def test_invalid_files_are_explained(values, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_dict(values)
 
 
-def test_a_change_is_checked_too():
+def test_replaced_values_are_checked():
     with pytest.raises(ConfigError, match="nms_pre"):
         replace(PostprocessConfig(), nms_pre=-1)

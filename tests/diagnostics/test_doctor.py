@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong with a machine, says how to cure it, and never fails itself."""
+"""Diagnostic report: contents, problems and fixes, and robustness on broken machines."""
 
 import copy
 import errno
@@ -39,7 +39,7 @@ HEALTHY = {
             "memory_gib": 80.0,
             "works": {"float32": "ok", "float16": "ok", "bfloat16": "ok"},
             "paths": {"GroupNorm": "triton", "Matrix-NMS": "torch (no compiler)", "CUDA graphs": "on"},
-            "operations": {"bits": "ok", "group norm float16": "ok", "float64 copy": "ok"},
+            "operations": {"packed masks": "ok", "group norm float16": "ok", "float64 copy": "ok"},
             "fast_paths": {"triton": True, "graphs": True, "compile": False, "dtype": "float16"},
         }
     ],
@@ -57,8 +57,8 @@ HEALTHY = {
 }
 
 
-def sick(**changes):
-    """Return a report of a healthy machine but for some values of its sections."""
+def make_report(**changes):
+    """Return the report of a healthy machine with changed values of its sections."""
     report = copy.deepcopy(HEALTHY)
     for section, values in changes.items():
         if isinstance(values, dict):
@@ -68,16 +68,16 @@ def sick(**changes):
     return report
 
 
-def only_problem(report):
-    (found,) = find_problems(report)
-    assert found["problem"].endswith(".") and found["cure"].endswith(".")
-    return found
+def single_problem(report):
+    (problem,) = find_problems(report)
+    assert problem["problem"].endswith(".") and problem["fix"].endswith(".")
+    return problem
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Spare the probing of devices and the importing of packages, which have tests of their own."""
-    monkeypatch.setattr(doctor, "_devices", lambda: copy.deepcopy(HEALTHY["devices"]))
+    """Skip device probes and package imports, which are tested separately."""
+    monkeypatch.setattr(doctor, "_describe_devices", lambda: copy.deepcopy(HEALTHY["devices"]))
     monkeypatch.setattr(doctor, "describe_torch", lambda: HEALTHY["torch"])
     monkeypatch.setattr(doctor, "_try_import", lambda module: "ok")
 
@@ -90,7 +90,7 @@ def server():
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Return a function that puts addresses into the manifest."""
+    """Return a function that replaces the sources in the manifest."""
 
     def publish(*sources):
         entry = ManifestEntry("m", "solo", "solo_r50", "m.pth", sources, "", None, "MIT", True, 1.0, "us")
@@ -102,7 +102,7 @@ def publish(monkeypatch):
 # --- The report
 
 
-def test_whole_report_of_this_machine(monkeypatch):
+def test_report_of_this_machine(monkeypatch):
     monkeypatch.setenv(environment.OFFLINE, "1")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
     forbid_sockets(monkeypatch)
@@ -117,18 +117,18 @@ def test_whole_report_of_this_machine(monkeypatch):
     assert report["devices"][0]["works"]["float32"] == "ok"
     assert report["devices"][0]["paths"]["GroupNorm"] == "torch (for CUDA only)"
     assert report["cache"]["writable"] and report["cache"]["free_bytes"] > 0
-    assert report["offline"] and set(report["sources"].values()) == {"not asked (offline)"}
+    assert report["offline"] and set(report["sources"].values()) == {"not tested (offline)"}
     assert {"https://download.openmmlab.com", "https://huggingface.co"} <= set(report["sources"])
     assert "Offline mode is on, and no published model" in format_report(report)
 
 
-def test_text_tells_everything():
-    report = sick(
+def test_text_contains_every_section():
+    report = make_report(
         sources={"https://host": "unreachable: no route"}, environment={"HF_HOME": "/h"}, offline=True
     )
     report["problems"] = find_problems(report)
     text = format_report(report)
-    for part in (
+    for line in (
         "torch 1.0",
         "Not installed: triton",
         "build 12.1, available",
@@ -137,45 +137,45 @@ def test_text_tells_everything():
         "torch (no compiler): Matrix-NMS\n",
         "on: CUDA graphs\n",
     ):
-        assert part in text
-    for part in ("bfloat16 ok", "/c (writable, 1024.0 GiB free)", "models: solo_r50_1x", "HF_HOME=/h"):
-        assert part in text
+        assert line in text
+    for line in ("bfloat16 ok", "/c (writable, 1024.0 GiB free)", "models: solo_r50_1x", "HF_HOME=/h"):
+        assert line in text
     assert "https://host: unreachable: no route" in text
-    assert f"- {report['problems'][0]['problem']}\n    Cure: {report['problems'][0]['cure']}" in text
-    healthy = {**sick(cache={"writable": False}), "problems": []}
+    assert f"- {report['problems'][0]['problem']}\n    Fix: {report['problems'][0]['fix']}" in text
+    healthy = {**make_report(cache={"writable": False}), "problems": []}
     assert "NOT writable" in format_report(healthy)
     assert format_report(healthy).endswith("Problems: none")
 
 
 def test_healthy_machine_has_no_problem():
-    assert find_problems(sick()) == []
+    assert find_problems(make_report()) == []
 
 
 # --- Packages
 
 
-def test_a_package_that_is_missing_or_broken():
-    found = only_problem(
-        sick(imports={"filelock": "ModuleNotFoundError: No module"}, packages={"filelock": None})
+def test_missing_or_broken_package():
+    problem = single_problem(
+        make_report(imports={"filelock": "ModuleNotFoundError: No module"}, packages={"filelock": None})
     )
-    assert found["problem"].startswith("filelock (not installed) cannot be imported: ModuleNotFoundError")
-    found = only_problem(sick(imports={"pycocotools": "ValueError: numpy.dtype size changed"}))
-    assert found["problem"].startswith("pycocotools (1.0) cannot be imported")
+    assert problem["problem"].startswith("filelock (not installed) cannot be imported: ModuleNotFoundError")
+    problem = single_problem(make_report(imports={"pycocotools": "ValueError: numpy.dtype size changed"}))
+    assert problem["problem"].startswith("pycocotools (1.0) cannot be imported")
 
 
 @pytest.mark.parametrize(
     "error", [ImportError("no\nthing"), OSError("libcublas.so.11: no such file"), ValueError]
 )
-def test_broken_imports_are_told(error, monkeypatch):
+def test_import_errors_are_reported(error, monkeypatch):
     def fail(module):
         raise error
 
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    told = doctor._try_import("torch")
-    assert told in {"ImportError: no", "OSError: libcublas.so.11: no such file", "ValueError: "}
+    state = doctor._try_import("torch")
+    assert state in {"ImportError: no", "OSError: libcublas.so.11: no such file", "ValueError"}
 
 
-def test_report_comes_without_a_torch(monkeypatch):
+def test_report_without_torch(monkeypatch):
     monkeypatch.setenv(environment.OFFLINE, "1")
     monkeypatch.setattr(doctor, "_try_import", lambda module: "OSError: gone" if module == "torch" else "ok")
     report = collect_report()
@@ -188,110 +188,118 @@ def test_report_comes_without_a_torch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "facts, environment, cure",
+    "facts, environment, fix",
     [
-        ({"nvidia_driver": False}, {}, "install its driver; else nothing"),
+        ({"nvidia_driver": False}, {}, "install its driver. Otherwise the CPU"),
         ({}, {}, "Update the driver"),
-        ({"nvidia_driver": False, "cuda_devices_seen": 2}, {}, "to versions that fit each other"),
+        ({"nvidia_driver": False, "cuda_devices_seen": 2}, {}, "Install matching versions"),
         ({"cuda_build": None}, {}, "install a CUDA build of torch"),
         ({"cuda_build": None, "corex": True, "nvidia_driver": False}, {}, "install its driver"),
         ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' may hide the card"),
     ],
 )
-def test_cuda_that_cannot_be_used(facts, environment, cure):
+def test_unusable_cuda(facts, environment, fix):
     facts = {"cuda_problem": "torch says so.", "cuda_available": False, "cuda_devices_seen": 0, **facts}
-    found = only_problem(sick(torch=facts, environment=environment))
-    assert found["problem"] == "CUDA cannot be used: torch says so."
-    assert cure in found["cure"]
+    problem = single_problem(make_report(torch=facts, environment=environment))
+    assert problem["problem"] == "CUDA cannot be used: torch says so."
+    assert fix in problem["fix"]
 
 
-def test_cpu_build_on_a_machine_without_a_card_is_no_problem():
+def test_cpu_build_without_a_card_is_not_a_problem():
     facts = {"cuda_problem": "CPU-only", "cuda_build": None, "nvidia_driver": False, "cuda_devices_seen": 0}
-    assert find_problems(sick(torch=facts)) == []
+    assert find_problems(make_report(torch=facts)) == []
 
 
 @pytest.mark.parametrize(
-    "dtype, state, cure",
+    "dtype, state, fix",
     [
-        ("float16", "slow: 12 times the time of float32", "Use dtype float32 there."),
+        ("float16", "slow: 12 times the time of float32", "Use dtype float32 on this device."),
         (
             "bfloat16",
             "fails: no kernel",
-            "dtype float32 there, and see what 'solo-infer verify --dtype bfloat16'",
+            "dtype float32 on this device, and check it with 'solo-infer verify --dtype bfloat16'",
         ),
         ("float32", "wrong by 3", "another device"),
     ],
 )
-def test_dtypes_that_do_not_work(dtype, state, cure):
-    report = sick()
+def test_broken_dtypes(dtype, state, fix):
+    report = make_report()
     report["devices"][0]["works"][dtype] = state
-    found = only_problem(report)
-    assert found["problem"] == f"{dtype} on cuda:0: {state}."
-    assert cure in found["cure"]
+    problem = single_problem(report)
+    assert problem["problem"] == f"{dtype} on cuda:0: {state}."
+    assert fix in problem["fix"]
 
 
 @pytest.mark.parametrize(
-    "path, problem, cure",
+    "path, message, fix",
     [
-        ("triton, but WRONG", "GroupNorm on cuda:0: the Triton kernel does not", "pip uninstall triton"),
+        (
+            "triton, but WRONG",
+            "GroupNorm on cuda:0: the result of the Triton kernel differs",
+            "pip uninstall triton",
+        ),
         ("FAILS (no memory)", "GroupNorm on cuda:0 FAILS (no memory).", "another device"),
     ],
 )
-def test_kernels_that_do_not_work(path, problem, cure):
-    report = sick()
+def test_broken_kernels(path, message, fix):
+    report = make_report()
     report["devices"][0]["paths"]["GroupNorm"] = path
-    found = only_problem(report)
-    assert found["problem"].startswith(problem) and cure in found["cure"]
+    problem = single_problem(report)
+    assert problem["problem"].startswith(message) and fix in problem["fix"]
 
 
-def test_operations_that_a_device_gets_wrong():
-    report = sick()
-    report["devices"][0]["operations"]["bits"] = "wrong by 1"
-    found = only_problem(report)
-    assert found["problem"] == "bits on cuda:0: wrong by 1." and "device cpu" in found["cure"]
-    assert "operations: 2 of 3 as on the CPU; not bits" in format_report({**report, "problems": [found]})
+def test_wrong_operations():
+    report = make_report()
+    report["devices"][0]["operations"]["packed masks"] = "wrong by 1"
+    problem = single_problem(report)
+    assert problem["problem"] == "packed masks on cuda:0: wrong by 1." and "device cpu" in problem["fix"]
+    assert "operations: 2 of 3 as on the CPU; different: packed masks" in format_report(
+        {**report, "problems": [problem]}
+    )
 
 
-def test_operations_that_nobody_needs_are_no_problem():
-    report = sick()
+def test_unneeded_operations_are_not_a_problem():
+    report = make_report()
     report["devices"][0]["operations"].update(
         {"float64 copy": "becomes zeros", "group norm float16": "fails: x"}
     )
     assert find_problems(report) == []
 
 
-def test_fast_paths_are_told():
-    text = format_report({**sick(), "problems": []})
-    assert "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; advised dtype float16" in text
-    report = sick()
+def test_fast_paths_are_listed():
+    text = format_report({**make_report(), "problems": []})
+    assert (
+        "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; recommended dtype float16" in text
+    )
+    report = make_report()
     report["devices"][0]["fast_paths"] = {
         "triton": False,
         "graphs": False,
         "compile": False,
         "dtype": "float32",
     }
-    assert "fast paths: none; advised dtype float32" in format_report({**report, "problems": []})
+    assert "fast paths: none; recommended dtype float32" in format_report({**report, "problems": []})
 
 
-def test_allocator_that_corex_lacks():
+def test_unsupported_allocator_on_corex():
     setting = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
-    assert find_problems(sick(environment=setting)) == []
-    found = only_problem(sick(environment=setting, torch={"corex": True}))
-    assert "cudaMallocAsync" in found["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in found["cure"]
+    assert find_problems(make_report(environment=setting)) == []
+    problem = single_problem(make_report(environment=setting, torch={"corex": True}))
+    assert "cudaMallocAsync" in problem["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in problem["fix"]
 
 
 # --- The cache
 
 
-def test_cache_that_cannot_be_written(quick, publish, monkeypatch, tmp_path):
+def test_unwritable_cache(quick, publish, monkeypatch, tmp_path):
     publish()
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv(environment.HOME, str(tmp_path / "file" / "cache"))
     report = collect_report()
     assert not report["cache"]["writable"]
-    found = only_problem(report)
-    assert str(tmp_path / "file" / "cache") in found["problem"] and "Not a directory" in found["problem"]
-    assert environment.HOME in found["cure"]
+    problem = single_problem(report)
+    assert str(tmp_path / "file" / "cache") in problem["problem"] and "Not a directory" in problem["problem"]
+    assert environment.HOME in problem["fix"]
 
 
 def test_read_only_cache(quick, publish, monkeypatch):
@@ -300,17 +308,17 @@ def test_read_only_cache(quick, publish, monkeypatch):
 
     publish()
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
-    assert "Read-only file system" in only_problem(collect_report())["problem"]
+    assert "Read-only file system" in single_problem(collect_report())["problem"]
 
 
-def test_little_space(quick, publish, monkeypatch):
+def test_low_disk_space(quick, publish, monkeypatch):
     publish()
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=50 << 20))
-    found = only_problem(collect_report())
-    assert "only 50 MiB free" in found["problem"]
+    problem = single_problem(collect_report())
+    assert "only 50 MiB free" in problem["problem"]
 
 
-def test_looking_at_the_cache_makes_nothing(tmp_path, monkeypatch):
+def test_describing_the_cache_creates_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv(environment.HOME, str(tmp_path / "a" / "b"))
     assert doctor.describe_cache()["writable"]
     assert list(tmp_path.iterdir()) == []
@@ -325,7 +333,7 @@ def test_cached_models_are_listed(monkeypatch, tmp_path):
     assert doctor.describe_cache()["models"] == ["solo_r50_1x"]
 
 
-def test_cache_that_cannot_be_read(monkeypatch):
+def test_unreadable_cache(monkeypatch):
     def refuse(entry):
         raise CacheError("no")
 
@@ -334,16 +342,16 @@ def test_cache_that_cannot_be_read(monkeypatch):
 
 
 def test_offline_without_models():
-    found = only_problem(sick(offline=True, cache={"models": []}))
-    assert "no published model is in the cache" in found["problem"]
-    assert find_problems(sick(offline=True)) == []
-    assert find_problems(sick(offline=True, cache={"models": []}, mirror="/mirror")) == []
+    problem = single_problem(make_report(offline=True, cache={"models": []}))
+    assert "no published model is in the cache" in problem["problem"]
+    assert find_problems(make_report(offline=True)) == []
+    assert find_problems(make_report(offline=True, cache={"models": []}, mirror="/mirror")) == []
 
 
 # --- Sources
 
 
-def test_hosts_are_asked_once_each(server, publish):
+def test_each_host_gets_one_request(server, publish):
     server.at("/", status(403))
     publish(*(Source("url", url=f"{server.base}/{name}.pth") for name in "abc"))
     assert doctor.describe_sources() == {server.base: "reachable"}
@@ -351,7 +359,7 @@ def test_hosts_are_asked_once_each(server, publish):
 
 
 def test_states_of_hosts(server, publish, monkeypatch):
-    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(doctor, "_TIMEOUT_SECONDS", 0.2)
     with running_server() as failing, running_server() as silent, running_server() as gone:
         server.at("/", redirect(f"{server.base}/login"))
         server.at("/login", status(200))
@@ -369,7 +377,7 @@ def test_states_of_hosts(server, publish, monkeypatch):
     assert "refused" in states[dead]
 
 
-def test_proxy_is_used_and_its_refusal_told(server, publish, monkeypatch):
+def test_proxy_is_used_and_its_error_reported(server, publish, monkeypatch):
     monkeypatch.setenv("http_proxy", server.base)
     server.at("http://weights.invalid/", status(407))
     publish(Source("url", url="http://weights.invalid/x.pth"))
@@ -378,29 +386,29 @@ def test_proxy_is_used_and_its_refusal_told(server, publish, monkeypatch):
     }
 
 
-def test_own_hub_is_asked(server, publish, monkeypatch):
+def test_custom_hub_endpoint_is_tested(server, publish, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.base)
     publish(Source("hub", repo="a/b", filename="c"))
     assert doctor.describe_sources() == {server.base: "reachable"}
 
 
-def test_offline_touches_no_socket(quick, publish, monkeypatch):
+def test_offline_mode_opens_no_socket(quick, publish, monkeypatch):
     forbid_sockets(monkeypatch)
     monkeypatch.setenv(environment.OFFLINE, "1")
     monkeypatch.setenv(environment.MIRROR, "https://mirror.invalid/solo")
     publish(Source("url", url="http://host.invalid/x"), Source("hub", repo="a/b", filename="c"))
     states = collect_report()["sources"]
     assert len(states) == 3
-    assert set(states.values()) == {"not asked (offline)"}
+    assert set(states.values()) == {"not tested (offline)"}
 
 
 def test_unreachable_source():
-    found = only_problem(sick(sources={"https://host": "unreachable: no route"}))
-    assert found["problem"].startswith("https://host is unreachable: no route")
-    assert environment.MIRROR in found["cure"] and "solo-infer download NAME --output DIR" in found["cure"]
+    problem = single_problem(make_report(sources={"https://host": "unreachable: no route"}))
+    assert problem["problem"].startswith("https://host is unreachable: no route")
+    assert environment.MIRROR in problem["fix"] and "solo-infer download NAME --output DIR" in problem["fix"]
 
 
-def test_mirror_that_answers_makes_up_for_other_sources(quick, publish, monkeypatch, tmp_path):
+def test_reachable_mirror_replaces_other_sources(quick, publish, monkeypatch, tmp_path):
     publish(Source("url", url="http://127.0.0.1:9/x"))
     for mirror in (str(tmp_path), f"file://{tmp_path}"):
         monkeypatch.setenv(environment.MIRROR, mirror)
@@ -411,21 +419,21 @@ def test_mirror_that_answers_makes_up_for_other_sources(quick, publish, monkeypa
 
 
 @pytest.mark.parametrize("mirror", ["missing/folder", "http://127.0.0.1:9/solo", "http://["])
-def test_mirror_that_is_not_there(quick, publish, monkeypatch, mirror):
+def test_missing_mirror(quick, publish, monkeypatch, mirror):
     publish()
     monkeypatch.setenv(environment.MIRROR, mirror)
-    found = only_problem(collect_report())
-    assert found["problem"].startswith("The mirror") and "unreachable" in found["problem"]
-    assert environment.MIRROR in found["cure"]
+    problem = single_problem(collect_report())
+    assert problem["problem"].startswith("The mirror") and "unreachable" in problem["problem"]
+    assert environment.MIRROR in problem["fix"]
 
 
-def test_wrong_timeout(monkeypatch):
+def test_invalid_timeout(monkeypatch):
     monkeypatch.setenv(environment.TIMEOUT, "soon")
-    found = only_problem(sick())
-    assert "'soon'" in found["problem"] and environment.TIMEOUT in found["cure"]
+    problem = single_problem(make_report())
+    assert "'soon'" in problem["problem"] and environment.TIMEOUT in problem["fix"]
 
 
-def test_passwords_and_tokens_are_not_shown(quick, publish, server, monkeypatch):
+def test_credentials_are_redacted(quick, publish, server, monkeypatch):
     server.at("/", status(200))
     publish(Source("url", url=server.base.replace("//", "//user:secret@") + "/x"))
     monkeypatch.setenv(environment.MIRROR, server.base.replace("//", "//me:secret@") + "/solo")

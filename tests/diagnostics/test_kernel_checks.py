@@ -1,4 +1,4 @@
-"""What is told of a device's ways is what a run there would take."""
+"""Check of the Triton kernels against their PyTorch references."""
 
 import sys
 from dataclasses import replace
@@ -9,8 +9,6 @@ import torch
 from solo_infer.diagnostics import kernel_checks
 from solo_infer.diagnostics.kernel_checks import describe_paths
 from solo_infer.ops import dispatch
-from solo_infer.ops.mask_statistics import MaskStatistics
-from solo_infer.ops.paste_masks import PastedMasks
 from solo_infer.runtime.device import NO_FAST_PATHS, FastPaths
 
 CPU = torch.device("cpu")
@@ -20,21 +18,11 @@ MODULES = ("matrix_nms", "group_norm_relu", "paste_masks", "mask_statistics", "p
 
 
 @pytest.fixture(autouse=True)
-def no_failures_before(monkeypatch):
+def no_recorded_failures(monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", {})
 
 
-class Stub:
-    """A wrong kernel in place of a dispatched function."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __call__(self, *args):
-        return self.kernel(*args)
-
-
-def paths(monkeypatch, allowed, corex=False, device=CPU):
+def describe_with(monkeypatch, allowed, corex=False, device=CPU):
     monkeypatch.setattr(kernel_checks, "fast_paths", lambda device: allowed)
     monkeypatch.setattr(kernel_checks, "is_corex_card", lambda index: corex)
     monkeypatch.setattr(dispatch, "triton_allowed", lambda device: allowed.triton)
@@ -42,68 +30,76 @@ def paths(monkeypatch, allowed, corex=False, device=CPU):
 
 
 def test_paths_of_the_cpu():
-    found = describe_paths(CPU)
-    assert set(found) == {*KERNELS, "CUDA graphs", "fixed slots", "torch.compile"}
-    assert {found[name] for name in KERNELS} == {"torch (for CUDA only)"}
-    assert found["CUDA graphs"] == "off (for CUDA only)"
+    paths = describe_paths(CPU)
+    assert set(paths) == {*KERNELS, "CUDA graphs", "static shapes", "torch.compile"}
+    assert {paths[name] for name in KERNELS} == {"torch (for CUDA only)"}
+    assert paths["CUDA graphs"] == "off (for CUDA only)"
 
 
-def test_kernels_that_do_not_run_are_told_with_the_reason(monkeypatch):
-    """As on a card where Triton is there but cannot be imported."""
+def test_failing_kernels_are_reported_with_the_reason(monkeypatch):
+    """Triton is installed but cannot be imported."""
     for name in MODULES:
         monkeypatch.setitem(sys.modules, f"solo_infer.ops.triton.{name}", None)
-    found = paths(monkeypatch, ALL)
+        monkeypatch.delattr(f"solo_infer.ops.triton.{name}", raising=False)
+    paths = describe_with(monkeypatch, ALL)
     for name in KERNELS:
-        assert found[name].startswith("torch (ImportError") or found[name].startswith("torch (ModuleNotFound")
-    assert (found["CUDA graphs"], found["torch.compile"]) == ("on", "available")
+        assert paths[name].startswith("torch (ImportError") or paths[name].startswith("torch (ModuleNotFound")
+    assert (paths["CUDA graphs"], paths["torch.compile"]) == ("on", "available")
 
 
-def test_kernels_that_run_are_compared(monkeypatch):
-    """A stand-in for the kernel gives what it likes."""
-    monkeypatch.setattr(kernel_checks, "CHECKS", {"right": lambda device: True, "off": lambda device: False})
-    found = paths(monkeypatch, ALL)
-    assert (found["right"], found["off"]) == (kernel_checks.TRITON, kernel_checks.WRONG)
+def test_running_kernels_are_compared(monkeypatch):
+    """One check succeeds, the other one fails."""
+    monkeypatch.setattr(
+        kernel_checks, "CHECKS", {"equal": lambda device: True, "different": lambda device: False}
+    )
+    paths = describe_with(monkeypatch, ALL)
+    assert (paths["equal"], paths["different"]) == (kernel_checks.TRITON, kernel_checks.WRONG)
 
 
-def test_a_device_that_fails_is_told(monkeypatch):
+def test_device_errors_are_reported(monkeypatch):
     def fail(device):
-        raise RuntimeError("CUDA error: sick\nmore")
+        raise RuntimeError("CUDA error: broken\nmore")
 
     monkeypatch.setattr(kernel_checks, "CHECKS", {"part": fail})
-    assert paths(monkeypatch, ALL)["part"] == "FAILS (CUDA error: sick)"
+    assert describe_with(monkeypatch, ALL)["part"] == "FAILS (CUDA error: broken)"
 
 
-@pytest.mark.parametrize("name, check", kernel_checks.CHECKS.items())
-def test_checks_accept_the_twin_and_refuse_others(name, check, monkeypatch):
-    assert check(CPU)
-    wrong = {
-        "GroupNorm": ("group_norm_relu", Stub(lambda x, *rest: torch.zeros_like(x))),
-        "mask statistics": (
-            "cell_mask_statistics",
-            Stub(lambda logits, *rest: MaskStatistics(None, None, torch.zeros(1, 40, 48).byte())),
-        ),
-        "Matrix-NMS": ("decay_factors", Stub(lambda packed, areas, *rest: torch.ones_like(areas))),
-        "mask pasting": (
-            "paste_masks",
-            Stub(lambda soft, *rest: PastedMasks(torch.zeros(3, 101, 10, dtype=torch.uint8), None)),
-        ),
-    }
-    if name == "preprocessing":
-        given = iter((torch.zeros(1), torch.ones(1)))
-        monkeypatch.setattr(kernel_checks, "prepare_batch", lambda *arguments: next(given))
-    else:
-        attribute, stub = wrong[name]
-        stub.reference = getattr(kernel_checks, attribute).reference
-        monkeypatch.setattr(kernel_checks, attribute, stub)
-    assert not check(CPU)
+@pytest.mark.parametrize(
+    "name, kernel",
+    [
+        ("preprocessing", "preprocess"),
+        ("GroupNorm", "group_norm_relu"),
+        ("mask statistics", "cell_mask_statistics"),
+        ("mask statistics", "axis_mask_statistics"),
+        ("Matrix-NMS", "decay_factors"),
+        ("mask pasting", "paste_masks"),
+    ],
+)
+def test_checks_accept_the_reference_and_reject_other_results(name, kernel, monkeypatch):
+    assert kernel_checks.CHECKS[name](CPU)
+    reference = getattr(kernel_checks, kernel).reference
+
+    def wrong_kernel(*arguments):
+        result = reference(*arguments)
+        return result + 1 if isinstance(result, torch.Tensor) else result._replace(packed=~result.packed)
+
+    wrong_kernel.reference = reference
+    monkeypatch.setattr(kernel_checks, kernel, wrong_kernel)
+    assert not kernel_checks.CHECKS[name](CPU)
+
+
+def test_every_kernel_has_a_check():
+    assert tuple(kernel_checks.CHECKS) == KERNELS
 
 
 def test_iluvatar_cards_and_others(monkeypatch):
     card = torch.device("cuda", 0)
-    assert paths(monkeypatch, NO_FAST_PATHS, corex=True, device=card)["CUDA graphs"].endswith(
+    assert describe_with(monkeypatch, NO_FAST_PATHS, corex=True, device=card)["CUDA graphs"].endswith(
         "Iluvatar cards)"
     )
-    assert paths(monkeypatch, NO_FAST_PATHS, device=card)["GroupNorm"] == "torch (for NVIDIA cards only)"
-    without = replace(ALL, triton=False, compile=False)
-    found = paths(monkeypatch, without, device=card)
-    assert found["CUDA graphs"] == "on" and "Triton is not installed" in found["GroupNorm"]
+    assert (
+        describe_with(monkeypatch, NO_FAST_PATHS, device=card)["GroupNorm"] == "torch (for NVIDIA cards only)"
+    )
+    without_triton = replace(ALL, triton=False, compile=False)
+    paths = describe_with(monkeypatch, without_triton, device=card)
+    assert paths["CUDA graphs"] == "on" and "Triton is not installed" in paths["GroupNorm"]

@@ -1,6 +1,4 @@
-"""The table of layers: shapes, parameters and multiply-adds, beside numbers known from elsewhere."""
-
-from functools import partial
+"""Table of layers: shapes, parameters and multiply-adds, compared with published numbers."""
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torchvision import models
 
 from solo_infer.diagnostics.layer_table import tabulate
 from solo_infer.models import build_network
-from solo_infer.models.dense import raw_maps
 from solo_infer.models.layers.deform_conv import DeformableConv
 
 
@@ -21,7 +18,7 @@ class Inner(nn.Module):
 
 
 class Outer(nn.Module):
-    """Never calls ``inner`` as a whole, and ``norm`` twice."""
+    """Network that never calls ``inner`` itself and calls ``norm`` twice."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +32,7 @@ class Outer(nn.Module):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_every_number_of_a_small_network(device):
+def test_all_values_of_a_small_network(device):
     table = tabulate(Outer().to(device), (10, 14))
     first, second = 3 * 8 * 9 * 5 * 7, 8 * 4 * 5 * 7
     assert [(row.name, row.label, row.depth, row.shapes) for row in table.layers] == [
@@ -55,7 +52,7 @@ def test_every_number_of_a_small_network(device):
     assert table.forward_backward_mb == pytest.approx(2 * 35 * (8 + 4 + 4 + 4) * 4e-6)
 
 
-def test_hooks_are_gone_afterwards_even_after_an_error():
+def test_hooks_are_removed_even_after_an_error():
     network = Outer()
     tabulate(network, (8, 8))
     with pytest.raises(RuntimeError):
@@ -64,8 +61,8 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "mobilenet_v2", "efficientnet_b0"])
-def test_published_multiply_adds_of_classifiers(name):
-    """Torchvision's, in G at 224 x 224."""
+def test_multiply_adds_of_classifiers_equal_torchvision(name):
+    """Published in G at 224 x 224."""
     published = models.get_model_weights(name).DEFAULT.meta["_ops"]
     with torch.device("meta"):
         network = models.get_model(name, weights=None).eval()
@@ -73,7 +70,7 @@ def test_published_multiply_adds_of_classifiers(name):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_deformable_convolutions_are_counted_with_their_offsets(device):
+def test_deformable_convolutions_and_their_offsets_are_counted(device):
     table = tabulate(nn.Sequential(DeformableConv(3, 16, stride=2)).to(device), (20, 30))
     deformable, offsets = table.layers
     assert offsets.multiply_adds == 3 * 18 * 9 * 10 * 15
@@ -82,9 +79,9 @@ def test_deformable_convolutions_are_counted_with_their_offsets(device):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_all_layers_of_a_network_are_there_and_add_up(head):
+def test_all_layers_are_listed_and_add_up(head):
     network = build_network(small_config(head).architecture, device="meta")
-    table = tabulate(network, (65, 97), partial(raw_maps, network))
+    table = tabulate(network, (65, 97))
     called = {row.name for row in table.layers}
     with_parameters = {
         name

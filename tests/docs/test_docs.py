@@ -18,7 +18,7 @@ RUN_PAGES = [page for page in PAGES if any(block.mark in ("run", "torchrun") for
 COMMANDS = [(page, line) for page, block in BLOCKS if block.language == "sh" for line in block.lines]
 # Files that a page's commands and code leave behind.
 WRITTEN = {
-    "README.md": ["astronaut_segmented.jpg", "drawn/one_segmented.jpg", "results.json", "run/recipe.json"],
+    "README.md": ["street_segmented.jpg", "drawn/one_segmented.jpg", "results.json", "run/recipe.json"],
     "docs/bi-v100.md": ["street_segmented.jpg", "tiny.onnx"],
     "docs/evaluation.md": ["detections.json"],
     "docs/export.md": ["street_segmented.jpg", "tiny.onnx"],

@@ -18,7 +18,7 @@ OTHER_FILES = [*PAGES, *sorted((ROOT / "benchmarks").glob("*.md")), *sorted((ROO
 PHRASES = {
     "shall": r"\bshall\b",
     "but for": r"\bbut for\b",
-    "is no": r"\bis no (?!longer\b|more\b|such\b)",
+    "is no": r"(?<!\bthere )\bis no (?!longer\b|more\b|such\b)",
     "for want of": r"\bfor want of\b",
     "whither, thither": r"\b[wt]hither\b",
     "if not given": r"\bif not given\b",
@@ -27,7 +27,7 @@ PHRASES = {
     "see to it that": r"\bsees? to it that\b",
     "talking machines": r"\b(is told|was told|are told)\b",
 }
-QUESTION_WORDS = re.compile(r"(What|Where|Which|Whose|Whom|Whether|How)\b")
+QUESTION_WORDS = re.compile(r"(What|Where|Which|Whose|Whom|How)\b")
 NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files in every layout, and crafted ones, for the tests of what reads them."""
+"""Checkpoint files of every layout, and crafted ones, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from solo_infer import SOLO
-from solo_infer.config import ModelConfig
+from solo_infer.config import ArchitectureConfig, ModelConfig
 from solo_infer.models import build_network
 from solo_infer.models.backbones import resnet
 from solo_infer.models.backbones.resnet import ResNet
@@ -29,8 +30,19 @@ from solo_infer.weights.pickles.reader import LEGACY_MAGIC, LEGACY_PROTOCOL
 LAYOUTS = ("mmdet2_legacy", "mmdet2_zip", "mmdet3", "mmdet3_published", "bare")
 
 
+@cache
+def _empty_network_state(architecture: ArchitectureConfig) -> dict[str, Tensor]:
+    return build_network(architecture, device="meta").state_dict()
+
+
+def empty_state_dict(architecture: ArchitectureConfig) -> dict[str, Tensor]:
+    """Return the state dict of a network, all zeros that take no memory."""
+    expected = _empty_network_state(architecture)
+    return {name: torch.zeros((), dtype=item.dtype).expand(item.shape) for name, item in expected.items()}
+
+
 def in_mmdet_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Return a state dict as mmdet saves it, with the versions that a module leaves in it."""
+    """Return a state dict as mmdet saves it, including the version metadata of its modules."""
     renamed = OrderedDict((mmdet_name(name), tensor) for name, tensor in state_dict.items())
     renamed._metadata = OrderedDict({"": {"version": 1}, "backbone.bn1": {"version": 2}})  # type: ignore[attr-defined]
     return renamed
@@ -39,7 +51,7 @@ def in_mmdet_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]
 def in_authors_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Return a state dict in the names of the authors' code (mmdet 1.x)."""
     prefix = "d" if any("conv_mask_list_x" in name for name in state_dict) else ""
-    parts = {
+    prefixes = {
         "mask_head.mask_convs": "bbox_head.ins_convs",
         "mask_head.cls_convs": "bbox_head.cate_convs",
         "mask_head.conv_mask_list": f"bbox_head.{prefix}solo_ins_list",
@@ -47,26 +59,26 @@ def in_authors_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
     }
     renamed = OrderedDict()
     for name, tensor in in_mmdet_names(state_dict).items():
-        ours = next((part for part in parts if name.startswith(part)), "")
-        renamed[parts.get(ours, "") + name.removeprefix(ours)] = tensor
+        ours = next((start for start in prefixes if name.startswith(start)), "")
+        renamed[prefixes.get(ours, "") + name.removeprefix(ours)] = tensor
     return renamed
 
 
 def foreign_object(monkeypatch: pytest.MonkeyPatch, module: str, name: str, **state: Any) -> Any:
-    """Return an object of a class that exists nowhere but while it is pickled in this test."""
-    kind = type(name, (), {"__module__": module})
+    """Return an object of a class that can be imported only in this test."""
+    foreign_class = type(name, (), {"__module__": module})
     for parent in (module.rsplit(".", up)[0] for up in range(module.count(".") + 1)):
         monkeypatch.setitem(sys.modules, parent, type(sys)(parent))
-    setattr(sys.modules[module], name, kind)
-    thing = kind()
-    thing.__dict__.update(state)
-    return thing
+    setattr(sys.modules[module], name, foreign_class)
+    instance = foreign_class()
+    instance.__dict__.update(state)
+    return instance
 
 
 def contents_of(
     layout: str, state_dict: Mapping[str, Tensor], names: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Return what a file of one of ``LAYOUTS`` holds."""
+    """Return the contents of a file of one of ``LAYOUTS``."""
     tensors = in_mmdet_names(state_dict)
     if layout == "bare":
         return tensors
@@ -101,7 +113,7 @@ def write_layout(
 
 @contextmanager
 def narrow_backbones() -> Iterator[None]:
-    """Make every ResNet a fifth as large, under the same names, so that files are quick to write."""
+    """Make every ResNet five times smaller, with the same tensor names, so that files are written quickly."""
 
     def narrow(self: ResNet, name: str) -> None:
         blocks = list(resnet.RESNET_BLOCKS[name])
@@ -119,29 +131,29 @@ def random_model(config: ModelConfig, seed: int = 7) -> SOLO:
     return SOLO(config, build_network(config.architecture).requires_grad_(False))
 
 
-def check_same_model(found: SOLO, expected: SOLO) -> None:
-    """Check that two models are equal to the last bit."""
-    ours, theirs = found.network.state_dict(), expected.network.state_dict()
-    assert list(ours) == list(theirs)
-    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert found.config == expected.config
+def check_same_model(model: SOLO, expected: SOLO) -> None:
+    """Check that two models have the same configuration and bit-identical weights."""
+    weights, expected_weights = model.network.state_dict(), expected.network.state_dict()
+    assert list(weights) == list(expected_weights)
+    assert not [name for name in weights if not torch.equal(weights[name], expected_weights[name])]
+    assert model.config == expected.config
 
 
-# --- Crafted files: the pickle of the contents is given as opcodes
+# --- Crafted files: the contents are a pickle of opcodes
 
 
 def dumped(value: Any) -> bytes:
-    """Return a pickle as PyTorch makes them."""
+    """Return a pickle of the protocol that PyTorch uses."""
     return pickle.dumps(value, protocol=2)
 
 
 def legacy_file(contents: bytes, storages: Mapping[str, bytes] | None = None, keys: Any = None) -> bytes:
-    """Return a file of the older format; each storage comes with its raw data, of float32."""
-    given = storages or {}
+    """Return a file of the older format; storages hold raw float32 data."""
+    storages = storages or {}
     system = {"protocol_version": LEGACY_PROTOCOL, "little_endian": True, "type_sizes": {}}
     head = dumped(LEGACY_MAGIC) + dumped(LEGACY_PROTOCOL) + dumped(system)
-    data = b"".join((len(raw) // 4).to_bytes(8, "little") + raw for raw in given.values())
-    return head + contents + dumped(list(given) if keys is None else keys) + data
+    data = b"".join((len(raw) // 4).to_bytes(8, "little") + raw for raw in storages.values())
+    return head + contents + dumped(list(storages) if keys is None else keys) + data
 
 
 def zip_file(
@@ -178,9 +190,17 @@ def numbers(*values: int) -> bytes:
     return b"(" + b"".join(map(number, values)) + b"t"
 
 
-def storage(key: str = "0", count: int = 4, kind: str = "torch\nFloatStorage") -> bytes:
+def storage(key: str = "0", count: int = 4, storage_type: str = "torch\nFloatStorage") -> bytes:
     """Return opcodes that push a storage."""
-    return b"(" + text("storage") + f"c{kind}\n".encode() + text(key) + text("cpu") + number(count) + b"tQ"
+    return (
+        b"("
+        + text("storage")
+        + f"c{storage_type}\n".encode()
+        + text(key)
+        + text("cpu")
+        + number(count)
+        + b"tQ"
+    )
 
 
 def tensor(

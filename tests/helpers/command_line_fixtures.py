@@ -75,7 +75,7 @@ def published(monkeypatch):
             preset="solo_r50",
             filename=f"{name}.pth",
             sources=(),
-            sha256=hashlib.sha256(body).hexdigest()[:8],
+            sha256_prefix=hashlib.sha256(body).hexdigest()[:8],
             size=None,
             license="for tests only",
             commercial_use=name == "tiny_a",

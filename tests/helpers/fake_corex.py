@@ -1,7 +1,7 @@
-"""A BI-V100 that is not there: torch as CoreX reports itself, and a card that is the host's memory disguised.
+"""Simulation of a BI-V100: torch reports itself as CoreX, and tensors on the host pretend to be on a card.
 
-What is known of the real one: it shows up as CUDA of capability (7, 0) with warps of 64, float64 tensors that
-are copied to it become zeros, and products of float64 matrices raise.
+Known behavior of the real card: it appears as CUDA of capability (7, 0) with warps of 64, float64 tensors
+that are copied to it become zeros, and products of float64 matrices raise.
 """
 
 from importlib import metadata
@@ -12,35 +12,35 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from solo_infer.runtime import device as devices
+from solo_infer.runtime import device as device_module
 
 VERSION = "2.1.0+corex.3.2.1"
 CARD = SimpleNamespace(
     name="Iluvatar BI-V100", major=7, minor=0, total_memory=32 << 30, multi_processor_count=16, warp_size=64
 )
-_GIVES_HOST = ("cpu", "numpy", "tolist", "item")
+_TO_HOST = ("cpu", "numpy", "tolist", "item")
 
 
 class SimulatedCard(TorchFunctionMode):
-    """Lets tensors say that they lie on "cuda:0", and treats them as the card does.
+    """Mode in which tensors can be on "cuda:0" and behave as on the card.
 
     Args:
-        forbid_float64: Raise when a float64 tensor comes to the card, rather than make zeros of it.
+        forbid_float64: Raise when a float64 tensor is copied to the card, instead of turning it into zeros.
     """
 
     def __init__(self, forbid_float64=False):
         super().__init__()
         self.forbid_float64 = forbid_float64
-        self.arrived = 0
+        self.num_transfers = 0
         self._on_card = WeakTensorKeyDictionary()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.device, torch._C._nn._parse_to):
             return func(*args, **(kwargs or {}))
-        if func is torch.Tensor.__deepcopy__:  # whose other argument holds all that has been copied so far
+        if func is torch.Tensor.__deepcopy__:  # its other argument holds all copies so far
             return self._moved(func(*args), args[0] in self._on_card, False, False)
-        given = tree_flatten((args, kwargs or {}))[0]
-        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
+        leaves = tree_flatten((args, kwargs or {}))[0]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         from_card = any(tensor in self._on_card for tensor in tensors)
         name = getattr(func, "__name__", "")
         if name == "pin_memory":
@@ -49,8 +49,8 @@ class SimulatedCard(TorchFunctionMode):
             return torch.device("cuda", 0) if from_card else func(*args, **(kwargs or {}))
         if func == torch.Tensor.is_cuda.__get__:
             return from_card
-        to_card = any(map(_is_card, given))
-        to_host = name in _GIVES_HOST or (name == "to" and any(map(_is_host, given)))
+        to_card = any(map(_is_card, leaves))
+        to_host = name in _TO_HOST or (name == "to" and any(map(_is_host, leaves)))
         args, kwargs = tree_map(lambda leaf: "cpu" if _is_card(leaf) else leaf, (args, kwargs or {}))
         if from_card and name in ("matmul", "mm", "__matmul__") and tensors[0].dtype == torch.float64:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasDgemm")
@@ -62,16 +62,16 @@ class SimulatedCard(TorchFunctionMode):
         return tree_map(lambda leaf: self._moved(leaf, from_card, to_card, to_host), result)
 
     def _moved(self, leaf, from_card, to_card, to_host):
-        """Return a result where it would lie."""
+        """Return a result, marked as on the card where it would be there."""
         if not isinstance(leaf, torch.Tensor) or not (from_card or to_card):
             return leaf
         if to_host:
             return leaf.clone() if leaf in self._on_card else leaf
         if leaf.dtype == torch.float64 and not from_card:
             if self.forbid_float64:
-                raise AssertionError(f"a float64 tensor of shape {tuple(leaf.shape)} came to the card")
+                raise AssertionError(f"a float64 tensor of shape {tuple(leaf.shape)} was copied to the card")
             leaf = torch.zeros_like(leaf)
-        self.arrived += not from_card
+        self.num_transfers += not from_card
         self._on_card[leaf] = True
         return leaf
 
@@ -87,11 +87,11 @@ def _is_host(value):
 
 
 def report_as_corex(monkeypatch, usable=True):
-    """Let torch report itself as CoreX's build does, with one card.
+    """Make torch report itself as a CoreX build with one card.
 
     Args:
-        monkeypatch: Undoes it.
-        usable: If not, driver and SDK differ: the card is counted, but not available.
+        monkeypatch: Fixture that restores torch.
+        usable: Whether the versions of driver and SDK match. If not, the card is counted but not available.
     """
 
     def refuse():
@@ -109,4 +109,4 @@ def report_as_corex(monkeypatch, usable=True):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 0))
     if not usable:
         monkeypatch.setattr(torch.cuda, "init", refuse)
-    devices._fast_paths.cache_clear()
+    device_module._fast_paths.cache_clear()

@@ -1,4 +1,4 @@
-"""A loopback HTTP server for tests whose paths misbehave as scripted, and which remembers its requests."""
+"""Loopback HTTP server with a scripted behavior per path; it records its requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Behavior = Callable[["Handler"], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for; ``range`` is its Range header, "" if there was none."""
+    """Request of a client; ``range`` is its Range header, "" if it has none."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class Request:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Lets the behavior scripted for the path answer; 404 where there is none."""
+    """Handler that runs the behavior of the path, or answers 404."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -45,13 +45,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.server.behaviors.get(self.path, status(404))(self)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has had enough: often what a test wants
+            pass  # the client has closed the connection, as many tests expect
 
     do_HEAD = do_GET
 
     @property
     def range_start(self) -> int:
-        """The first byte of the Range that was asked for."""
+        """First byte of the requested Range."""
         return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
 
     def head(self, code: int, **headers: object) -> None:
@@ -63,17 +63,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, content: bytes) -> None:
-        """Send content, if the method has an answer with any."""
+        """Send content, except for HEAD."""
         if self.command != "HEAD":
             self.wfile.write(content)
             self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """The server: ``behaviors`` maps paths to what happens there."""
+    """Server with a behavior for each path."""
 
     daemon_threads = True
 
@@ -86,16 +86,16 @@ class Server(ThreadingHTTPServer):
 
     @property
     def base(self) -> str:
-        """The address without a path."""
+        """Address without a path."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def at(self, path: str, *behaviors: Behavior) -> str:
-        """Script a path: its first request meets the first behavior, and so on; the last one stays."""
-        self.behaviors[path] = in_turn(*behaviors) if len(behaviors) > 1 else behaviors[0]
+        """Set the behaviors of successive requests for a path; the last one is repeated. Return the URL."""
+        self.behaviors[path] = in_sequence(*behaviors) if len(behaviors) > 1 else behaviors[0]
         return self.base + path
 
     def ranges(self, path: str) -> list[str]:
-        """The Range headers of all requests for a path so far."""
+        """Return the Range headers of all requests for a path so far."""
         return [request.range for request in self.requests if request.path == path]
 
 
@@ -115,7 +115,7 @@ def running_server() -> Iterator[Server]:
 
 
 def isolate(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Shield a test from this machine's proxies, mirrors, tokens and caches; make waiting short."""
+    """Isolate a test from the proxies, mirrors, tokens and caches of the machine; shorten waits."""
     for name in (*PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES), *OUR_VARIABLES, *OFFLINE_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -125,7 +125,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every use of the network an error of a kind that nothing expects."""
+    """Raise AssertionError on every use of the network."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the network was touched")
@@ -135,32 +135,32 @@ def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files_at(directory: Path) -> list[str]:
-    """Names in a cache directory, but for the lock directory, which may hold nothing but empty files."""
+    """Return the names in a cache directory without the lock directory, whose files must be empty."""
     locks = directory / ".locks"
     assert all(lock.stat().st_size == 0 for lock in locks.glob("*"))
     return sorted(path.name for path in directory.glob("*") if path != locks)
 
 
-def in_turn(*behaviors: Behavior) -> Behavior:
-    """Meet the requests one after the other with these behaviors, the rest with the last one."""
-    left = list(behaviors)
+def in_sequence(*behaviors: Behavior) -> Behavior:
+    """Use one behavior per request, and the last one for all further requests."""
+    remaining = list(behaviors)
     guard = threading.Lock()
 
     def behave(handler: Handler) -> None:
         with guard:
-            behavior = left.pop(0) if len(left) > 1 else left[0]
+            behavior = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         behavior(handler)
 
     return behave
 
 
-def content(body: bytes, *, ranges: bool = True, kind: str = "application/octet-stream") -> Behavior:
-    """Serve a file as it should be, with or without support for Range."""
+def content(body: bytes, *, ranges: bool = True, content_type: str = "application/octet-stream") -> Behavior:
+    """Serve a file correctly, with or without support for Range."""
 
     def behave(handler: Handler) -> None:
         start = handler.range_start if ranges else 0
         if not start:
-            handler.head(200, Content_Length=len(body), Content_Type=kind)
+            handler.head(200, Content_Length=len(body), Content_Type=content_type)
         elif start >= len(body):
             handler.head(416, Content_Range=f"bytes */{len(body)}", Content_Length=0)
             return
@@ -205,7 +205,7 @@ def cut_off(body: bytes, after: int) -> Behavior:
 
 
 def stall(body: bytes, after: int) -> Behavior:
-    """As ``cut_off``, but stay silent instead of closing."""
+    """Like ``cut_off``, but stay silent instead of closing the connection."""
 
     def behave(handler: Handler) -> None:
         cut_off(body, after)(handler)
@@ -226,7 +226,7 @@ def talkative(body: bytes, more: bytes) -> Behavior:
 
 
 def held(behavior: Behavior, release: threading.Event) -> Behavior:
-    """Wait for the event before behaving."""
+    """Wait for an event before the behavior."""
 
     def behave(handler: Handler) -> None:
         release.wait(20)
@@ -236,7 +236,7 @@ def held(behavior: Behavior, release: threading.Event) -> Behavior:
 
 
 def slow(behavior: Behavior, seconds: float) -> Behavior:
-    """Wait a while before behaving."""
+    """Wait some seconds before the behavior."""
 
     def behave(handler: Handler) -> None:
         time.sleep(seconds)
@@ -246,7 +246,7 @@ def slow(behavior: Behavior, seconds: float) -> Behavior:
 
 
 def chunked(body: bytes, *, complete: bool = True) -> Behavior:
-    """Serve without a length, in chunks; ``complete=False`` leaves out the end mark."""
+    """Serve without a length, in chunks; ``complete=False`` omits the end mark."""
 
     def behave(handler: Handler) -> None:
         handler.head(200, Transfer_Encoding="chunked")
@@ -260,7 +260,7 @@ def chunked(body: bytes, *, complete: bool = True) -> Behavior:
 
 
 def until_closed(body: bytes) -> Behavior:
-    """Serve without any length: the end is where the connection closes."""
+    """Serve without a length: closing the connection marks the end."""
 
     def behave(handler: Handler) -> None:
         handler.head(200)
@@ -270,7 +270,7 @@ def until_closed(body: bytes) -> Behavior:
 
 
 def redirect(location: str, code: int = 302) -> Behavior:
-    """Redirect elsewhere."""
+    """Redirect to another location."""
 
     def behave(handler: Handler) -> None:
         handler.head(code, Location=location, Content_Length=0)
@@ -279,14 +279,14 @@ def redirect(location: str, code: int = 302) -> Behavior:
 
 
 def reset() -> Behavior:
-    """Close without any answer."""
+    """Close the connection without an answer."""
     return lambda handler: None
 
 
 def hub_file(server: Server, repo: str, filename: str, body: bytes, *, lfs: bool = True) -> str:
     """Serve a file as the Hub does, at the paths of its branch "main" and of its commit; return the path.
 
-    An LFS file has its SHA-256 as linked ETag, any other a 40-digit git hash.
+    An LFS file has its SHA-256 as linked ETag, other files have a 40-digit git hash.
     """
     commit = "c0ffee" * 6 + "c0ff"
     etag = hashlib.sha256(body).hexdigest() if lfs else hashlib.sha1(body).hexdigest()
@@ -302,7 +302,7 @@ def hub_file(server: Server, repo: str, filename: str, body: bytes, *, lfs: bool
 
 
 def hub_error(code: int, error_code: str) -> Behavior:
-    """Refuse as the Hub does: the header says whether the repo or the file is missing."""
+    """Answer with an error of the Hub: a header names the missing repo or file."""
 
     def behave(handler: Handler) -> None:
         handler.head(code, X_Error_Code=error_code, Content_Length=0)

@@ -1,8 +1,8 @@
-"""Read the golden files and compare results with them (numpy only)."""
+"""Reading of golden files and comparison of results with them (numpy only)."""
 
 import numpy as np
 
-MAX_PER_IMAGE = 100  # detections, in every test configuration
+MAX_PER_IMAGE = 100  # in every test configuration
 FINAL_THRESHOLD = 0.05  # SOLO's filter_thr and YOLACT's score_thr
 
 
@@ -44,30 +44,30 @@ def masks(golden, image=0):
     height, width = golden[f"img{image}_ori_shape"]
     text = golden[f"img{image}_rle_counts"].tobytes()
     ends = golden[f"img{image}_rle_offsets"]
-    found = [rle_decode(text[a:b], height, width) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    return np.stack(found) if found else np.zeros((0, height, width), bool)
+    decoded = [rle_decode(text[a:b], height, width) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return np.stack(decoded) if decoded else np.zeros((0, height, width), bool)
 
 
-def compare(golden, image, scores, labels, found_masks, tolerance=1e-4):
-    """Match detections with a golden's, leaving the order of ties free.
+def compare(golden, image, scores, labels, predicted_masks, tolerance=1e-4):
+    """Match detections with those of a golden file, in any order of ties.
 
     Each golden detection takes, among the unused detections of its label with
     a score within ``tolerance``, the one whose mask has the greatest IoU.
 
     Args:
         golden (dict): Contents of a golden file.
-        image (int): Index of the image in the golden's batch.
+        image (int): Index of the image in the batch of the golden file.
         scores (np.ndarray): (n,) float.
         labels (np.ndarray): (n,) int.
-        found_masks (np.ndarray): (n, h, w) bool, at the original size.
+        predicted_masks (np.ndarray): (n, h, w) bool, at the original size.
         tolerance (float): Greatest score difference of a match.
 
     Returns:
-        dict: ``missing`` and ``extra`` (golden and found detections without a
-        partner), ``edge`` (those among them that a rounding error may add or
-        drop, because their score is within ``tolerance`` of the last place
-        of a full list or of the final score threshold; not counted as
-        missing or extra), ``moved`` (matches not at the same rank),
+        dict: ``missing`` and ``extra`` (golden and predicted detections
+        without a partner), ``edge`` (detections without a partner whose score
+        is within ``tolerance`` of the last score of a full list or of the
+        final score threshold, where rounding may add or drop them; not counted
+        as missing or extra), ``moved`` (number of matches at different ranks),
         ``score_diff`` (greatest), ``mask_iou`` (least) and ``mask_pixels``
         (greatest number of different pixels) over the matches.
     """
@@ -84,8 +84,8 @@ def compare(golden, image, scores, labels, found_masks, tolerance=1e-4):
         options = np.nonzero(unused & (labels == label) & near)[0]
         if len(options) == 0:
             continue
-        both = (found_masks[options] & true_masks[rank]).sum(axis=(1, 2))
-        either = (found_masks[options] | true_masks[rank]).sum(axis=(1, 2))
+        both = (predicted_masks[options] & true_masks[rank]).sum(axis=(1, 2))
+        either = (predicted_masks[options] | true_masks[rank]).sum(axis=(1, 2))
         iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
         best = int(iou.argmax())
         unused[options[best]] = lost[rank] = False

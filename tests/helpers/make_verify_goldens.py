@@ -1,8 +1,8 @@
-"""Make ``solo_infer/data/*.npz`` from the goldens of the reference kit (mmdet's own results).
+"""Make ``solo_infer/assets/goldens/*.npz`` from the goldens of the reference kit (outputs of mmdet).
 
-    python tests/make_verify_goldens.py KIT_DIRECTORY
+    PYTHONPATH=tests:. python tests/helpers/make_verify_goldens.py KIT_DIRECTORY
 
-``preprocessing.npz`` needs OpenCV, with which it repeats mmdet's test pipeline on a procedural image.
+``preprocessing.npz`` requires OpenCV, which runs mmdet's test pipeline on a procedural image.
 """
 
 import sys
@@ -14,19 +14,22 @@ import numpy as np
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.diagnostics import procedural_weights
-from solo_infer.diagnostics.verify import DATA, INPUT_KEY, MODELS, SOLO_MODELS
+from solo_infer.diagnostics.verify import GOLDENS, INPUT_KEY, MODELS, SOLO_MODELS
 from solo_infer.inference.preprocess import plan
 
-CLASS_FLOOR = 0.03  # class scores below this are not kept
-CELLS, PIXELS = 6, 64  # mask samples kept of each level
+MIN_CLASS_SCORE = 0.03  # lower class scores are not kept
+CELLS, PIXELS = 6, 64  # number of mask samples per level
 SAMPLED = ("index", "value", "std")
-FOUND = ("scores", "labels", "rle_counts", "rle_offsets")
+DETECTIONS = ("scores", "labels", "rle_counts", "rle_offsets")
 
 
 def trim_yolact(golden):
-    names = ["proto", *(f"{part}{level}" for part in ("fpn", "cls", "box", "coeff") for level in range(5))]
+    names = [
+        "proto",
+        *(f"{output}{level}" for output in ("fpn", "cls", "box", "coeff") for level in range(5)),
+    ]
     out = {f"{name}_{key}": golden[f"{name}_{key}"] for name in names for key in SAMPLED}
-    return out | {key: golden[f"img0_{key}"] for key in (*FOUND, "boxes")}
+    return out | {key: golden[f"img0_{key}"] for key in (*DETECTIONS, "boxes")}
 
 
 def trim(golden):
@@ -42,11 +45,11 @@ def trim(golden):
         start += grid * grid
     classes = [golden[f"cls{level}"][0].reshape(80, -1) for level in range(5)]
     scores = np.concatenate(classes, axis=1).T.ravel()  # (cells, classes)
-    out["class_index"] = np.flatnonzero(scores >= CLASS_FLOOR)
+    out["class_index"] = np.flatnonzero(scores >= MIN_CLASS_SCORE)
     out["class_value"] = scores[out["class_index"]]
     out["mask_cells"], out["mask_value"] = np.concatenate(cells), np.concatenate(values)
     out["mask_index"] = np.stack(pixels)
-    for key in FOUND:
+    for key in DETECTIONS:
         out[key] = golden[f"img0_{key}"]
     return out
 
@@ -64,12 +67,12 @@ def preprocessing():
 
 
 def main():
-    goldens = Path(sys.argv[1]) / "goldens"
-    np.savez_compressed(DATA / "preprocessing.npz", **preprocessing())
+    kit_goldens = Path(sys.argv[1]) / "goldens"
+    np.savez_compressed(GOLDENS / "preprocessing.npz", **preprocessing())
     for model in MODELS:
-        with np.load(goldens / f"{model}__{INPUT_KEY}.npz") as golden:
-            kept = trim(golden) if model in SOLO_MODELS else trim_yolact(golden)
-            np.savez_compressed(DATA / f"{model}.npz", **kept)
+        with np.load(kit_goldens / f"{model}__{INPUT_KEY}.npz") as golden:
+            trimmed = trim(golden) if model in SOLO_MODELS else trim_yolact(golden)
+            np.savez_compressed(GOLDENS / f"{model}.npz", **trimmed)
 
 
 if __name__ == "__main__":

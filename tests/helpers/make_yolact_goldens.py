@@ -1,8 +1,8 @@
-"""Make ``tests/data/*__yolact_r50.npz``: mmdet's own detections on the photo, losses and gradients.
+"""Make ``tests/data/*__yolact_r50.npz``: detections on the photo, losses and gradients of mmdet.
 
-    python tests/make_yolact_goldens.py KIT_DIRECTORY
+    PYTHONPATH=tests:. python tests/helpers/make_yolact_goldens.py KIT_DIRECTORY
 
-Needs mmdet 3.3 and the reference kit, whose scripts build mmdet's models on the procedural weights.
+Requires mmdet 3.3 and the reference kit, whose scripts build mmdet's models with the procedural weights.
 """
 
 import sys
@@ -31,17 +31,17 @@ GRADIENTS = (
 
 
 def photo(detector, config):
-    """Return the input's summary and the detections on the photo, with the kit's keys."""
+    """Return the summary of the input and the detections on the photo, with the keys of the kit."""
     import make_goldens
 
     inputs, metas = make_goldens.load_image(detector, config, str(DATA / "chelsea.png"))
     with torch.no_grad():
-        found = make_goldens.run(detector, inputs, metas)
-    return {key: value for key, value in found.items() if key.startswith(("input", "img0"))}
+        outputs = make_goldens.run(detector, inputs, metas)
+    return {key: value for key, value in outputs.items() if key.startswith(("input", "img0"))}
 
 
 def sample(case, image):
-    """Return mmdet's ground truth of an image; it fills the whole input, as YOLACT's images do."""
+    """Return the ground truth of an image, which fills the network input as in YOLACT's training."""
     import procedural_data
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -61,21 +61,23 @@ def sample(case, image):
 
 
 def losses(detector):
-    """Return losses, norms of gradients and positive anchors with their owners, by case."""
+    """Return losses, gradient norms and positive anchors with their instances, by case."""
     import make_goldens
     import procedural_data
 
     detector.train()
     for module in detector.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()  # ours keeps its statistics
+            module.eval()  # solo_infer freezes the statistics
     inputs, _ = make_goldens.load_tensor("tensor_2x320x256", "")
     parameters = dict(detector.named_parameters())
     out = {}
     for case in procedural_data.LOSS_CASES:
         detector.zero_grad(set_to_none=True)
-        found = detector.loss(inputs, [sample(case, image) for image in range(2)])
-        sums = {key: (sum(value) if isinstance(value, list) else value).sum() for key, value in found.items()}
+        loss_dict = detector.loss(inputs, [sample(case, image) for image in range(2)])
+        sums = {
+            key: (sum(value) if isinstance(value, list) else value).sum() for key, value in loss_dict.items()
+        }
         sum(sums.values()).backward()
         out |= {f"{case}/{key}": value.item() for key, value in sums.items()}
         for key in GRADIENTS:

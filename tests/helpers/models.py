@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from solo_infer.config import Categories, ModelConfig, PreprocessConfig, SOLOConfig, YOLACTConfig
 from solo_infer.config.presets import config_from_preset
@@ -12,9 +13,21 @@ from solo_infer.models import build_network
 HEADS = ("solo", "decoupled", "decoupled_light")
 YOLACT_VARIANTS = ("mmdet", "original")
 
+# Changes of a SOLO architecture, each of a part that the published models leave out.
+CONVOLVED = {"head_bias": True, "extra_level": "conv"}
+DEFORMABLE = {"deformable_head": True, "deformable_stages": (2, 3, 4)}
+SOLO_VARIANTS = {
+    "bias": {"head_bias": True},
+    "conv": {"extra_level": "conv"},
+    "deformable_head": {"deformable_head": True},
+    "deformable": DEFORMABLE,
+    "one_stage": {"deformable_stages": (3,)},
+    "all": {**CONVOLVED, **DEFORMABLE},
+}
+
 
 def small_config(head):
-    """Return a SOLO of three classes that takes milliseconds."""
+    """Return the configuration of a SOLO model of three classes that runs in milliseconds."""
     return ModelConfig(
         SOLOConfig(
             head=head,
@@ -29,8 +42,13 @@ def small_config(head):
     )
 
 
+def variant_of(config, changes):
+    """Return a configuration with some fields of its architecture changed."""
+    return replace(config, architecture=replace(config.architecture, **changes))
+
+
 def small_network(config):
-    """Return a network with random weights that finds a few dozen candidates of blob-like masks."""
+    """Return a network with random weights that finds a few dozen candidates with blob-like masks."""
     torch.manual_seed(7)
     network = build_network(config.architecture)
     with torch.no_grad():
@@ -45,7 +63,7 @@ def small_network(config):
 
 
 def small_yolact_config(variant):
-    """Return a YOLACT of three classes that takes milliseconds."""
+    """Return the configuration of a YOLACT model of three classes that runs in milliseconds."""
     config = config_from_preset(yolact_preset(variant, side=96), Categories(("cat", "dog", "bird")))
     architecture = YOLACTConfig(
         variant,
@@ -58,7 +76,7 @@ def small_yolact_config(variant):
 
 
 def small_yolact_network(config):
-    """Return a network with random weights that finds a few dozen candidates of blob-like masks."""
+    """Return a network with random weights that finds a few dozen candidates with blob-like masks."""
     torch.manual_seed(7)
     network = build_network(config.architecture)
     head = network.bbox_head
@@ -68,3 +86,21 @@ def small_yolact_network(config):
         head.conv_cls.bias.view(3, -1)[:, -1] = 4.0
         network.mask_head.segm_branch.segm_conv.weight.mul_(0.1)
     return network.requires_grad_(False)
+
+
+@torch.no_grad()
+def randomize(network, seed=5):
+    """Give a network the statistics, biases and offsets of a trained one, and return it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if "conv_offset" in name:
+            parameter.normal_(std=0.05, generator=generator)
+        if name.endswith("conv.bias"):
+            parameter.normal_(generator=generator)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.normal_(std=0.1, generator=generator)
+    return network

@@ -1,4 +1,4 @@
-"""A model for tests of evaluation that needs no time."""
+"""Segmenter that returns the ground truth, for tests of evaluation."""
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from solo_infer.results.result import Result
 
 
 class OracleSegmenter(SOLO):
-    """A model that needs no network: it knows the truth of the data set and blurs it a little."""
+    """Model without a network that returns the ground truth, optionally with shifted masks."""
 
-    shift = 0.0  # greatest shift of a mask in pixels
+    shift = 0.0  # greatest horizontal shift of a mask in pixels
 
     def stream(self, source, *, thresholds=None, **options):
         values = content()
@@ -21,14 +21,14 @@ class OracleSegmenter(SOLO):
         for path in source:
             image = next(image for image in values["images"] if path.endswith(image["file_name"]))
             random = np.random.default_rng(image["id"])
-            found = [entry for entry in values["annotations"] if entry["image_id"] == image["id"]]
-            masks = [rle.decode(rle_of(entry["segmentation"])).astype(bool) for entry in found]
+            instances = [entry for entry in values["annotations"] if entry["image_id"] == image["id"]]
+            masks = [rle.decode(rle_of(entry["segmentation"])).astype(bool) for entry in instances]
             moved = [np.roll(mask, int(random.uniform(-1, 1) * self.shift), axis=1) for mask in masks]
-            labels = [self.config.categories.names.index(names[entry["category_id"]]) for entry in found]
+            labels = [self.config.categories.names.index(names[entry["category_id"]]) for entry in instances]
             yield self.make(
-                scores=torch.tensor(random.uniform(0.5, 1, len(found)), dtype=torch.float32),
+                scores=torch.tensor(random.uniform(0.5, 1, len(instances)), dtype=torch.float32),
                 labels=torch.tensor(labels, dtype=torch.int64),
-                boxes=torch.zeros(len(found), 4),
+                boxes=torch.zeros(len(instances), 4),
                 packed_masks=packed_masks.pack(
                     torch.tensor(np.array(moved, bool).reshape(-1, HEIGHT, WIDTH))
                 ),
@@ -38,4 +38,4 @@ class OracleSegmenter(SOLO):
                 timings={"network": 0.25},
             )
 
-    make = staticmethod(Result)
+    make = staticmethod(Result)  # tests replace it to observe results

@@ -1,4 +1,4 @@
-"""Objects whose unpickling by Python runs what their maker wants."""
+"""Objects whose unpickling by Python runs arbitrary code."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 
 class Reduced:
-    """Pickles as a call, which may be called itself."""
+    """Object that is pickled as a call; it is callable itself."""
 
-    def __init__(self, *parts: Any) -> None:
-        self.parts = parts
+    def __init__(self, *call: Any) -> None:
+        self.reduced = call
 
     def __reduce__(self) -> Any:
-        return self.parts
+        return self.reduced
 
     def __call__(self) -> None:
-        """Pickle asks for something callable."""
+        """Do nothing; pickle requires a callable."""
 
 
 class Opening:
-    """Makes a file in every way in which a pickle can reach a class of its own."""
+    """Class that creates a file in every method that a pickle can call."""
 
     def __new__(cls, path: str = "") -> Any:
         if path:
@@ -54,7 +54,7 @@ class OpeningByKeyword(Opening):
 
 
 def attacks(path: str) -> dict[str, Any]:
-    """Return objects whose unpickling by Python makes a file, or imports "tripwire", which does."""
+    """Return objects whose unpickling by Python creates a file, or imports "tripwire", which creates it."""
     shell, python = f"touch {path}", f"open({path!r}, 'w').close()"
     system = Reduced(getattr, (Reduced(builtins.__import__, ("os",)), "system"))
     by_new, by_keyword = object.__new__(Opening), object.__new__(OpeningByKeyword)

@@ -15,6 +15,9 @@ from solo_infer.ops.dispatch import triton_kernel
 from solo_infer.ops.group_norm_relu import group_norm_relu
 
 CPU = torch.device("cpu")
+needs_compiler_api = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_compiling"), reason="torch is older than 2.3"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +179,7 @@ def test_missing_kernel_module(triton_is_allowed):
     assert dispatch.failures()["total"].startswith("ModuleNotFoundError")
 
 
+@needs_compiler_api
 def test_export_traces_the_reference(triton_is_allowed):
     class Layer(torch.nn.Module):
         def forward(self, x):
@@ -188,6 +192,7 @@ def test_export_traces_the_reference(triton_is_allowed):
     torch.testing.assert_close(exported.module()(x), torch.nn.functional.group_norm(x, 2).relu())
 
 
+@needs_compiler_api
 def test_compile_traces_the_reference(triton_is_allowed):
     compiled = torch.compile(
         lambda x: group_norm_relu(x, 2, torch.ones(4), torch.zeros(4), 1e-5), backend="eager", fullgraph=True

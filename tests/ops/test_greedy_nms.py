@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import reference_solo
+from helpers.dense_outputs import dense_mask_scores
 from helpers.models import HEADS
 
 from solo_infer import PostprocessConfig
 from solo_infer.inference import solo
 from solo_infer.inference.preprocess import Geometry
+from solo_infer.models.solo.head import class_scores_from_logits
 from solo_infer.ops import greedy_nms, packed_masks
 from solo_infer.ops.greedy_nms import greedy_nms_packed
 
@@ -115,19 +116,22 @@ def test_detections_equal_definition(head, nms_iou, small_models):
     settings = PostprocessConfig(score_thr=0.05, nms="greedy", nms_iou=nms_iou)
     geometry = Geometry((60, 79), (91, 120), (96, 128))
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(3))
-    levels, scores = model.network(images)
-    candidates = solo.find_candidates(scores[0], settings.score_thr)
-    maps = model.network.mask_maps(levels, candidates.cells)
+    output = model.network(images)
+    class_scores = class_scores_from_logits(output.class_logits)
+    candidates = solo.find_candidates(class_scores[0], settings.score_thr)
+    head, levels = model.network.mask_head, model.network.features(images)
+    (masks_of_cells,) = head.masks(levels, [candidates.cells.unique()])
+    strides = head.cells.stride
 
     def detect(thresholds):
-        return solo.detect(candidates, maps, 0, model._strides, geometry, thresholds)
+        return solo.detect_image(candidates, masks_of_cells, strides, geometry, thresholds)
 
     result = detect(settings)
-    soft = reference_solo.all_masks(model.network, levels)[0][candidates.cells]
+    soft = dense_mask_scores(output)[0, candidates.cells]
     masks = soft > settings.mask_thr
     areas = masks.sum((1, 2))
     rescored = candidates.scores * (soft * masks).sum((1, 2)) / areas.clamp(min=1)
-    large = torch.nonzero(areas > model._strides[candidates.cells]).flatten()
+    large = torch.nonzero(areas > strides[candidates.cells]).flatten()
     limits = {"nms_pre": 500, "max_num": 100, "filter_thr": 0.05}
     keep = large[reference_nms(masks[large], candidates.labels[large], rescored[large], nms_iou, **limits)]
     assert 3 < len(keep) < len(large)

@@ -40,9 +40,9 @@ def case(name):
     """Return masks, labels, scores and options of a golden result, derived from its name."""
     kernel, rest = name.split("_", 1)
     options = {"kernel": kernel, "sigma": 2.0}
-    special = ("duplicates", "triples", "disjoint", "nested", "ties")
-    kind = rest if rest in special else "random"
-    if kind != "random":
+    patterns = ("duplicates", "triples", "disjoint", "nested", "ties")
+    pattern = rest if rest in patterns else "random"
+    if pattern != "random":
         count, labels = 8, 1
     elif rest == "all_filtered":
         count, labels, options["filter_thr"] = 7, 4, 2.0
@@ -54,20 +54,20 @@ def case(name):
         count, labels = int(words[0][1:]), int(words[1][6:])
         if "limits" in words:
             options |= {"nms_pre": max(1, count * 5 // 6), "max_num": max(1, count // 3), "filter_thr": 0.05}
-    key = f"nms/{count}/{kind}"
+    key = f"nms/{count}/{pattern}"
     masks = shapes(key, count, 0.1, 0.8)
-    if kind in ("duplicates", "triples"):
-        masks = masks[np.arange(count) // (2 if kind == "duplicates" else 3)]
-    elif kind == "disjoint":
+    if pattern in ("duplicates", "triples"):
+        masks = masks[np.arange(count) // (2 if pattern == "duplicates" else 3)]
+    elif pattern == "disjoint":
         owner = np.arange(SIZE[1]) * count // SIZE[1]
         masks = np.broadcast_to((owner == np.arange(count)[:, None])[:, None], masks.shape).copy()
-    elif kind == "nested":
+    elif pattern == "nested":
         level = np.minimum(np.arange(SIZE[0]), np.arange(SIZE[0])[::-1])
         masks = np.broadcast_to((level >= np.arange(count)[:, None])[:, :, None], masks.shape).copy()
     drawn = uniform(key + "/label", (count,)) * max(labels, 1)
     classes = np.arange(count) if labels == 0 else drawn.astype(np.int64)
     scores = 0.1 + 0.9 * uniform(key + "/score", (count,))
-    if kind == "ties":
+    if pattern == "ties":
         scores = np.round(scores * 2.0 + 0.5) / 4.0
     tensors = masks, classes.astype(np.int64), scores.astype(np.float32)
     return (*map(torch.from_numpy, tensors), options)

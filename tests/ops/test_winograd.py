@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from solo_infer.models.optimized.winograd_conv import WideConv, halved_convolution
 from solo_infer.ops import winograd
 
 
@@ -31,17 +30,6 @@ def test_convolve_halving_equals_direct_convolution(size):
     expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=2, padding=1)
     assert result.shape == expected.shape and result.dtype == torch.float32
     assert (result - expected).abs().max() < 3e-5
-
-
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("size", [(12, 20), (7, 9)])
-@torch.no_grad()
-def test_halved_convolution_equals_convolution_and_resize(size, wide):
-    conv = torch.nn.Conv2d(16, 12, 3, padding=1)
-    x = torch.randn(1, 16, *size, generator=torch.Generator().manual_seed(2))
-    expected = F.interpolate(conv(x), scale_factor=0.5, mode="bilinear", align_corners=False)
-    result = halved_convolution(WideConv(conv) if wide else conv, x)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layouts_and_missing_bias():
@@ -78,13 +66,3 @@ def test_maps_of_different_sizes():
     result = winograd.convolve(maps, winograd.transform_weight(weight))
     for x, out in zip(maps, result, strict=True):
         torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_halving_in_bands_equals_halving_of_the_whole(dtype):
-    conv = WideConv(torch.nn.Conv2d(16, 12, 3, padding=1).to(dtype))
-    x = torch.randn(1, 16, 32, 20, generator=torch.Generator().manual_seed(2)).to(dtype)
-    whole = conv.halved(x)
-    bands = [conv.halved(x[..., :17, :], below=0), conv.halved(x[..., 15:, :], above=0)]
-    torch.testing.assert_close(torch.cat(bands, dim=2), whole, rtol=0, atol=1e-5)

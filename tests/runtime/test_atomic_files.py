@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ def test_text_is_utf8_with_unix_lines(tmp_path):
     assert names_in(tmp_path) == [path.name]
 
 
-def test_an_old_file_is_replaced(tmp_path):
+def test_existing_file_is_replaced(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a long old content")
     write_text(path, "new")
@@ -27,7 +27,7 @@ def test_an_old_file_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_failure_keeps_the_existing_file(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -41,18 +41,18 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert names_in(tmp_path) == ["a.txt"]
 
 
-def test_failure_to_rename_leaves_nothing(tmp_path):
+def test_failed_rename_removes_the_temporary_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
         write_text(tmp_path / "folder", "text")
     assert names_in(tmp_path) == ["folder"]
 
 
-def test_temporary_name_has_the_suffix_and_lies_beside(tmp_path):
-    seen = []
-    write_whole(tmp_path / "a.safetensors", lambda staged: (seen.append(staged), staged.write_text("x")))
-    assert (seen[0].suffix, seen[0].parent) == (".safetensors", tmp_path)
-    assert seen[0].name != "a.safetensors"
+def test_temporary_file_has_the_suffix_and_directory(tmp_path):
+    paths = []
+    write_whole(tmp_path / "a.safetensors", lambda staged: (paths.append(staged), staged.write_text("x")))
+    assert (paths[0].suffix, paths[0].parent) == (".safetensors", tmp_path)
+    assert paths[0].name != "a.safetensors"
 
 
 def test_longest_possible_name(tmp_path):
@@ -67,19 +67,19 @@ def test_relative_path(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["a.txt"]
 
 
-def test_a_link_stays_and_its_file_is_replaced(tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file.txt").write_text("old")
+def test_target_of_a_symbolic_link_is_replaced(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "file.txt").write_text("old")
     link = tmp_path / "link.txt"
-    link.symlink_to("there/file.txt")
+    link.symlink_to("target/file.txt")
     write_text(link, "new")
     assert link.is_symlink()
-    assert (tmp_path / "there" / "file.txt").read_text() == "new"
-    assert names_in(tmp_path / "there") == ["file.txt"]
+    assert (tmp_path / "target" / "file.txt").read_text() == "new"
+    assert names_in(tmp_path / "target") == ["file.txt"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_written_to_and_never_replaced(tmp_path):
+def test_pipe_is_written_and_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received = []

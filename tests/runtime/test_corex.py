@@ -1,5 +1,6 @@
-"""Iluvatar BI-V100: recognized, probed, given plain PyTorch in float32, and never a float64 tensor."""
+"""Iluvatar BI-V100: recognition, operation checks, plain PyTorch in float32, and no float64 tensors."""
 
+import copy
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,17 +10,23 @@ import torch
 from helpers.fake_corex import CARD, SimulatedCard, report_as_corex
 from helpers.forbid_float64 import Float64Error, NoFloat64
 from helpers.models import HEADS
-from training.test_fine_tune import QUICK as QUICK_RECIPE
-from training.test_fine_tune import data, start  # noqa: F401
-from training.test_trainer import QUICK, Rectangles, losses, small_start
+from helpers.training_runs import (
+    QUICK,
+    QUICK_FINE_TUNE,
+    Rectangles,
+    losses,
+    small_start,
+    write_nuts_and_bolts,
+)
 
 from solo_infer import SOLO
-from solo_infer.diagnostics import doctor
-from solo_infer.diagnostics.device_checks import OPERATIONS, is_needed, probe_operations
+from solo_infer.diagnostics import problems
+from solo_infer.diagnostics.device_checks import OPERATIONS, describe_devices, is_needed, probe_operations
+from solo_infer.diagnostics.doctor import describe_torch
 from solo_infer.errors import DeviceError
 from solo_infer.evaluation.evaluate import evaluate
-from solo_infer.runtime import device as devices
-from solo_infer.runtime.device import cuda_problem, describe_devices, fast_paths, is_corex, resolve_device
+from solo_infer.runtime import device as device_module
+from solo_infer.runtime.device import cuda_problem, fast_paths, is_corex, resolve_device
 from solo_infer.training import fine_tune
 from solo_infer.training.trainer import fit
 
@@ -30,53 +37,55 @@ QUICK_EPOCH = replace(QUICK, epochs=1)
 
 @pytest.fixture
 def corex(monkeypatch):
-    """CoreX's torch with one card that works."""
+    """CoreX build of torch with one working card."""
     report_as_corex(monkeypatch)
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it raises
     yield
-    devices._fast_paths.cache_clear()
+    device_module._fast_paths.cache_clear()
 
 
 @pytest.fixture
 def card(corex):
-    """The card, which takes no float64."""
+    """Simulated card that rejects float64."""
     with SimulatedCard(forbid_float64=True) as card:
         yield card
 
 
-def test_it_is_recognized_and_gets_the_plain_paths(corex):
+def test_corex_is_recognized_and_has_no_fast_paths(corex):
     assert is_corex() and cuda_problem() == ""
     for name in ("cuda", "cuda:0"):
-        assert fast_paths(torch.device(name)) == devices.NO_FAST_PATHS
-    assert devices.NO_FAST_PATHS.dtype == torch.float32
+        assert fast_paths(torch.device(name)) == device_module.NO_FAST_PATHS
+    assert device_module.NO_FAST_PATHS.dtype == torch.float32
     assert not fast_paths(torch.device("cpu")).compile
 
 
-def test_a_card_that_only_its_name_tells(corex, monkeypatch):
+def test_card_is_recognized_by_name(corex, monkeypatch):
     monkeypatch.setattr(torch, "corex", False)
-    monkeypatch.setattr(devices.metadata, "version", lambda name: "2.1.0")
+    monkeypatch.setattr(device_module.metadata, "version", lambda name: "2.1.0")
     assert not is_corex()
-    assert fast_paths(torch.device("cuda")) == devices.NO_FAST_PATHS
-    devices._fast_paths.cache_clear()
+    assert fast_paths(torch.device("cuda")) == device_module.NO_FAST_PATHS
+    device_module._fast_paths.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
     assert fast_paths(torch.device("cuda")).graphs
 
 
-def test_driver_and_sdk_that_differ(monkeypatch):
+def test_mismatched_driver_and_sdk(monkeypatch):
     report_as_corex(monkeypatch, usable=False)
     assert resolve_device("auto") == torch.device("cpu")
     assert "driver and SDK versions differ (CUDA driver version is insufficient" in cuda_problem()
-    with pytest.raises(DeviceError, match="'cuda' is not available: torch sees a card but cannot use it"):
+    with pytest.raises(
+        DeviceError, match="'cuda' is not available: torch detects a device but cannot use it"
+    ):
         resolve_device("cuda")
-    facts = doctor.describe_torch()
+    facts = describe_torch()
     assert (facts["corex"], facts["cuda_available"], facts["cuda_devices_seen"]) == (True, False, 1)
-    assert "to versions that fit each other" in doctor._cuda_cure(facts, {})
+    assert "Install matching versions" in problems._cuda_fix(facts, {})
 
 
-def test_probe_finds_what_the_card_cannot(corex):
+def test_unsupported_operations_are_found(corex):
     with SimulatedCard() as card:
         states = probe_operations(torch.device("cuda"))
-    assert card.arrived > len(OPERATIONS)
+    assert card.num_transfers > len(OPERATIONS)
     assert states.pop("float64 copy") == "becomes zeros"
     assert states.pop("float64 matmul").startswith("fails: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")
     assert {state for name, state in states.items() if is_needed(name)} == {"ok"}
@@ -92,56 +101,25 @@ def test_description_of_the_card(corex):
     assert card["operations"]["float64 copy"] == "becomes zeros"
 
 
-@pytest.mark.parametrize(
-    "name, broken, state",
-    [
-        ("bits", lambda masks: masks.int() * 0, "wrong by 1"),
-        ("positions", lambda masks: torch.zeros(2, 1), "wrong: shape (2, 1) instead of (2, "),
-        ("sigmoid", lambda x: x.new_full(x.shape, torch.nan), "wrong by nan"),
-    ],
-)
-def test_probe_tells_what_is_wrong(name, broken, state, monkeypatch):
-    """The first call is the CPU's, the second the device's."""
-    operation, calls = OPERATIONS[name], []
-
-    def run(*inputs):
-        calls.append(1)
-        return operation.run(*inputs) if len(calls) == 1 else broken(*inputs)
-
-    monkeypatch.setitem(OPERATIONS, name, replace(operation, run=run))
-    states = probe_operations(torch.device("cpu"))
-    (found,) = (value for key, value in states.items() if key.startswith(name))
-    assert found.startswith(state)
-
-
-def test_the_cpu_passes_its_own_probe():
-    states = probe_operations(torch.device("cpu"))
-    assert {state for name, state in states.items() if is_needed(name)} == {"ok"}
-    assert states["float64 copy"] == "ok" and not is_needed("float64 copy")
-    assert is_needed("convolution float32") and not is_needed("convolution float16")
-
-
 @pytest.mark.parametrize("head", HEADS)
 def test_predictions_on_the_card(head, small_models, card, photo):
     model = small_models[head]
     expected = model(photo)
     moved = SOLO(model.config, _copy(model.network)).to("cuda")
-    assert moved.device == torch.device("cuda:0") and card.arrived > 300
-    found = moved(photo).cpu()
-    assert torch.equal(found.labels, expected.labels)
-    differences = (found.scores - expected.scores).abs()
-    assert float(differences.max()) < 5e-3 and int((differences > 2e-5).sum()) <= 0.05 * len(found)
-    assert found.to_coco(1)[0]["segmentation"]["size"] == list(photo.shape[:2])
+    assert moved.device == torch.device("cuda:0") and card.num_transfers > 300
+    result = moved(photo).cpu()
+    assert torch.equal(result.labels, expected.labels)
+    differences = (result.scores - expected.scores).abs()
+    assert float(differences.max()) < 5e-3 and int((differences > 2e-5).sum()) <= 0.05 * len(result)
+    assert result.to_coco(1)[0]["segmentation"]["size"] == list(photo.shape[:2])
 
 
 def _copy(network):
-    """Return a copy, as moving changes a network in place."""
-    import copy
-
+    """Return a copy, because moving a network changes it in place."""
     return copy.deepcopy(network)
 
 
-def test_weights_in_float64_arrive_in_float32(small_model, card, tmp_path):
+def test_float64_weights_are_converted_to_float32(small_model, card, tmp_path):
     from safetensors.torch import save_file
 
     folder = small_model.save_pretrained(tmp_path / "model")
@@ -154,7 +132,7 @@ def test_weights_in_float64_arrive_in_float32(small_model, card, tmp_path):
 
 def test_training_on_the_card(card, tmp_path):
     fit(small_start(), Rectangles(1), tmp_path / "card", QUICK_EPOCH, device="cuda")
-    assert card.arrived > 300
+    assert card.num_transfers > 300
     fit(small_start(), Rectangles(1), tmp_path / "cpu", QUICK_EPOCH, device="cpu")
     for row, expected in zip(losses(tmp_path / "card"), losses(tmp_path / "cpu"), strict=True):
         assert [float(value) for value in row] == pytest.approx(
@@ -162,11 +140,12 @@ def test_training_on_the_card(card, tmp_path):
         )
 
 
-def test_fine_tuning_on_the_card_from_files(card, data, tmp_path):  # noqa: F811
-    """Pictures, their changes and their targets on the way to the card, and the validation on it."""
-    recipe = replace(QUICK_RECIPE, epochs=1, workers=0)
-    run = fine_tune(start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
-    assert card.arrived > 300
+def test_fine_tuning_on_the_card_from_files(card, tmp_path):
+    """Move images and targets of a data set to the card, train and evaluate there."""
+    data = write_nuts_and_bolts(tmp_path / "data")
+    recipe = replace(QUICK_FINE_TUNE, epochs=1)
+    run = fine_tune(small_start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
+    assert card.num_transfers > 300
     assert (run / "evaluation.csv").is_file() and (run / "model.safetensors").is_file()
 
 
@@ -183,20 +162,20 @@ def test_no_float64_in_predicting(head, small_models, photo, photo_path):
         result = model([photo, photo_path, photo / 255.0])[0]
         result.filter(0.2).to_coco(1)
         assert len(result.masks) == len(result)
-    assert guard.seen > 1000
+    assert guard.num_operators > 1000
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"autocast": "bfloat16"}], ids=str)
 def test_no_float64_in_training(changes, tmp_path):
     with NoFloat64() as guard:
         fit(small_start(), Rectangles(), tmp_path, replace(QUICK_EPOCH, **changes), device="cpu")
-    assert guard.seen > 10_000
+    assert guard.num_operators > 10_000
 
 
 def test_no_float64_in_evaluating(real, data_set):
     with NoFloat64() as guard:
         evaluate(real, *data_set)
-    assert guard.seen > 1000
+    assert guard.num_operators > 1000
 
 
 @pytest.mark.parametrize(
@@ -208,12 +187,12 @@ def test_no_float64_in_evaluating(real, data_set):
         lambda: torch.ones(2).sum(dtype=torch.float64),
     ],
 )
-def test_the_guard_sees_float64(act):
+def test_guard_rejects_float64(act):
     with pytest.raises(Float64Error), NoFloat64():
         act()
 
 
-def test_the_simulated_card_is_strict():
+def test_simulated_card_behaves_like_the_real_one():
     with SimulatedCard(), pytest.raises(RuntimeError, match="cublasDgemm"):
         numbers = torch.ones(2, 2, dtype=torch.float64, device="cuda")
         numbers @ numbers

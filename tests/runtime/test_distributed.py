@@ -1,4 +1,4 @@
-"""Processes of torchrun: whose card is whose, and an evaluation that they share."""
+"""Processes of torchrun: devices, process group, and an evaluation that they share."""
 
 import json
 import os
@@ -18,7 +18,8 @@ from solo_infer.runtime.distributed import (
     is_distributed,
     is_main_process,
     is_main_process_env,
-    joined,
+    process_group,
+    rank_and_world_size,
 )
 
 pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"]
@@ -26,7 +27,7 @@ pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"
 
 @pytest.fixture
 def torchrun(monkeypatch):
-    """The second of two processes, on a machine of two cards that are not really there."""
+    """The second of two processes on a machine with two simulated cards."""
     calls = SimpleNamespace(backends=[], cards=[], left=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -44,64 +45,77 @@ def torchrun(monkeypatch):
 
 
 @pytest.mark.parametrize("device", [None, "auto", "cuda", "cuda:0", torch.device("cuda", 0)])
-def test_each_process_has_its_own_card(device, torchrun):
-    with joined(device) as where:
-        assert where == torch.device("cuda:1")
-        assert (torchrun.cards, torchrun.backends, torchrun.left) == ([where], ["nccl"], 0)
+def test_each_process_gets_the_card_of_its_rank(device, torchrun):
+    with process_group(device) as local_device:
+        assert local_device == torch.device("cuda:1")
+        assert (torchrun.cards, torchrun.backends, torchrun.left) == ([local_device], ["nccl"], 0)
     assert torchrun.left == 1
 
 
-def test_processes_on_the_cpu(torchrun):
-    with joined("cpu") as where:
-        assert where == torch.device("cpu")
+def test_processes_on_the_cpu_use_gloo(torchrun):
+    with process_group("cpu") as local_device:
+        assert local_device == torch.device("cpu")
     assert (torchrun.cards, torchrun.backends) == ([], ["gloo"])
 
 
-def test_more_processes_than_cards(torchrun, monkeypatch):
+def test_more_processes_than_cards_raise(torchrun, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(DeviceError, match=r"Process 2 .* the 2 card\(s\) .*--nproc-per-node"), joined("cuda"):
+    with (
+        pytest.raises(DeviceError, match=r"Process 2 .* the 2 device\(s\) .*--nproc-per-node"),
+        process_group("cuda"),
+    ):
         pass
     assert torchrun.backends == []
 
 
-def test_cards_without_a_library_for_them(torchrun, monkeypatch):
+def test_gloo_without_nccl(torchrun, monkeypatch):
     monkeypatch.setattr(torch_distributed, "is_nccl_available", lambda: False)
     assert backend(torch.device("cuda:0")) == "gloo"
 
 
-def test_one_process_joins_nobody(monkeypatch):
+def test_single_process_has_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("cpu") as where:
-        assert where == torch.device("cpu") and not is_distributed() and is_main_process()
+    with process_group("cpu") as local_device:
+        assert local_device == torch.device("cpu") and not is_distributed() and is_main_process()
+        assert rank_and_world_size() == (0, 1)
 
 
-def test_the_chief_is_known_before_any_has_joined(monkeypatch):
+def test_main_process_before_the_group_exists(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert is_main_process_env()
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process_env()
 
 
-def test_two_processes_evaluate_as_one(run, saved, data_set, tmp_path):
+def test_two_processes_equal_one(run, saved, data_set, tmp_path):
     images, annotations = data_set
-    verb = ["eval", "--model", saved, "--images", images, "--annotations", annotations, "--json"]
-    code, out, _ = run(*verb)
-    alone = json.loads(out)
+    command = ["eval", "--model", saved, "--images", images, "--annotations", annotations, "--json"]
+    code, out, _ = run(*command)
+    single = json.loads(out)
     assert code == 0
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [*program, "-m", "solo_infer", *verb, "--device", "cpu", "--save-json", tmp_path / "all.json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [
+        *launcher,
+        "-m",
+        "solo_infer",
+        *command,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "all.json",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    together = json.loads(done.stdout)
-    assert together["metrics"] == pytest.approx(alone["metrics"], abs=1e-3)
-    assert together["images"] == alone["images"] == together["timings"]["images"]
+    process = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr[-3000:]
+    distributed_report = json.loads(process.stdout)
+    assert distributed_report["metrics"] == pytest.approx(single["metrics"], abs=1e-3)
+    assert distributed_report["images"] == single["images"] == distributed_report["timings"]["images"]
     assert isinstance(json.loads((tmp_path / "all.json").read_bytes()), list)
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".shards")]
 
 
-def test_only_one_process_scores_detections(run, data_set, tmp_path, monkeypatch):
+def test_only_the_main_process_scores_detections(run, data_set, tmp_path, monkeypatch):
     (tmp_path / "none.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("RANK", "1")
-    verb = ["eval", "--detections", tmp_path / "none.json", "--annotations", data_set[1]]
-    assert run(*verb) == (0, "", "")
+    command = ["eval", "--detections", tmp_path / "none.json", "--annotations", data_set[1]]
+    assert run(*command) == (0, "", "")

@@ -1,12 +1,17 @@
+"""Random augmentation steps, copy-paste, and the augmentation of the recipes."""
+
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers.training_sets import bitmap
-from training.test_sample import assert_fits, sample_of
+from helpers.models import small_yolact_config
+from helpers.training_sets import assert_consistent, bitmap, equal_samples, sample_of
 
+from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
+from solo_infer.training.recipe import FINE_TUNE, PUBLISHED_1X, PUBLISHED_3X
 from solo_infer.training.sample import Sample
 from solo_infer.training.transforms import (
     Augmentation,
@@ -16,22 +21,18 @@ from solo_infer.training.transforms import (
     Flip,
     LargeScaleJitter,
     ResizeChoice,
-    ResizeRange,
+    Stretch,
+    fixed_input_size,
+    make_augmentation,
 )
 
-EVERY_STEP = [
-    ResizeChoice((40, 50), 100),
-    ResizeRange(60, 90),
-    Flip(),
-    Crop(),
-    ColorJitter(),
-    LargeScaleJitter(64),
-]
+RANDOM_STEPS = [ResizeChoice((40, 50), 100), Flip(), Crop(), ColorJitter(), LargeScaleJitter(64)]
+NO_CHANGE = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in a worker process: several would wait for each other over such small tensors."""
+    """Use one thread, as worker processes do; threads would only wait for each other on small tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,45 +49,41 @@ def sample():
     return sample_of(masks, labels=[4, 2, 7])
 
 
-def same(first, second):
-    return torch.equal(first.image, second.image) and all(
-        torch.equal(part, second.target[key]) for key, part in first.target.items()
-    )
-
-
-@pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: type(step).__name__)
-def test_every_step_keeps_image_and_instances_together(step, sample):
-    untouched = Sample(sample.image.clone(), {key: part.clone() for key, part in sample.target.items()})
+@pytest.mark.parametrize("step", [*RANDOM_STEPS, Stretch(48)], ids=lambda step: type(step).__name__)
+def test_steps_keep_image_and_instances_consistent(step, sample):
+    original = Sample(sample.image.clone(), {key: value.clone() for key, value in sample.target.items()})
     empty = sample_of(np.zeros((0, 60, 90), bool))
     results = []
     for seed in range(12):
         changed = step(sample, seeded(seed))
-        assert_fits(changed)
-        assert same(changed, step(sample, seeded(seed)))
+        assert_consistent(changed)
+        assert equal_samples(changed, step(sample, seeded(seed)))
         results.append(changed)
-        assert_fits(step(empty, seeded(seed)))
-    assert same(sample, untouched)
-    assert any(not same(results[0], other) for other in results[1:])
+        assert_consistent(step(empty, seeded(seed)))
+    assert equal_samples(sample, original)
+    is_random = any(not equal_samples(results[0], other) for other in results[1:])
+    assert is_random == (step in RANDOM_STEPS)
 
 
-@pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: type(step).__name__)
-def test_chance_comes_from_the_generator_alone(step, sample):
+@pytest.mark.parametrize("step", RANDOM_STEPS, ids=lambda step: type(step).__name__)
+def test_steps_do_not_use_the_global_generator(step, sample):
     before = torch.random.get_rng_state()
     step(sample, seeded())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_number_of_threads_changes_nothing():
-    rounding = 1 if torch.__version__.startswith("2.1.") else 0  # whose resize gives a few pixels otherwise
+def test_augmentation_does_not_depend_on_the_number_of_threads():
+    rounding = 1 if torch.__version__.startswith("2.1.") else 0  # its resize differs in a few pixels
     large = sample_of([bitmap(301, 407, 50, 60, 300, 250), bitmap(301, 407, 3, 3, 9, 400)])
-    augment = Augmentation((ColorJitter(probability=1.0), ResizeRange(300, 400), Flip()), CopyPaste(1.0))
+    steps = (ColorJitter(probability=1.0), ResizeChoice((200, 330, 410), 600), Flip())
+    augment = Augmentation(steps, CopyPaste(1.0))
     for seed in range(3):
         torch.set_num_threads(1)
-        alone = augment(large, seeded(seed), lambda generator: large)
+        single = augment(large, seeded(seed), lambda generator: large)
         torch.set_num_threads(4)
-        together = augment(large, seeded(seed), lambda generator: large)
-        assert int((together.image.int() - alone.image.int()).abs().max()) <= rounding
-        assert same(together._replace(image=alone.image), alone)
+        multi = augment(large, seeded(seed), lambda generator: large)
+        assert int((multi.image.int() - single.image.int()).abs().max()) <= rounding
+        assert equal_samples(multi._replace(image=single.image), single)
 
 
 def test_resize_choice_takes_each_size_and_keeps_the_ratio(sample):
@@ -94,13 +91,12 @@ def test_resize_choice_takes_each_size_and_keeps_the_ratio(sample):
     assert shapes == {(20, 30), (40, 60), (67, 100)}  # the last one is limited by its long side
 
 
-def test_the_published_sizes_are_the_default():
+def test_resize_choice_defaults_to_the_published_sizes():
     assert ResizeChoice() == ResizeChoice((800, 768, 736, 704, 672, 640), 1333)
 
 
-def test_resize_range_stays_in_its_range(sample):
-    widths = [ResizeRange(60, 100, (0.5, 1.5))(sample, seeded(seed)).shape[1] for seed in range(60)]
-    assert 45 <= min(widths) < 55 and 125 < max(widths) <= 135
+def test_stretch_gives_a_square(sample):
+    assert Stretch(48)(sample, seeded()).shape == (48, 48)
 
 
 def test_flip_follows_its_probability(sample):
@@ -124,39 +120,33 @@ def test_crops_are_windows_that_show_an_instance(sample):
     assert 27 <= min(widths) < 36 and 64 < max(widths) <= 72
 
 
-def test_a_crop_without_luck_leaves_the_image_whole():
+def test_image_is_not_cropped_if_no_window_shows_an_instance():
     lonely = sample_of([bitmap(200, 200, 0, 0, 1, 1)])
     shapes = [Crop((0.1, 0.2), 1.0)(lonely, seeded(seed)).shape for seed in range(5)]
     assert (200, 200) in shapes
 
 
-def test_colors_without_chance_stay_as_they_are(sample):
-    jitter = ColorJitter(0.0, (1.0, 1.0), (1.0, 1.0), 0.0, probability=1.0)
-    assert torch.equal(jitter(sample, seeded()).image, sample.image)
+def test_color_jitter_can_leave_colors_unchanged(sample):
+    assert torch.equal(ColorJitter(**NO_CHANGE, probability=1.0)(sample, seeded()).image, sample.image)
     assert torch.equal(ColorJitter(probability=0.0)(sample, seeded()).image, sample.image)
 
 
-def test_brightness_and_contrast_are_offset_and_gain(sample):
+def test_brightness_is_an_offset_and_contrast_a_gain(sample):
     pixels = sample.image.float()
-    none = {
-        "brightness": 0.0,
-        "contrast": (1.0, 1.0),
-        "saturation": (1.0, 1.0),
-        "hue": 0.0,
-        "probability": 1.0,
-    }
-    gained = ColorJitter(**{**none, "contrast": (0.5, 0.5)})(sample, seeded()).image
-    assert (gained.float() - pixels * 0.5).abs().max() <= 0.5
+    settings = {**NO_CHANGE, "probability": 1.0}
+    darker = ColorJitter(**{**settings, "contrast": (0.5, 0.5)})(sample, seeded()).image
+    assert (darker.float() - pixels * 0.5).abs().max() <= 0.5
     offsets = set()
     for seed in range(40):
-        shifted = ColorJitter(**{**none, "brightness": 32.0})(sample, seeded(seed)).image.float() - pixels
-        inside = (pixels > 32) & (pixels < 223)
-        assert shifted[inside].unique().numel() <= 2  # halves may round either way
-        offsets.add(int(shifted[inside].median()))
+        image = ColorJitter(**{**settings, "brightness": 32.0})(sample, seeded(seed)).image
+        difference = image.float() - pixels
+        unclipped = (pixels > 32) & (pixels < 223)
+        assert difference[unclipped].unique().numel() <= 2  # halves may round either way
+        offsets.add(int(difference[unclipped].median()))
     assert -32 <= min(offsets) < -20 and 20 < max(offsets) <= 32
 
 
-def test_saturation_and_hue_leave_gray_alone(sample):
+def test_saturation_and_hue_do_not_change_gray(sample):
     gray = sample._replace(image=sample.image[:1].expand(3, -1, -1).contiguous())
     jitter = ColorJitter(0.0, (1.0, 1.0), probability=1.0)
     for seed in range(10):
@@ -164,114 +154,115 @@ def test_saturation_and_hue_leave_gray_alone(sample):
         assert (jitter(sample, seeded(seed)).image.int() - sample.image.int()).abs().max() > 5
 
 
-def test_no_saturation_is_the_luma_and_hue_turns_the_colors(sample):
-    none = {"brightness": 0.0, "contrast": (1.0, 1.0), "probability": 1.0}
-    pale = ColorJitter(**none, saturation=(1e-9, 1e-9), hue=0.0)(sample, seeded()).image.float()
+def test_zero_saturation_gives_the_luma_and_hue_rotates_colors(sample):
+    settings = {"brightness": 0.0, "contrast": (1.0, 1.0), "probability": 1.0}
+    pale = ColorJitter(**settings, saturation=(1e-9, 1e-9), hue=0.0)(sample, seeded()).image.float()
     luma = (sample.image.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=0)
     assert (pale - luma).abs().max() <= 0.51
-    jitter = ColorJitter(**none, saturation=(1.0, 1.0), hue=120.0)
-    turned = [jitter(sample, seeded(seed)).image.float() for seed in range(300)]
-    # A turn by 120 degrees, the greatest, would exchange the channels in a ring.
-    ring = sample.image.float().roll(1, dims=0)
-    assert min((image - ring).abs().mean() for image in turned) < 3
+    jitter = ColorJitter(**settings, saturation=(1.0, 1.0), hue=120.0)
+    rotated = [jitter(sample, seeded(seed)).image.float() for seed in range(300)]
+    # The greatest rotation, 120 degrees, permutes the channels cyclically.
+    permuted = sample.image.float().roll(1, dims=0)
+    assert min((image - permuted).abs().mean() for image in rotated) < 3
 
 
 def test_large_scale_jitter_gives_squares(sample):
-    factors = []
+    filled = []
     for seed in range(60):
         square = LargeScaleJitter(48, fill=(9, 8, 7))(sample, seeded(seed))
         assert square.shape == (48, 48)
         padding = (square.image == torch.tensor([9, 8, 7])[:, None, None]).all(dim=0)
-        factors.append(int((~padding).any(dim=0).sum()) / 48)
-    assert min(factors) < 0.3 and factors.count(1.0) > 15
+        filled.append(int((~padding).any(dim=0).sum()) / 48)
+    assert min(filled) < 0.3 and filled.count(1.0) > 15
     small = LargeScaleJitter(48, (0.5, 0.5))(sample, seeded())
-    assert small.target["boxes"][0].tolist() == [3, 5, 11, 13]  # 24 of 90 px: 0.267
+    assert small.target["boxes"][0].tolist() == [3, 5, 11, 13]  # 24 of 90 pixels: a factor of 0.267
 
 
 class TestCopyPaste:
     @pytest.fixture
     def base(self):
-        """A large instance, one that lies within (30, 20)..(60, 50), and a crowd."""
+        """Return a large instance, one inside (30, 20)..(60, 50), and a crowd."""
         masks = [bitmap(60, 90, 0, 0, 50, 60), bitmap(60, 90, 40, 30, 50, 40), bitmap(60, 90, 70, 0, 90, 60)]
         return sample_of(masks, labels=[0, 1, 2], iscrowd=[False, False, True], name="base")
 
     @pytest.fixture
-    def other(self):
-        return sample_of([bitmap(60, 90, 30, 20, 60, 50)], labels=[5], name="other")
+    def source(self):
+        return sample_of([bitmap(60, 90, 30, 20, 60, 50)], labels=[5], name="source")
 
-    def test_the_pasted_lies_in_front(self, base, other):
-        pasted = CopyPaste()(base, other, seeded())
-        assert_fits(pasted)
-        assert pasted.target["labels"].tolist() == [0, 2, 5]  # 1 is covered
-        assert pasted.target["iscrowd"].tolist() == [False, True, False]
-        cover = other.target["masks"][0]
-        assert torch.equal(pasted.target["masks"][2], cover)
-        assert torch.equal(pasted.target["masks"][0], base.target["masks"][0] & ~cover)
-        assert torch.equal(pasted.image[:, cover], other.image[:, cover])
-        assert torch.equal(pasted.image[:, ~cover], base.image[:, ~cover])
+    def test_pasted_instances_cover_the_others(self, base, source):
+        result = CopyPaste()(base, source, seeded())
+        assert_consistent(result)
+        assert result.target["labels"].tolist() == [0, 2, 5]  # 1 is covered
+        assert result.target["iscrowd"].tolist() == [False, True, False]
+        cover = source.target["masks"][0]
+        assert torch.equal(result.target["masks"][2], cover)
+        assert torch.equal(result.target["masks"][0], base.target["masks"][0] & ~cover)
+        assert torch.equal(result.image[:, cover], source.image[:, cover])
+        assert torch.equal(result.image[:, ~cover], base.image[:, ~cover])
 
-    def test_boxes_follow_what_stays_visible(self, base):
+    def test_boxes_bound_the_visible_parts(self, base):
         wall = sample_of([bitmap(60, 90, 20, 0, 90, 60)], labels=[5])
-        pasted = CopyPaste()(base, wall, seeded())
-        assert pasted.target["boxes"].tolist() == [[0, 0, 20, 60], [20, 0, 90, 60]]
-        assert pasted.target["labels"].tolist() == [0, 5]
+        result = CopyPaste()(base, wall, seeded())
+        assert result.target["boxes"].tolist() == [[0, 0, 20, 60], [20, 0, 90, 60]]
+        assert result.target["labels"].tolist() == [0, 5]
 
-    def test_tiny_remains_are_dropped(self, base):
+    def test_barely_visible_instances_are_removed(self, base):
         wall = sample_of([bitmap(60, 90, 4, 0, 60, 60)], labels=[5])
-        assert CopyPaste()(base, wall, seeded()).target["labels"].tolist() == [2, 5]  # 8% of 0 is left
-        kept = CopyPaste(least_visible=0.05)(base, wall, seeded())
-        assert kept.target["labels"].tolist() == [0, 2, 5]
+        assert CopyPaste()(base, wall, seeded()).target["labels"].tolist() == [2, 5]  # 8% of 0 is visible
+        result = CopyPaste(min_visible=0.05)(base, wall, seeded())
+        assert result.target["labels"].tolist() == [0, 2, 5]
 
-    def test_images_of_other_sizes(self, base):
-        """What lies beyond the image is cut off, and left out if that is nearly all."""
+    def test_source_of_another_size(self, base):
+        """Parts outside of the image are cut off; instances with nearly nothing left are not pasted."""
         masks = [
             bitmap(100, 80, 10, 40, 30, 80),
             bitmap(100, 80, 50, 58, 60, 98),
             bitmap(100, 80, 0, 70, 9, 90),
         ]
-        other = sample_of(masks, labels=[5, 6, 7])
-        found = set()
+        source = sample_of(masks, labels=[5, 6, 7])
+        labels = set()
         for seed in range(10):
-            pasted = CopyPaste()(base, other, seeded(seed))
-            assert_fits(pasted)
-            assert pasted.shape == (60, 90)
-            found |= set(pasted.target["labels"].tolist())
-        assert found == {0, 1, 2, 5}
-        assert pasted.target["boxes"][-1].tolist() == [10, 40, 30, 60]
+            result = CopyPaste()(base, source, seeded(seed))
+            assert_consistent(result)
+            assert result.shape == (60, 90)
+            labels |= set(result.target["labels"].tolist())
+        assert labels == {0, 1, 2, 5}
+        assert result.target["boxes"][-1].tolist() == [10, 40, 30, 60]
 
-    def test_only_classes_that_both_label_are_pasted(self, base, other):
+    def test_only_classes_labeled_in_both_images_are_pasted(self, base, source):
         labelled = torch.tensor([0, 1, 2])
-        partly = base._replace(target={**base.target, "labelled": labelled})
-        assert same(CopyPaste()(partly, other, seeded()), partly)
-        both = base._replace(target={**base.target, "labelled": torch.tensor([0, 1, 2, 5])})
-        pasted = CopyPaste()(both, other, seeded())
-        assert 5 in pasted.target["labels"] and pasted.target["labelled"].tolist() == [0, 1, 2, 5]
+        partial = base._replace(target={**base.target, "labelled": labelled})
+        assert equal_samples(CopyPaste()(partial, source, seeded()), partial)
+        full = base._replace(target={**base.target, "labelled": torch.tensor([0, 1, 2, 5])})
+        result = CopyPaste()(full, source, seeded())
+        assert 5 in result.target["labels"] and result.target["labelled"].tolist() == [0, 1, 2, 5]
 
-    def test_crowds_and_nothing_are_not_pasted(self, base):
+    def test_crowds_are_not_pasted(self, base):
         crowd = sample_of([bitmap(60, 90, 30, 20, 60, 50)], iscrowd=[True])
         assert CopyPaste()(base, crowd, seeded()) is base
         assert CopyPaste()(base, sample_of(np.zeros((0, 60, 90), bool)), seeded()) is base
 
-    def test_a_random_number_is_pasted_onto_anything(self):
+    def test_a_random_number_is_pasted_also_onto_an_empty_image(self):
         masks = [bitmap(60, 90, 9 * column, 0, 9 * column + 5, 60) for column in range(10)]
-        other = sample_of(masks)
+        source = sample_of(masks)
         empty = sample_of(np.zeros((0, 60, 90), bool))
-        counts = {len(CopyPaste(most=4)(empty, other, seeded(seed)).target["labels"]) for seed in range(30)}
+        four, one = CopyPaste(max_instances=4), CopyPaste(max_instances=1)
+        counts = {len(four(empty, source, seeded(seed)).target["labels"]) for seed in range(30)}
         assert counts == {1, 2, 3, 4}
-        firsts = {int(CopyPaste(most=1)(empty, other, seeded(seed)).target["labels"]) for seed in range(60)}
-        assert len(firsts) == 10
+        labels = {int(one(empty, source, seeded(seed)).target["labels"]) for seed in range(60)}
+        assert len(labels) == 10
 
 
-def test_an_augmentation_pastes_from_samples_that_went_through_its_steps(sample):
-    other = sample_of([bitmap(60, 90, 0, 0, 90, 60)], labels=[5], name="other")
+def test_augmentation_applies_its_steps_to_the_source_of_copy_paste(sample):
+    source = sample_of([bitmap(60, 90, 0, 0, 90, 60)], labels=[5], name="source")
     augment = Augmentation([ResizeChoice((30,), 100)], CopyPaste(1.0))
-    result = augment(sample, seeded(), lambda generator: other)
+    result = augment(sample, seeded(), lambda generator: source)
     assert result.shape == (30, 45)
     assert result.target["labels"].tolist() == [5]
-    assert torch.equal(result.image, augment.steps[0](other, seeded()).image)
+    assert torch.equal(result.image, augment.steps[0](source, seeded()).image)
 
 
-def test_pasting_follows_its_probability(sample):
+def test_copy_paste_follows_its_probability(sample):
     drawn = []
     augment = Augmentation((), CopyPaste(0.25))
     for seed in range(200):
@@ -279,36 +270,63 @@ def test_pasting_follows_its_probability(sample):
     assert 30 < len(drawn) < 70
 
 
-def test_steps_are_done_in_order(sample):
+def test_steps_are_applied_in_order(sample):
     augment = Augmentation((Flip(1.0), ResizeChoice((30,), 100)))
     expected = ResizeChoice((30,), 100)(Flip(1.0)(sample, seeded()), seeded())
-    assert same(augment(sample, seeded(), None), expected)
+    assert equal_samples(augment(sample, seeded(), None), expected)
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"),
+    ("step", "settings"),
     [
         (ResizeChoice, {"short_sides": ()}),
         (ResizeChoice, {"short_sides": (800, 0)}),
         (ResizeChoice, {"long_side": 700}),
-        (ResizeRange, {"short_side": 20, "long_side": 10}),
-        (ResizeRange, {"short_side": 20, "long_side": 30, "factors": (0.0, 1.0)}),
-        (ResizeRange, {"short_side": 20, "long_side": 30, "factors": (1.5, 0.5)}),
+        (Stretch, {"side": 0}),
         (Flip, {"probability": 1.1}),
-        (Crop, {"sides": (0.5, 1.5)}),
+        (Crop, {"side_range": (0.5, 1.5)}),
         (ColorJitter, {"contrast": (-1.0, 1.0)}),
         (ColorJitter, {"saturation": (0.5, float("inf"))}),
         (LargeScaleJitter, {"size": 0}),
-        (LargeScaleJitter, {"factors": (2.0,)}),
-        (CopyPaste, {"most": 0}),
-        (CopyPaste, {"least_visible": -0.1}),
+        (LargeScaleJitter, {"scale_range": (2.0,)}),
+        (LargeScaleJitter, {"scale_range": (0.0, 1.0)}),
+        (LargeScaleJitter, {"scale_range": (1.5, 0.5)}),
+        (CopyPaste, {"max_instances": 0}),
+        (CopyPaste, {"min_visible": -0.1}),
     ],
 )
-def test_settings_out_of_range_are_refused(kind, settings):
+def test_settings_out_of_range_are_rejected(step, settings):
     with pytest.raises(ConfigError, match="expected"):
-        kind(**settings)
+        step(**settings)
 
 
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Flip().probability = 1.0
+
+
+def test_augmentation_of_the_recipes():
+    preprocessing = PreprocessConfig(short_side=800, long_side=1333)
+    assert make_augmentation(PUBLISHED_1X, preprocessing).steps == (ResizeChoice((800,), 1333), Flip())
+    assert make_augmentation(PUBLISHED_3X, preprocessing).steps == (ResizeChoice(), Flip())
+    assert fixed_input_size(PUBLISHED_1X, preprocessing) is None
+    none = make_augmentation(replace(PUBLISHED_1X, augment="none"), preprocessing)
+    assert none.steps == (ResizeChoice((800,), 1333),) and none.copy_paste is None
+    recipe = replace(FINE_TUNE, crop_size=300, scale_range=(0.32, 0.64), copy_paste=0.2)
+    jitter = make_augmentation(recipe, PreprocessConfig(300, 500))
+    assert jitter.steps[-1] == LargeScaleJitter(320, (0.5, 1.0))
+    assert jitter.copy_paste == CopyPaste(0.2)
+    assert fixed_input_size(FINE_TUNE, PreprocessConfig(300, 500)) == (320, 320)
+
+
+def test_augmentation_of_models_that_do_not_keep_the_aspect_ratio():
+    preprocessing = small_yolact_config("mmdet").preprocessing
+    flip, multiscale, none, jitter = (
+        make_augmentation(replace(PUBLISHED_1X, augment=augment), preprocessing).steps
+        for augment in ("flip", "multiscale", "none", "jitter")
+    )
+    assert flip == (Stretch(96), Flip())
+    assert multiscale == (Crop(), Stretch(96), Flip())
+    assert none == (Stretch(96),)
+    *_, stretch, scale_jitter = jitter
+    assert (stretch, type(scale_jitter), scale_jitter.size) == (Stretch(96), LargeScaleJitter, 96)

@@ -1,4 +1,4 @@
-"""Checkpoint files of every layout become the same model; anything else is refused by name."""
+"""Checkpoint files of every layout give the same configuration and weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ State = Mapping[str, Tensor]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A place for a checkpoint, which is large, and so removed at once."""
+    """Path of a large checkpoint, which is removed after the test."""
     path = tmp_path / "model.pth"
     yield path
     path.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def state(narrow: None) -> State:
 
 
 LIGHT = small_config("decoupled_light")
-TOLD_BY_TENSORS = (
+INFERRED_FIELDS = (
     "head",
     "backbone",
     "num_classes",
@@ -73,13 +73,14 @@ TOLD_BY_TENSORS = (
 )
 
 
-def check_equal(found: Checkpoint, expected: State, architecture: SOLOConfig) -> None:
-    for field in TOLD_BY_TENSORS:
-        assert getattr(found.config.architecture, field) == getattr(architecture, field)
-    assert list(found.state_dict) == list(expected)
-    different = [name for name, tensor in expected.items() if not torch.equal(found.state_dict[name], tensor)]
+def check_equal(loaded: Checkpoint, expected: State, architecture: SOLOConfig) -> None:
+    for field in INFERRED_FIELDS:
+        assert getattr(loaded.config.architecture, field) == getattr(architecture, field)
+    weights = loaded.state_dict
+    assert list(weights) == list(expected)
+    different = [name for name, tensor in expected.items() if not torch.equal(weights[name], tensor)]
     assert not different
-    assert {tensor.dtype for tensor in found.state_dict.values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
 
 
 # --- Layouts
@@ -93,24 +94,27 @@ def test_every_layout_of_every_head(
 ) -> None:
     state = small_state(head)
     write_layout(path, layout, state, NAMES, monkeypatch)
-    found = read_checkpoint(path)
-    check_equal(found, state, small_config(head).architecture)
+    loaded = read_checkpoint(path)
+    check_equal(loaded, state, small_config(head).architecture)
     expected = ("class 0", "class 1", "class 2") if layout == "bare" else NAMES
-    assert found.config.categories.names == expected
+    assert loaded.config.categories.names == expected
     preset = PRESETS[f"{head}_r50"]
-    assert (found.config.preprocessing, found.config.thresholds) == (preset.preprocessing, preset.thresholds)
+    assert (loaded.config.preprocessing, loaded.config.thresholds) == (
+        preset.preprocessing,
+        preset.thresholds,
+    )
 
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("head", HEADS)
-def test_names_of_the_authors(path: Path, head: str) -> None:
+def test_authors_names_of_every_head(path: Path, head: str) -> None:
     renamed = in_authors_names(small_state(head))
     assert not any(name.startswith("mask_head.") for name in renamed)
     meta = {"mmdet_version": "1.0.0+unknown", "config": "model = dict()", "CLASSES": NAMES}
     torch.save({"meta": meta, "state_dict": renamed}, path, _use_new_zipfile_serialization=False)
-    found = read_checkpoint(path)
-    check_equal(found, small_state(head), small_config(head).architecture)
-    assert found.config.categories.names == NAMES
+    loaded = read_checkpoint(path)
+    check_equal(loaded, small_state(head), small_config(head).architecture)
+    assert loaded.config.categories.names == NAMES
 
 
 def as_halves(state: State) -> dict[str, Tensor]:
@@ -154,17 +158,19 @@ VARIANTS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_a_state_dict(path: Path, state: State, variant: str) -> None:
-    given = VARIANTS[variant](in_mmdet_names(state))
-    torch.save(given, path, _use_new_zipfile_serialization=variant in ("module", "transposed", "optimizer"))
-    found = read_checkpoint(path)
-    check_equal(found, state, LIGHT.architecture)
-    starts = [tensor.untyped_storage().data_ptr() for tensor in found.state_dict.values()]
+def test_every_variant_of_a_state_dict(path: Path, state: State, variant: str) -> None:
+    contents = VARIANTS[variant](in_mmdet_names(state))
+    torch.save(
+        contents, path, _use_new_zipfile_serialization=variant in ("module", "transposed", "optimizer")
+    )
+    loaded = read_checkpoint(path)
+    check_equal(loaded, state, LIGHT.architecture)
+    starts = [tensor.untyped_storage().data_ptr() for tensor in loaded.state_dict.values()]
     assert len(set(starts)) == len(starts)
-    assert all(tensor.is_contiguous() for tensor in found.state_dict.values())
+    assert all(tensor.is_contiguous() for tensor in loaded.state_dict.values())
 
 
-def test_halves(path: Path, state: State) -> None:
+def test_half_precision_file(path: Path, state: State) -> None:
     halves = as_halves(state)
     torch.save(halves, path)
     expected = {name: halves[name].to(tensor.dtype) for name, tensor in state.items()}
@@ -173,23 +179,25 @@ def test_halves(path: Path, state: State) -> None:
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "model.pth"])
 @pytest.mark.parametrize("naming", [dict, in_mmdet_names, in_authors_names])
-def test_safetensors(tmp_path: Path, state: State, naming: Callable[[State], State], filename: str) -> None:
+def test_safetensors_files(
+    tmp_path: Path, state: State, naming: Callable[[State], State], filename: str
+) -> None:
     path = tmp_path / filename
     save_file(dict(naming(as_halves(state))), path)
-    found = read_checkpoint(path)
+    loaded = read_checkpoint(path)
     path.unlink()
     expected = {name: tensor.half().to(tensor.dtype) for name, tensor in state.items()}
-    check_equal(found, expected, LIGHT.architecture)
+    check_equal(loaded, expected, LIGHT.architecture)
 
 
-def test_published_layout(path: Path, procedural: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_checkpoint(path: Path, procedural: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = procedural("decoupled_light_r50")
     state = model.network.state_dict()
     write_layout(path, "mmdet2_legacy", state, COCO.names, monkeypatch)
     for config in (None, PRESETS["decoupled_light_r50"]):
-        found = read_checkpoint(path, config)
-        check_equal(found, state, model.config.architecture)
-        assert found.config == PRESETS["decoupled_light_r50"]
+        loaded = read_checkpoint(path, config)
+        check_equal(loaded, state, model.config.architecture)
+        assert loaded.config == PRESETS["decoupled_light_r50"]
 
 
 # --- Class names
@@ -214,14 +222,14 @@ def tiny_contents(layout: str, names: Any, monkeypatch: pytest.MonkeyPatch) -> A
     ],
 )
 @pytest.mark.parametrize("layout", ["mmdet2_legacy", "mmdet3"])
-def test_class_names_of_a_file(
+def test_class_names_in_meta(
     path: Path, names: Any, expected: Any, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(tiny_contents(layout, names, monkeypatch), path)
     assert checkpoint._read_file(path)[1] == expected
 
 
-def test_class_names_of_older_3x_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_in_older_3x_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tiny_contents("mmdet3", NAMES, monkeypatch)
     content["meta"]["dataset_meta"] = {"CLASSES": NAMES, "PALETTE": None}
     torch.save(content, path)
@@ -240,7 +248,7 @@ def test_wrong_number_of_class_names_is_ignored(
     assert read_checkpoint(path, LIGHT).config == LIGHT
 
 
-def test_given_config_gets_the_names_of_the_file(
+def test_explicit_config_takes_the_class_names_of_the_file(
     path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_ids = Categories(NAMES, (17, 18, 16))
@@ -251,3 +259,32 @@ def test_given_config_gets_the_names_of_the_file(
     assert read_checkpoint(path, config).config == LIGHT
     with pytest.raises(CheckpointError, match="does not fit decoupled_light on resnet50 with 80 classes"):
         read_checkpoint(path, PRESETS["decoupled_light_r50"])
+
+
+def test_network_of_a_checkpoint_is_complete(path: Path, state: State) -> None:
+    torch.save(dict(state), path)
+    loaded = read_checkpoint(path)
+    assert not loaded.network.training
+    assert {tensor.device.type for tensor in loaded.state_dict.values()} == {"cpu"}
+    assert loaded.network.config == loaded.config.architecture
+    loaded.network(torch.zeros(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("config", [None, LIGHT], ids=["inferred", "explicit"])
+def test_network_is_built_once(
+    path: Path, state: State, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(dict(state), path)
+    built = []
+
+    def build(*args: Any, **options: Any) -> Any:
+        built.append(args)
+        return build_network(*args, **options)
+
+    monkeypatch.setattr("solo_infer.weights.match_state_dict.build_network", build)
+    read_checkpoint(path, config)
+    assert len(built) == 1
+    torch.save({**state, "unknown": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="unknown"):
+        read_checkpoint(path, config)
+    assert len(built) == 2

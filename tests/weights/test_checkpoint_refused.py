@@ -1,4 +1,4 @@
-"""Files that hold no known model are refused by name, with what is wrong with them."""
+"""Files that hold no known model are refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mmdet2", "mmdet2_zip", "mmdet3", "mmdet3_published"])
-@pytest.mark.parametrize("config", [None, PRESETS["solo_r50"]], ids=["inferred", "given"])
-def test_part_of_a_model_is_refused_with_the_missing_keys(name: str, config: ModelConfig | None) -> None:
+@pytest.mark.parametrize("config", [None, PRESETS["solo_r50"]], ids=["inferred", "explicit"])
+def test_incomplete_model_is_refused_with_the_missing_keys(name: str, config: ModelConfig | None) -> None:
     path = DATA / f"checkpoint_{name}.pth"
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(path, config)
@@ -39,17 +39,17 @@ def test_part_of_a_model_is_refused_with_the_missing_keys(name: str, config: Mod
     assert "backbone.layer1.0.conv1.weight (64, 64, 1, 1) is missing" in message
     tensors = checkpoint._read_file(path)[0]
     expected = procedural_weights.tensor("mask_head.conv_cls.bias", (80,), "solo_r50")
-    found = tensors["mask_head.conv_cls.bias"]
-    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=1e-8)
+    bias = tensors["mask_head.conv_cls.bias"]
+    torch.testing.assert_close(bias, torch.from_numpy(expected), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "description"),
     [
         ({}, "an empty one"),
-        ([], "a list"),
-        (3, "a int"),
-        (torch.ones(3), "a Tensor"),
+        ([], "a value of the type list"),
+        (3, "a value of the type int"),
+        (torch.ones(3), "a value of the type Tensor"),
         ({"state_dict": {}, "epoch": 3}, "the entries state_dict, epoch"),
         ({"state_dict": [torch.ones(3)]}, "the entries state_dict"),
         ({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}, "the entries a, b, c, d, e"),
@@ -57,17 +57,17 @@ def test_part_of_a_model_is_refused_with_the_missing_keys(name: str, config: Mod
         ({3: 1, None: 2}, "the entries 3, None"),
     ],
 )
-def test_file_without_tensors_is_refused(path: Path, content: Any, found: str) -> None:
+def test_file_without_tensors_is_refused(path: Path, content: Any, description: str) -> None:
     torch.save(content, path)
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(path)
-    expected = f"{path} holds no state dict: expected a mapping of tensors, found {found}."
+    expected = f"{path} holds no state dict: expected a mapping of tensors, found {description}."
     assert str(error.value) == expected
 
 
-def test_whole_model_is_refused_with_advice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_model_object_is_refused_with_advice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(foreign_object(monkeypatch, "mmdet.models.detectors.solo", "SOLO", training=False), path)
-    with pytest.raises(CheckpointError, match=r"mmdet\.models\.detectors\.solo\.SOLO: save its state_dict"):
+    with pytest.raises(CheckpointError, match=r"mmdet\.models\.detectors\.solo\.SOLO; save its state_dict"):
         read_checkpoint(path)
 
 
@@ -77,7 +77,7 @@ def test_tensor_under_two_names_is_refused(path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_tensors_larger_than_their_file_are_refused(path: Path) -> None:
+def test_tensors_that_exceed_their_file_are_refused(path: Path) -> None:
     torch.save({"backbone.conv1.weight": torch.ones(1).expand(10_000, 10_000)}, path)
     with pytest.raises(CheckpointError, match="but tensors of 400000000 bytes that share their data"):
         read_checkpoint(path)
@@ -104,7 +104,7 @@ BAD_SAFETENSORS = {
     "huge header": b"\xff" * 7 + b"\x7f{",
     "missing header": (1000).to_bytes(8, "little") + b"{",
     "no tensors": safetensors_of({}),
-    "no JSON": safetensors_of(b"{" * 50),
+    "invalid JSON": safetensors_of(b"{" * 50),
     "deep JSON": safetensors_of(b'{"a":' * 50_000),
     "unknown dtype": one_tensor("X9", 1, 0, 4, 4),
     "negative shape": one_tensor("F32", -1, 0, 4, 4),
@@ -114,7 +114,7 @@ BAD_SAFETENSORS = {
     "offsets beyond": one_tensor("F32", 1, 4, 8, 4),
     "two over the same data": one_tensor("F32", 1, 0, 4, 4, "a", "b"),
     "not a model": one_tensor("F32", 1, 0, 4, 4),
-    "numbers of eight bits": one_tensor("F8_E4M3", 4, 0, 4, 4, "mask_head.conv_cls.bias"),
+    "eight-bit floats": one_tensor("F8_E4M3", 4, 0, 4, 4, "mask_head.conv_cls.bias"),
     "a pickle": b"\x80\x02}.",
 }
 
@@ -129,14 +129,14 @@ def test_bad_safetensors_are_refused(tmp_path: Path, data: bytes, filename: str)
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "missing"])
 def test_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name} is no file"):
+    with pytest.raises(CheckpointError, match=f"{name} does not exist, or is not a file"):
         read_checkpoint(tmp_path / name)
 
 
 # --- Directories and config.json
 
 
-def test_directory_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+def test_other_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"lacks model\.safetensors and config\.json"):
         read_checkpoint(tmp_path)
     (tmp_path / "epoch_12.pth").touch()
@@ -147,7 +147,7 @@ def test_directory_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path, LIGHT)
 
 
-def test_config_of_a_directory(tmp_path: Path) -> None:
+def test_config_is_read_from_a_directory(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     one_class = replace(PRESETS["solo_r50"].architecture, num_classes=1)
     for config in (PRESETS["solo_r101"], ModelConfig(one_class, categories=Categories(("Käfer",)))):
@@ -167,6 +167,10 @@ def test_config_of_a_directory(tmp_path: Path) -> None:
         b"{}",
         b'{"format": "other/1"}',
         b'{"format": "solo_infer/1", "more": {}}',
+        b'{"format": "solo_infer/2"}',
+        b'{"format": "solo_infer/2", "family": "solo", "more": {}}',
+        b'{"format": "solo_infer/2", "family": "solo", "architecture": {"num_classes": 80.5}}',
+        b'{"format": "solo_infer/2", "family": ["solo"]}',
         b'{"format": "solo_infer/1", "architecture": []}',
         b'{"format": "solo_infer/1", "architecture": {"head": "mask_rcnn"}}',
         b'{"format": "solo_infer/1", "architecture": {"num_classes": "80"}}',
@@ -179,7 +183,7 @@ def test_config_of_a_directory(tmp_path: Path) -> None:
         b" " * ((1 << 20) + 1),
     ],
 )
-def test_bad_config_is_refused(tmp_path: Path, text: bytes) -> None:
+def test_invalid_config_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text)
     with pytest.raises(ConfigError, match=r"config\.json"):

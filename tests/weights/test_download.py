@@ -1,4 +1,4 @@
-"""Downloads from a server that misbehaves in every known way."""
+"""Downloads from a faulty server: whole, resumed and verified."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from helpers.faulty_server import (
     wrong_range,
 )
 
-from solo_infer._version import __version__
 from solo_infer.errors import DownloadError
+from solo_infer.runtime import environment
 from solo_infer.weights import download
-from solo_infer.weights.download import content_problem, download_file, file_sha256, matches
+from solo_infer.weights.cache_files import checksum_error, file_sha256, matches
+from solo_infer.weights.download import download_file
 
 BODY = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -54,13 +55,13 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path / "home")
 
 
-def half_of_it(target: Path, body: bytes = BODY) -> None:
-    """Leave what an interrupted download of an earlier process left."""
+def write_half_part(target: Path, body: bytes = BODY) -> None:
+    """Write the part file that an interrupted process leaves."""
     target.parent.mkdir(parents=True)
     (target.parent / PART).write_bytes(body[:HALF])
 
 
-# --- What comes through
+# --- Complete transfers
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,9 @@ def half_of_it(target: Path, body: bytes = BODY) -> None:
     ids=["length", "no_ranges", "chunked", "until_closed"],
 )
 @pytest.mark.parametrize("sha256", [SHA256, SHA256[:8].upper(), ""], ids=["full", "prefix", "none"])
-def test_file_arrives_whole_and_alone(server: Server, target: Path, behavior: Behavior, sha256: str) -> None:
+def test_file_is_complete_and_nothing_else_is_left(
+    server: Server, target: Path, behavior: Behavior, sha256: str
+) -> None:
     url = server.at(PATH, behavior)
     assert download_file(url, target, sha256=sha256, size=len(BODY)) == target
     assert target.read_bytes() == BODY
@@ -99,14 +102,14 @@ def test_present_file_needs_neither_lock_nor_network(target: Path, monkeypatch: 
     assert not (target.parent / ".locks").exists()
 
 
-def test_says_who_asks(server: Server, target: Path) -> None:
+def test_user_agent_is_sent(server: Server, target: Path) -> None:
     download_file(server.at(PATH, content(BODY)), target)
-    assert server.requests[0].user_agent == f"solo-infer/{__version__}"
+    assert server.requests[0].user_agent == environment.USER_AGENT
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_follows_redirects_with_the_range(server: Server, target: Path, code: int) -> None:
-    half_of_it(target)
+def test_redirects_keep_the_range(server: Server, target: Path, code: int) -> None:
+    write_half_part(target)
     server.at("/real", content(BODY))
     download_file(server.at(PATH, redirect("/real", code)), target, sha256=SHA256)
     assert server.ranges("/real") == [f"bytes={HALF}-"]
@@ -114,20 +117,20 @@ def test_follows_redirects_with_the_range(server: Server, target: Path, code: in
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [status(500), status(503), status(429), reset(), cut_off(BODY, HALF), chunked(BODY, complete=False)],
     ids=["500", "503", "429", "reset", "cut_off", "chunks_cut_off"],
 )
 @pytest.mark.parametrize("sha256", [SHA256, ""], ids=["known", "unknown"])
-def test_passing_trouble_is_survived(server: Server, target: Path, trouble: Behavior, sha256: str) -> None:
-    url = server.at(PATH, trouble, trouble, content(BODY))
+def test_temporary_failures_are_retried(server: Server, target: Path, failure: Behavior, sha256: str) -> None:
+    url = server.at(PATH, failure, failure, content(BODY))
     download_file(url, target, sha256=sha256)
     assert target.read_bytes() == BODY
     assert files_at(target.parent) == ["weights.pth"]
 
 
-def test_reads_no_more_than_was_announced(server: Server, target: Path) -> None:
-    """The rest, and a connection that stays open, are the server's own affair."""
+def test_bytes_beyond_the_announced_length_are_ignored(server: Server, target: Path) -> None:
+    """The connection also stays open after the last byte."""
     download_file(server.at(PATH, talkative(BODY, b"and more" * 1000)), target, sha256=SHA256)
     assert target.read_bytes() == BODY
     assert len(server.requests) == 1
@@ -136,14 +139,14 @@ def test_reads_no_more_than_was_announced(server: Server, target: Path) -> None:
 # --- Resuming
 
 
-def test_cut_off_transfer_asks_for_the_rest_only(server: Server, target: Path) -> None:
+def test_interrupted_transfer_requests_only_the_rest(server: Server, target: Path) -> None:
     url = server.at(PATH, cut_off(BODY, 1000), cut_off(BODY, 500), content(BODY))
     download_file(url, target, sha256=SHA256)
     assert server.ranges(PATH) == ["", "bytes=1000-", "bytes=1500-"]
     assert target.read_bytes() == BODY
 
 
-def test_stalled_transfer_keeps_all_that_came(
+def test_stalled_transfer_keeps_all_received_bytes(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOLO_INFER_TIMEOUT", "0.3")
@@ -153,7 +156,7 @@ def test_stalled_transfer_keeps_all_that_came(
 
 
 def test_part_of_an_earlier_process_is_resumed(server: Server, target: Path) -> None:
-    half_of_it(target)
+    write_half_part(target)
     download_file(server.at(PATH, content(BODY)), target, sha256=SHA256[:8])
     assert server.ranges(PATH) == [f"bytes={HALF}-"]
     assert target.read_bytes() == BODY
@@ -161,14 +164,14 @@ def test_part_of_an_earlier_process_is_resumed(server: Server, target: Path) -> 
 
 
 def test_part_is_not_trusted_without_a_hash(server: Server, target: Path) -> None:
-    half_of_it(target)
+    write_half_part(target)
     download_file(server.at(PATH, cut_off(BODY, 1000), content(BODY)), target, size=len(BODY))
     assert server.ranges(PATH) == ["", ""]
     assert target.read_bytes() == BODY
 
 
-def test_server_without_ranges_sends_all_again(server: Server, target: Path) -> None:
-    half_of_it(target)
+def test_server_without_ranges_sends_everything_again(server: Server, target: Path) -> None:
+    write_half_part(target)
     download_file(server.at(PATH, content(BODY, ranges=False)), target, sha256=SHA256)
     assert server.ranges(PATH) == [f"bytes={HALF}-"]
     assert target.read_bytes() == BODY
@@ -180,7 +183,7 @@ def test_server_without_ranges_sends_all_again(server: Server, target: Path) -> 
     ids=["start", "total", "junk", "none"],
 )
 def test_wrong_content_range_restarts_without_one(server: Server, target: Path, content_range: str) -> None:
-    half_of_it(target)
+    write_half_part(target)
     url = server.at(PATH, wrong_range(BODY, content_range), content(BODY))
     download_file(url, target, sha256=SHA256, size=len(BODY))
     assert server.ranges(PATH) == [f"bytes={HALF}-", ""]
@@ -189,7 +192,7 @@ def test_wrong_content_range_restarts_without_one(server: Server, target: Path, 
 
 def test_complete_part_is_recognized(server: Server, target: Path) -> None:
     target.parent.mkdir()
-    for size, requests in ((None, 1), (len(BODY), 1)):  # the second time not even one more
+    for size, requests in ((None, 1), (len(BODY), 1)):  # the second time without a request to the server
         (target.parent / PART).write_bytes(BODY)
         url = server.at(PATH, content(BODY))
         download_file(url, target, sha256=SHA256, size=size)
@@ -210,7 +213,7 @@ def test_overlong_part_restarts(server: Server, target: Path, size: int | None, 
 
 
 def test_wrong_hash_after_resuming_restarts_once(server: Server, target: Path) -> None:
-    half_of_it(target, body=b"another file" * 100_000)
+    write_half_part(target, body=b"another file" * 100_000)
     download_file(server.at(PATH, content(BODY)), target, sha256=SHA256)
     assert server.ranges(PATH) == [f"bytes={HALF}-", ""]
     assert target.read_bytes() == BODY
@@ -218,7 +221,7 @@ def test_wrong_hash_after_resuming_restarts_once(server: Server, target: Path) -
 
 @pytest.mark.parametrize("cut_offs", [0, 1])
 def test_wrong_hash_after_resuming_and_restarting_fails(server: Server, target: Path, cut_offs: int) -> None:
-    half_of_it(target)
+    write_half_part(target)
     other = b"other" * 300_000
     url = server.at(PATH, content(other), *[cut_off(other, 1000)] * cut_offs, content(other))
     with pytest.raises(DownloadError, match="SHA-256"):
@@ -240,20 +243,20 @@ def test_interrupt_keeps_a_part_that_can_be_resumed(
         patched.setattr(download, "tqdm", Interrupting)
         download_file(url, target, sha256=SHA256)
     assert files_at(target.parent) == [PART]
-    kept = (target.parent / PART).stat().st_size
-    assert 0 < kept < len(BODY)
+    part_size = (target.parent / PART).stat().st_size
+    assert 0 < part_size < len(BODY)
     download_file(url, target, sha256=SHA256)
-    assert server.ranges(PATH) == ["", f"bytes={kept}-"]
+    assert server.ranges(PATH) == ["", f"bytes={part_size}-"]
 
 
 # --- Progress and helpers
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_progress_bar_counts_from_what_was_there(
+def test_progress_bar_starts_at_the_resumed_offset(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, progress: bool
 ) -> None:
-    half_of_it(target)
+    write_half_part(target)
     bars = []
 
     class Recording(download.tqdm):
@@ -276,7 +279,7 @@ def test_no_output_without_a_terminal(
     assert capsys.readouterr() == ("", "")
 
 
-def test_hash_and_match_helpers(tmp_path: Path) -> None:
+def test_checksum_helpers(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert not matches(path)
     path.write_bytes(BODY)
@@ -284,7 +287,7 @@ def test_hash_and_match_helpers(tmp_path: Path) -> None:
     assert matches(path, SHA256[:8], len(BODY)) and matches(path)
     assert not matches(path, "00000000")
     assert not matches(path, SHA256, len(BODY) - 1)
-    assert content_problem(path, size=3) == f"expected 3 bytes, got {len(BODY)}"
+    assert checksum_error(path, size=3) == f"expected 3 bytes, got {len(BODY)}"
     assert not matches(tmp_path)
     path.write_bytes(b"")
     assert not matches(path)

@@ -1,4 +1,4 @@
-"""Downloads that fail, disks that fail, and several downloads at once."""
+"""Failures of downloads and disks, and concurrent downloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from helpers.faulty_server import (
 from helpers.paths import ROOT
 
 from solo_infer.errors import CacheError, DownloadError, OfflineError
-from solo_infer.weights import download
+from solo_infer.weights import cache_files, download
 from solo_infer.weights.download import download_file
 
 BODY = bytes(range(256)) * 4000
@@ -63,7 +63,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path / "home")
 
 
-# --- What fails, why, and what is left
+# --- Causes of failures, and the files that are left
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (redirect(PATH), "redirect error that would lead to an infinite loop", 5),
         (redirect("ftp://127.0.0.1/x"), "redirect to ftp://127.0.0.1/x, which is not HTTP", 1),
         (redirect("file:///etc/hostname"), "file:///etc/hostname", 1),
-        (content(BODY + b"!"), rf"expected {len(BODY)} bytes, the server announces {len(BODY) + 1}", 1),
-        (chunked(BODY + b"!"), rf"expected {len(BODY)} bytes, the server sends more", 1),
+        (content(BODY + b"!"), rf"expected {len(BODY)} bytes, the server announced {len(BODY) + 1}", 1),
+        (chunked(BODY + b"!"), rf"expected {len(BODY)} bytes, the server sent more", 1),
         (content(BODY[:-1] + b"!"), f"starts with {SHA256[:10]}, got [0-9a-f]{{64}}", 1),
         (cut_off(BODY, 0), "closed after 0 of", 3),
         (wrong_range(BODY, f"bytes 0-{len(BODY) - 1}/{len(BODY)}"), "HTTP status 206", 1),
     ],
 )
-def test_failure_tells_its_cause_and_leaves_nothing(
+def test_failure_names_its_cause_and_leaves_nothing(
     server: Server, target: Path, behavior: Behavior, cause: str, requests: int
 ) -> None:
     url = server.at(PATH, behavior)
@@ -97,19 +97,19 @@ def test_failure_tells_its_cause_and_leaves_nothing(
     assert files_at(target.parent) == []
 
 
-@pytest.mark.parametrize(("sha256", "left"), [(SHA256, [PART]), ("", [])], ids=["known", "unknown"])
-def test_lasting_cut_off_leaves_only_what_can_be_resumed(
-    server: Server, target: Path, sha256: str, left: list[str]
+@pytest.mark.parametrize(("sha256", "remaining"), [(SHA256, [PART]), ("", [])], ids=["known", "unknown"])
+def test_repeated_interruption_leaves_only_a_part_that_can_be_resumed(
+    server: Server, target: Path, sha256: str, remaining: list[str]
 ) -> None:
     url = server.at(PATH, cut_off(BODY, 1000))
     with pytest.raises(DownloadError, match="closed after"):
         download_file(url, target, sha256=sha256)
     assert len(server.requests) == download.ATTEMPTS
-    assert files_at(target.parent) == left
+    assert files_at(target.parent) == remaining
 
 
 @pytest.mark.parametrize("after", [0, 1000])
-def test_lasting_silence_is_told_with_its_cure(
+def test_silent_server_is_reported_with_the_timeout_variable(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     monkeypatch.setenv("SOLO_INFER_TIMEOUT", "0.15")
@@ -120,8 +120,8 @@ def test_lasting_silence_is_told_with_its_cure(
     assert files_at(target.parent) == []
 
 
-def test_html_page_is_refused_where_no_hash_could_unmask_it(server: Server, target: Path) -> None:
-    url = server.at(PATH, content(b"<html>Please log in</html>", kind="text/html; charset=utf-8"))
+def test_html_page_is_refused_without_a_hash(server: Server, target: Path) -> None:
+    url = server.at(PATH, content(b"<html>Please log in</html>", content_type="text/html; charset=utf-8"))
     with pytest.raises(DownloadError, match="HTML page"):
         download_file(url, target)
     with pytest.raises(DownloadError, match="SHA-256"):
@@ -135,7 +135,7 @@ def test_empty_file_is_refused(server: Server, target: Path) -> None:
     assert files_at(target.parent) == []
 
 
-def test_nobody_listens(target: Path) -> None:
+def test_refused_connection(target: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"
@@ -144,7 +144,7 @@ def test_nobody_listens(target: Path) -> None:
     assert files_at(target.parent) == []
 
 
-def test_server_speaks_no_tls(server: Server, target: Path) -> None:
+def test_server_without_tls(server: Server, target: Path) -> None:
     url = server.at(PATH, content(BODY)).replace("http:", "https:")
     with pytest.raises(DownloadError, match="SSL"):
         download_file(url, target)
@@ -156,10 +156,10 @@ def test_server_speaks_no_tls(server: Server, target: Path) -> None:
         (URLError(socket.gaierror(socket.EAI_NONAME, "Name not known")), "gaierror.*Name not known"),
         (URLError(ssl.SSLCertVerificationError(1, "self-signed certificate")), "self-signed"),
         (URLError(TimeoutError("timed out")), "silent for 5 s .* when connecting"),
-        (URLError("no host given"), "no host given"),
+        (URLError("no host"), "no host"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(
+def test_permanent_failures_are_not_retried(
     target: Path, monkeypatch: pytest.MonkeyPatch, error: URLError, cause: str
 ) -> None:
     calls = []
@@ -178,14 +178,14 @@ def test_what_will_not_pass_is_not_tried_again(
     "url",
     ["ftp://host/x", "file:///etc/hostname", "weights.pth", "http://host:port/x", "http://", "http://h/é"],
 )
-def test_what_is_no_web_address_is_refused(target: Path, url: str) -> None:
+def test_other_addresses_are_refused(target: Path, url: str) -> None:
     with pytest.raises(DownloadError, match=url):
         download_file(url, target)
     assert not target.parent.exists() or files_at(target.parent) == []
 
 
 @pytest.mark.parametrize("offline", [None, True])
-def test_offline_touches_no_socket(
+def test_offline_mode_opens_no_socket(
     target: Path, monkeypatch: pytest.MonkeyPatch, offline: bool | None
 ) -> None:
     if offline is None:
@@ -200,7 +200,7 @@ def test_offline_touches_no_socket(
 
 
 def test_directory_below_a_file_is_a_cache_error(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(CacheError, match="SOLO_INFER_HOME") as failure:
         download_file(server.at(PATH, content(BODY)), tmp_path / "file" / "cache" / "weights.pth")
     assert str(tmp_path / "file" / "cache") in str(failure.value)
@@ -219,7 +219,7 @@ def test_full_disk_is_a_cache_error_and_leaves_nothing(server: Server, target: P
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_disk_error_is_not_taken_for_a_network_error(
+def test_disk_error_is_not_reported_as_network_error(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
 ) -> None:
     def fail(*args: object) -> None:
@@ -234,7 +234,7 @@ def test_disk_error_is_not_taken_for_a_network_error(
     assert files_at(target.parent) == []
 
 
-def test_read_only_cache_is_told_before_any_request(
+def test_read_only_cache_is_reported_before_any_request(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
@@ -247,7 +247,7 @@ def test_read_only_cache_is_told_before_any_request(
     assert server.requests == []
 
 
-def test_file_system_without_locks_is_told(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_reported(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise NotImplementedError("no flock")
 
@@ -256,11 +256,11 @@ def test_file_system_without_locks_is_told(target: Path, monkeypatch: pytest.Mon
         download_file("http://127.0.0.1:9/x", target)
 
 
-# --- Several at once
+# --- Concurrent downloads
 
 
 def test_threads_make_one_download(server: Server, target: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger=download.__name__)
+    caplog.set_level(logging.INFO, logger=cache_files.__name__)
     url = server.at(PATH, slow(content(BODY), 0.2))
     results: list[bytes] = []
     start = threading.Barrier(4)
@@ -280,22 +280,22 @@ def test_threads_make_one_download(server: Server, target: Path, caplog: pytest.
 
 
 def test_lock_is_exclusive_between_threads(target: Path) -> None:
-    inside = most = 0
+    active = max_active = 0
 
     def work() -> None:
-        nonlocal inside, most
-        with download.locked(target):
-            inside += 1
-            most = max(most, inside)
+        nonlocal active, max_active
+        with cache_files.locked(target):
+            active += 1
+            max_active = max(max_active, active)
             time.sleep(0.02)
-            inside -= 1
+            active -= 1
 
     threads = [threading.Thread(target=work) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert max_active == 1
 
 
 PROCESS = """
@@ -312,8 +312,7 @@ def test_processes_make_one_download(server: Server, target: Path, tmp_path: Pat
     url = server.at(PATH, held(content(BODY), release))
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     command = [sys.executable, "-c", PROCESS, url, str(target), SHA256]
-    repository = ROOT
-    processes = [subprocess.Popen([*command, str(log)], cwd=repository) for log in logs]
+    processes = [subprocess.Popen([*command, str(log)], cwd=ROOT) for log in logs]
     try:
         deadline = time.monotonic() + 20
         while not any(log.exists() and "Waiting for another" in log.read_text() for log in logs):

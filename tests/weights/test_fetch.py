@@ -1,10 +1,9 @@
-"""Which source a file comes from, and what is said when none has it."""
+"""Order of the sources, verification, mirrors, bundles, and errors if no source has a file."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from helpers.faulty_server import Server, content, cut_off, forbid_sockets, isol
 
 from solo_infer.errors import CacheError, ConfigError, DownloadError, OfflineError
 from solo_infer.weights import fetch as fetching
-from solo_infer.weights.fetch import bundle, cache_path, fetch, is_cached
+from solo_infer.weights.fetch import cache_path, fetch, is_cached
 from solo_infer.weights.manifest import ManifestEntry, Source
 
 BODY = b"weights " * 5000
@@ -41,10 +40,10 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 @pytest.fixture
 def hub_calls(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
-    """Let the Hub have nothing; return what it was asked for (the real one is tested in test_hub)."""
+    """Make the Hub fail, and return the requested sources (test_hub tests the library)."""
     calls: list[Source] = []
 
-    def refuse(source: Source, **known: object) -> Path:
+    def refuse(source: Source, **options: object) -> Path:
         calls.append(source)
         raise DownloadError(f"Hub file {source.repo}/{source.filename} (main): no such file.")
 
@@ -54,15 +53,15 @@ def hub_calls(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
 
 
 def entry_of(
-    *places: Source, sha256: str = SHA256[:8], size: int | None = None, filename: str = NAME
+    *sources: Source, sha256: str = SHA256[:8], size: int | None = None, filename: str = NAME
 ) -> ManifestEntry:
     return ManifestEntry(
         name="solo_r50_1x",
         family="solo",
         preset="solo_r50",
         filename=filename,
-        sources=places,
-        sha256=sha256,
+        sources=sources,
+        sha256_prefix=sha256,
         size=size,
         license="Apache-2.0",
         commercial_use=True,
@@ -71,7 +70,7 @@ def entry_of(
     )
 
 
-def put(path: Path, body: bytes = BODY) -> Path:
+def write(path: Path, body: bytes = BODY) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body)
     return path
@@ -81,19 +80,19 @@ def files_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.glob("*") if path.name != ".locks")
 
 
-# --- The order of trust
+# --- Order of the sources
 
 
 def test_cache_comes_first(home: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
-    cached = put(home / "weights" / NAME)
+    cached = write(home / "weights" / NAME)
     forbid_sockets(monkeypatch)
     entry = entry_of(HUB, Source("url", url="http://127.0.0.1:9/x"), size=len(BODY))
     assert fetch(entry) == cached
     assert hub_calls == []
 
 
-def test_home_can_be_given(tmp_path: Path) -> None:
-    cached = put(tmp_path / "elsewhere" / "weights" / NAME)
+def test_home_argument_overrides_the_default(tmp_path: Path) -> None:
+    cached = write(tmp_path / "elsewhere" / "weights" / NAME)
     entry = entry_of()
     assert fetch(entry, home=tmp_path / "elsewhere") == cached == cache_path(entry, tmp_path / "elsewhere")
 
@@ -120,9 +119,9 @@ def test_first_source_that_delivers_ends_the_search(
     assert [request.path for request in server.requests] == ["/first"]
 
 
-def test_transfer_goes_on_at_another_source(server: Server) -> None:
-    lame, good = server.at("/lame", cut_off(BODY, 1000)), server.at("/good", content(BODY))
-    path = fetch(entry_of(Source("url", url=lame), Source("url", url=good)))
+def test_transfer_is_resumed_at_another_source(server: Server) -> None:
+    failing, good = server.at("/failing", cut_off(BODY, 1000)), server.at("/good", content(BODY))
+    path = fetch(entry_of(Source("url", url=failing), Source("url", url=good)))
     assert path.read_bytes() == BODY
     assert server.ranges("/good") == ["bytes=3000-"]
 
@@ -130,16 +129,16 @@ def test_transfer_goes_on_at_another_source(server: Server) -> None:
 def test_hub_file_stays_in_the_cache_of_the_hub(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = put(tmp_path / "hub" / "SOLO_R50.pth")
-    known = {}
+    cached = write(tmp_path / "hub" / "SOLO_R50.pth")
+    arguments = {}
 
     def deliver(source: Source, **options: object) -> Path:
-        known.update(options, source=source)
-        return there
+        arguments.update(options, source=source)
+        return cached
 
     monkeypatch.setattr(fetching, "fetch_from_hub", deliver)
-    assert fetch(entry_of(HUB, size=7), offline=False, progress=False) == there
-    assert known == {"source": HUB, "sha256": SHA256[:8], "size": 7, "offline": False, "progress": False}
+    assert fetch(entry_of(HUB, size=7), offline=False, progress=False) == cached
+    assert arguments == {"source": HUB, "sha256": SHA256[:8], "size": 7, "offline": False, "progress": False}
     assert not (home / "weights").exists()
 
 
@@ -150,7 +149,7 @@ def test_hub_file_stays_in_the_cache_of_the_hub(
 def test_damaged_cached_file_is_fetched_again(
     server: Server, home: Path, caplog: pytest.LogCaptureFixture, damaged: bytes
 ) -> None:
-    cached = put(home / "weights" / NAME, damaged)
+    cached = write(home / "weights" / NAME, damaged)
     url = server.at("/x", content(BODY))
     assert fetch(entry_of(Source("url", url=url), size=len(BODY))).read_bytes() == BODY
     assert "the file is damaged (expected" in caplog.text and str(cached) in caplog.text
@@ -158,7 +157,7 @@ def test_damaged_cached_file_is_fetched_again(
 
 
 def test_damaged_cached_file_is_reported_offline(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached = put(home / "weights" / NAME, b"junk")
+    cached = write(home / "weights" / NAME, b"junk")
     monkeypatch.setenv("SOLO_INFER_OFFLINE", "1")
     with pytest.raises(OfflineError, match=r"the file is damaged \(expected a SHA-256") as failure:
         fetch(entry_of(Source("url", url="http://127.0.0.1:9/x")))
@@ -169,7 +168,7 @@ def test_damaged_cached_file_is_reported_offline(home: Path, monkeypatch: pytest
 def test_damaged_file_in_a_read_only_cache_is_reported(
     server: Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(home / "weights" / NAME, b"junk")
+    write(home / "weights" / NAME, b"junk")
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -183,18 +182,16 @@ def test_damaged_file_in_a_read_only_cache_is_reported(
     assert server.requests == []
 
 
-def test_file_that_another_process_repaired_is_not_removed(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = put(home / "weights" / NAME, b"junk")
-    real = fetching.content_problem
+def test_file_replaced_by_another_process_is_not_removed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = write(home / "weights" / NAME, b"junk")
+    checksum_error = fetching.checksum_error
 
-    def repaired_after_the_look(path: Path, *known: object) -> str:
-        problem = real(path, *known)
-        put(cached)
+    def replaced_after_the_check(path: Path, *expected: object) -> str:
+        problem = checksum_error(path, *expected)
+        write(cached)
         return problem
 
-    monkeypatch.setattr(fetching, "content_problem", repaired_after_the_look)
+    monkeypatch.setattr(fetching, "checksum_error", replaced_after_the_check)
     assert fetch(entry_of()) == cached
     assert cached.read_bytes() == BODY
 
@@ -207,7 +204,7 @@ def test_file_that_another_process_repaired_is_not_removed(
 def test_directory_mirror_is_copied_without_network(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, offline: bool
 ) -> None:
-    original = put(tmp_path / "my mirror" / NAME)
+    original = write(tmp_path / "my mirror" / NAME)
     directory = str(original.parent)
     monkeypatch.setenv(
         "SOLO_INFER_MIRROR", form.format(directory.replace(" ", "%20") if "://" in form else directory)
@@ -224,7 +221,7 @@ def test_directory_mirror_is_copied_without_network(
 def test_wrong_file_in_a_directory_mirror_is_refused(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
 ) -> None:
-    put(tmp_path / "mirror" / NAME, b"another file")
+    write(tmp_path / "mirror" / NAME, b"another file")
     monkeypatch.setenv("SOLO_INFER_MIRROR", str(tmp_path / "mirror"))
     with pytest.raises((DownloadError, OfflineError), match="expected a SHA-256"):
         fetch(entry_of(), offline=offline)
@@ -238,7 +235,7 @@ def test_directory_mirror_without_the_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
-def test_unreadable_mirror_is_not_taken_for_a_sick_cache(
+def test_unreadable_mirror_is_not_a_cache_error(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mirror").mkdir()
@@ -258,25 +255,25 @@ def test_url_mirror_is_verified(server: Server, home: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("sha256", ["", SHA256])
-def test_unverifiable_file_from_a_url_mirror_is_warned_about(
+def test_unverifiable_file_from_a_url_mirror_is_logged(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sha256: str
 ) -> None:
     server.at("/weights%20of%20mine.pth", content(BODY))
     monkeypatch.setenv("SOLO_INFER_MIRROR", server.base)
     fetch(entry_of(sha256=sha256, filename="weights of mine.pth"))
-    assert ("could not be verified" in caplog.text) == (not sha256)
+    assert ("cannot be verified" in caplog.text) == (not sha256)
 
 
-def test_mirror_of_an_unknown_scheme_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_with_an_unknown_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOLO_INFER_MIRROR", "s3://bucket/weights")
     with pytest.raises(DownloadError, match="Mirror s3://bucket/weights .*expected an http"):
         fetch(entry_of())
 
 
-# --- Nothing helps
+# --- Failures of all sources
 
 
-def test_error_names_each_source_with_its_cause_and_the_way_by_hand(
+def test_error_lists_every_source_with_its_cause_and_a_manual_way(
     server: Server, home: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone, broken = server.at("/gone.pth", status(404)), server.at("/broken.pth", status(500))
@@ -292,55 +289,58 @@ def test_error_names_each_source_with_its_cause_and_the_way_by_hand(
     assert f"{gone}: the server answered HTTP 404" in causes[2]
     assert f"{broken}: the server answered HTTP 500" in causes[3]
     assert f"{server.base}/{NAME}: the server answered HTTP 404" in causes[4]
-    recipe = lines[-1]
-    for part in (gone, SHA256[:8], str(home / "weights" / NAME), "from_pretrained", "SOLO_INFER_MIRROR"):
-        assert part in recipe
+    hint = lines[-1]
+    for text in (gone, SHA256[:8], str(home / "weights" / NAME), "from_pretrained", "SOLO_INFER_MIRROR"):
+        assert text in hint
     assert files_in(home / "weights") == []
 
 
-def test_recipe_gives_the_address_at_the_hub(hub_calls: list[Source]) -> None:
+def test_hint_names_the_address_at_the_hub(hub_calls: list[Source]) -> None:
     with pytest.raises(DownloadError) as failure:
         fetch(entry_of(HUB, sha256=""))
     assert "https://huggingface.co/author/SOLO/resolve/main/SOLO_R50.pth" in str(failure.value)
     assert "check that its SHA-256" not in str(failure.value)
 
 
-@pytest.mark.parametrize("how", ["argument", "SOLO_INFER_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_touches_no_socket_and_lists_where_it_looked(
-    home: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("setting", ["argument", "SOLO_INFER_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_mode_opens_no_socket_and_lists_the_sources(
+    home: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    if how != "argument":
-        monkeypatch.setenv(how, "1")
+    if setting != "argument":
+        monkeypatch.setenv(setting, "1")
     monkeypatch.setenv("SOLO_INFER_MIRROR", "http://mirror.invalid/weights")
     forbid_sockets(monkeypatch)
     with pytest.raises(OfflineError) as failure:
         fetch(
             entry_of(HUB, Source("url", url="http://host.invalid/x")),
-            offline=True if how == "argument" else None,
+            offline=True if setting == "argument" else None,
         )
     text = str(failure.value)
     assert f"Cache {home / 'weights' / NAME}: there is no such file" in text
     assert "Hub file author/SOLO" in text
     assert "Mirror http://mirror.invalid/weights" in text
-    assert "By hand: on a machine with network, download solo-abc.pth from http://host.invalid/x" in text
+    assert (
+        "To download it manually: on a machine with network, download solo-abc.pth from http://host.invalid/x"
+        in text
+    )
     assert not (home / "weights").exists()
 
 
-def test_offline_false_overrules_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_false_overrides_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOLO_INFER_OFFLINE", "1")
     url = server.at("/x", content(BODY))
     assert fetch(entry_of(Source("url", url=url)), offline=False).read_bytes() == BODY
 
 
-def test_sick_cache_ends_the_search_at_once(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_unusable_cache_ends_the_search(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
     urls = [server.at("/a", content(BODY)), server.at("/b", content(BODY))]
     with pytest.raises(CacheError, match="SOLO_INFER_HOME"):
         fetch(entry_of(*(Source("url", url=url) for url in urls)), home=tmp_path / "file")
     assert server.requests == []
 
 
-def test_wrong_timeout_is_told_as_such(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_timeout_is_a_config_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOLO_INFER_TIMEOUT", "soon")
     with pytest.raises(ConfigError, match="SOLO_INFER_TIMEOUT"):
         fetch(entry_of(Source("url", url=server.at("/x", content(BODY)))))
@@ -349,85 +349,29 @@ def test_wrong_timeout_is_told_as_such(server: Server, monkeypatch: pytest.Monke
 # --- is_cached
 
 
-def test_is_cached_looks_at_size_only(
+def test_is_cached_checks_only_the_size(
     home: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_sockets(monkeypatch)
     entry = entry_of(HUB, size=len(BODY))
     assert not is_cached(entry)
-    put(home / "weights" / NAME, b"short")
+    write(home / "weights" / NAME, b"short")
     assert not is_cached(entry)
-    put(home / "weights" / NAME, b"x" * len(BODY))
+    write(home / "weights" / NAME, b"x" * len(BODY))
     assert is_cached(entry)
     assert is_cached(entry_of(size=None))
     assert not is_cached(entry, home=home / "other")
 
 
-def test_is_cached_knows_the_cache_of_the_hub(
+def test_is_cached_includes_the_hub_cache(
     tmp_path: Path, hub_calls: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = put(tmp_path / "hub" / "SOLO_R50.pth")
-    monkeypatch.setattr(fetching, "cached_hub_file", lambda source: there)
+    cached = write(tmp_path / "hub" / "SOLO_R50.pth")
+    monkeypatch.setattr(fetching, "cached_hub_file", lambda source: cached)
     assert is_cached(entry_of(HUB, size=len(BODY)))
     assert not is_cached(entry_of(HUB, size=len(BODY) + 1))
     assert hub_calls == []
 
 
-def test_is_cached_of_an_impossible_repo_is_false() -> None:
+def test_is_cached_is_false_for_an_invalid_repo() -> None:
     assert not is_cached(entry_of(Source("hub", repo="no/valid/repo", filename="x")))
-
-
-# --- bundle
-
-
-def test_bundle_serves_as_a_home_elsewhere(
-    server: Server, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = b"other " * 100
-    from_hub = put(tmp_path / "hub" / "SOLO_R50.pth", other)
-    monkeypatch.setattr(fetching, "fetch_from_hub", lambda source, **known: from_hub)
-    entries = [
-        entry_of(Source("url", url=server.at("/x", content(BODY)))),
-        entry_of(HUB, sha256=hashlib.sha256(other).hexdigest(), filename="hub.pth"),
-    ]
-    directory = tmp_path / "usb stick"
-    paths = bundle(entries, directory)
-    assert paths == [directory / "weights" / NAME, directory / "weights" / "hub.pth"]
-    assert [path.read_bytes() for path in paths] == [BODY, other]
-    assert not any(path.is_symlink() for path in paths)
-    assert files_in(directory / "weights") == ["hub.pth", NAME]
-    assert bundle(entries, directory) == paths
-
-    monkeypatch.setenv("SOLO_INFER_HOME", str(directory))
-    forbid_sockets(monkeypatch)
-    assert [fetch(entry, offline=True) for entry in entries] == paths
-
-
-def test_bundle_into_the_cache_itself_changes_nothing(home: Path) -> None:
-    cached = put(home / "weights" / NAME)
-    inode = cached.stat().st_ino
-    assert bundle([entry_of(sha256="")], home) == [cached]
-    assert cached.stat().st_ino == inode
-    assert cached.read_bytes() == BODY
-
-
-def test_bundle_replaces_what_is_wrong(home: Path, tmp_path: Path) -> None:
-    put(home / "weights" / NAME)
-    put(tmp_path / "stick" / "weights" / NAME, b"an interrupted copy")
-    (path,) = bundle([entry_of()], tmp_path / "stick")
-    assert path.read_bytes() == BODY
-
-
-def test_bundle_onto_a_full_disk_leaves_no_half(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    put(home / "weights" / NAME)
-
-    def fail(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(CacheError, match="No space left.*stick|stick.*No space left"):
-        bundle([entry_of()], tmp_path / "stick")
-    assert files_in(tmp_path / "stick" / "weights") == []

@@ -1,4 +1,4 @@
-"""From a name, a path or a Hub repo to a model, and from a model to a directory."""
+"""Models are loaded by name, path or Hub repo."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from helpers.paths import TESTS
 from weights.test_hub import PRELUDE
 
 from solo_infer import SOLO, YOLACT
-from solo_infer.config import PostprocessConfig
+from solo_infer.config import PRESETS, PostprocessConfig
 from solo_infer.config.categories import COCO
-from solo_infer.errors import CheckpointError, DownloadError, OfflineError, UnknownModelError
+from solo_infer.errors import CheckpointError, ConfigError, DownloadError, OfflineError, UnknownModelError
 from solo_infer.weights import fetch
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.manifest import Source, available_models, load_manifest
@@ -68,10 +68,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_sockets(monkeypatch)
 
 
-# --- What a name means
+# --- Kinds of names
 
 
-def test_path_comes_first(
+def test_existing_path_takes_precedence(
     model: SOLO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,36 +80,36 @@ def test_path_comes_first(
         check_same_model(SOLO.from_pretrained(name, device="cpu"), model)
         check_same_model(SOLO.from_pretrained(Path(name), device="cpu"), model)
         check_same_model(SOLO.from_pretrained(os.fsencode(tmp_path / name), device="cpu"), model)
-        found = load_checkpoint(tmp_path / name / "model.safetensors")
-        assert found.config.architecture.head == "decoupled_light"
+        checkpoint = load_checkpoint(tmp_path / name / "model.safetensors")
+        assert checkpoint.config.architecture.head == "decoupled_light"
         shutil.rmtree(tmp_path / name)
 
 
-def test_home_directory_is_known(model: SOLO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory_is_expanded(model: SOLO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     model.save_pretrained("~/models/mine")
     assert (tmp_path / "models" / "mine" / "config.json").is_file()
     check_same_model(SOLO.from_pretrained("~/models/mine", device="cpu"), model)
 
 
-def test_then_published_names_then_repos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Any] = []
+def test_published_names_take_precedence_over_repos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
 
-    def fetch(entry: Any, *, offline: bool | None) -> Path:
-        asked.append((entry.name, offline))
+    def refuse_model(entry: Any, *, offline: bool | None) -> Path:
+        calls.append((entry.name, offline))
         raise DownloadError("not now")
 
-    def hub_file(repo: str, filename: str, revision: str, *, offline: bool | None) -> Path:
-        asked.append((repo, filename, revision, offline))
+    def refuse_file(repo: str, filename: str, revision: str, *, offline: bool | None) -> Path:
+        calls.append((repo, filename, revision, offline))
         raise OfflineError("not now")
 
-    monkeypatch.setattr(fetch, "fetch", fetch)
-    monkeypatch.setattr(fetch, "hub_file", hub_file)
+    monkeypatch.setattr(fetch, "fetch", refuse_model)
+    monkeypatch.setattr(fetch, "hub_file", refuse_file)
     with pytest.raises(DownloadError):
         load_checkpoint(NAME, offline=True)
-    with pytest.raises(OfflineError, match="'owner/na.me-1' is no file or directory here, and as a Hub repo"):
+    with pytest.raises(OfflineError, match="'owner/na.me-1' is not a file or directory, and the Hub"):
         load_checkpoint("owner/na.me-1", revision="v2")
-    assert asked == [(NAME, True), ("owner/na.me-1", "config.json", "v2", None)]
+    assert calls == [(NAME, True), ("owner/na.me-1", "config.json", "v2", None)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_unknown_names_are_refused_with_advice(
 @pytest.mark.parametrize(
     "name", ["epoch_12.pth", "work/dirs/x.pt", "a/b.safetensors", "./solo", "../x", "/no/x"]
 )
-def test_missing_files_are_called_that(
+def test_missing_files_are_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,13 +155,13 @@ def test_missing_files_are_called_that(
     assert str(error.value) == f"{name} does not exist (current directory: {tmp_path})."
 
 
-def test_published_files_are_told_by_name(no_network: None) -> None:
+def test_names_of_published_files_are_suggested(no_network: None) -> None:
     for entry in (entry for entry in load_manifest().values() if entry.folder is None):
-        hint = f"For the published file of that name ask for '{entry.name}'."
+        hint = f"To load the published file of that name, pass '{entry.name}'."
         with pytest.raises(CheckpointError, match="does not exist") as error:
             load_checkpoint(f"downloads/{entry.filename}")
         assert hint in str(error.value)
-        with pytest.raises(CheckpointError, match="is an address: expected a name or a path") as error:
+        with pytest.raises(CheckpointError, match="is a URL: expected a name or a path") as error:
             load_checkpoint(f"https://example.org/{entry.filename}")
         assert hint in str(error.value)
 
@@ -175,21 +175,19 @@ def test_unreadable_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_checkpoint("private/x.pth")
 
 
-def test_repo_of_the_authors_lists_its_models(no_network: None) -> None:
+def test_repo_of_published_models_lists_their_names(no_network: None) -> None:
     with pytest.raises(UnknownModelError) as error:
         SOLO.from_pretrained("xinlongwang/SOLO")
     authors = [name for name in available_models() if name.startswith("authors_")]
     published = [name for name in authors if "yolact" not in name]
     assert (len(authors), len(published)) == (11, 8)
-    assert str(error.value).endswith(
-        f"holds several models: ask for one by its own name, {', '.join(published)}."
-    )
+    assert str(error.value).endswith(f"holds several models: pass its name instead, {', '.join(published)}.")
     with pytest.raises(UnknownModelError, match="holds a published model: .*, authors_yolact_r101_700"):
         YOLACT.from_pretrained("dbolya/yolact-im700")
 
 
 @pytest.mark.parametrize("name", available_models())
-def test_license_of_weights_is_told_before_the_download(
+def test_restrictive_license_is_logged_before_the_download(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> Path:
@@ -207,7 +205,40 @@ def test_license_of_weights_is_told_before_the_download(
         assert name in record.getMessage() and "non-commercial" in record.getMessage()
 
 
-# --- The full road
+# --- Families
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("authors_yolact_r50", "solo"), ("yolact_r101", "solo"), ("solo_r50_1x", "yolact")]
+)
+def test_published_model_of_another_family_is_refused_before_the_download(
+    name: str, family: str, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(ConfigError, match=f"{name} is a .* expected one of '{family}'. Use load_model"):
+        load_checkpoint(name, family=family)
+    model_class = {"solo": SOLO, "yolact": YOLACT}[family]
+    with pytest.raises(ConfigError, match="Use load_model"):
+        model_class.from_pretrained(name)
+
+
+def test_config_decides_the_family_of_a_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(ConfigError, match="of the family 'yolact'"):
+        load_checkpoint(NAME, config=PRESETS["yolact_r50"], family="solo")
+
+
+def test_file_of_another_family_is_refused(model: SOLO, tmp_path: Path) -> None:
+    folder = model.save_pretrained(tmp_path)
+    assert load_checkpoint(folder, family="solo").config == model.config
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(ConfigError, match="is a decoupled_light model of the family 'solo'"):
+            load_checkpoint(path, family="yolact")
+        with pytest.raises(ConfigError, match="is a decoupled_light model of the family 'solo'"):
+            YOLACT.from_pretrained(path)
+
+
+# --- Download, verification and cache
 
 
 def test_published_model_from_a_mirror_then_from_the_cache(
@@ -219,9 +250,9 @@ def test_published_model_from_a_mirror_then_from_the_cache(
     )
     body = file.read_bytes()
     file.unlink()
-    places = (Source("url", url=server.at("/gone.pth", status(404))),)
+    sources = (Source("url", url=server.at("/gone.pth", status(404))),)
     digest = hashlib.sha256(body).hexdigest()
-    entry = replace(load_manifest()[NAME], sha256=digest[:8], sources=places)
+    entry = replace(load_manifest()[NAME], sha256_prefix=digest[:8], sources=sources)
     monkeypatch.setitem(load_manifest(), NAME, entry)
     monkeypatch.setenv("SOLO_INFER_MIRROR", server.base)
 
@@ -237,11 +268,11 @@ def test_published_model_from_a_mirror_then_from_the_cache(
     assert sum(request.path == f"/{entry.filename}" for request in server.requests) == 2
 
     forbid_sockets(monkeypatch)
-    again = SOLO.from_pretrained(
+    reloaded = SOLO.from_pretrained(
         NAME, device="cpu", thresholds=PostprocessConfig(score_thr=0.3), offline=True
     )
-    assert again.config.thresholds.score_thr == 0.3
-    check_same_model(again.with_thresholds(model.config.thresholds), model)
+    assert reloaded.config.thresholds.score_thr == 0.3
+    check_same_model(reloaded.with_thresholds(model.config.thresholds), model)
     (cached,) = (tmp_path / "home" / "weights").glob("*.pth")
     assert cached.name == entry.filename
     cached.unlink()
@@ -267,7 +298,7 @@ attempt(load, "me/half")
 attempt(load, "me/none")
 forbid_sockets()
 attempt(load, "me/pets", offline=True)
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
@@ -290,20 +321,20 @@ def test_saved_model_from_the_hub(server: Server, model: SOLO, tmp_path: Path) -
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PRELUDE + HUB_SCRIPT, "{}"],
         env={**{name: value for name, value in os.environ.items() if name[:3] != "HF_"}, **environment},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    absent, online, half, none, offline = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    absent, online, half, none, offline = json.loads(process.stdout)
     assert online == offline == expected
-    assert absent.startswith("OfflineError: 'me/pets' is no file or directory here, and as a Hub repo it")
-    assert none.startswith("DownloadError: 'me/none' is no file or directory here")
-    assert "no config.json" in none and "no model.safetensors" in half
-    # Both files were taken from the commit that the first one named, not from what the branch is by then.
+    assert absent.startswith("OfflineError: 'me/pets' is not a file or directory, and the Hub repo")
+    assert none.startswith("DownloadError: 'me/none' is not a file or directory")
+    assert "has no config.json" in none and "has no model.safetensors" in half
+    # Both files are of the commit of the first one, even if the branch has moved.
     paths = [request.path for request in server.requests if request.path.startswith("/me/pets")]
     assert weights not in paths
     assert any(path.endswith("/model.safetensors") for path in paths)

@@ -1,4 +1,4 @@
-"""The manifest of the published checkpoints holds together."""
+"""The manifest of the published checkpoints is consistent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AUTHORS = [entry for entry in ENTRIES if entry.origin == "SOLO authors"]
 YOLACT_AUTHOR = [entry for entry in ENTRIES if entry.origin == "YOLACT author"]
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
-# Mask AP in percent, and the eight digits, as published.
+# Published mask AP in percent, and SHA-256 prefix.
 PUBLISHED = {
     "solo_r50_1x": (33.1, "2290a6b8"),
     "solo_r50_3x": (35.9, "11d224d7"),
@@ -55,14 +55,14 @@ PUBLISHED = {
 
 def test_names_and_their_order() -> None:
     assert available_models() == list(load_manifest()) == [*PUBLISHED, EMBEDDED_MODEL]
-    assert {entry.name: (entry.mask_ap, entry.sha256) for entry in ENTRIES} == PUBLISHED
+    assert {entry.name: (entry.mask_ap, entry.sha256_prefix) for entry in ENTRIES} == PUBLISHED
     assert (len(OPENMMLAB), len(AUTHORS), len(YOLACT_AUTHOR)) == (7, 8, 3)
     assert DEFAULT_MODEL in load_manifest()
     best = max((entry for entry in ENTRIES if entry.commercial_use), key=lambda entry: entry.mask_ap)
     assert best.name == DEFAULT_MODEL
 
 
-def test_file_names_are_unique_and_plain() -> None:
+def test_file_names_are_unique_and_portable() -> None:
     names = [entry.filename.lower() for entry in ENTRIES]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[\w.-]+\.pth", name) for name in names)
@@ -74,20 +74,20 @@ def test_entry_is_consistent(entry: manifest.ManifestEntry) -> None:
     assert entry.family == architecture.name in (*HEADS, "yolact", "yolact_original")
     assert ("r101" in entry.name) == (architecture.backbone == "resnet101")
     assert entry.family.split("_")[0] in entry.name
-    assert re.fullmatch(r"(?:[0-9a-f]{8,64})?", entry.sha256)
+    assert re.fullmatch(r"(?:[0-9a-f]{8,64})?", entry.sha256_prefix)
     assert entry.size is None or entry.size > 10_000_000
     assert entry.license and entry.sources
 
 
 @pytest.mark.parametrize("entry", OPENMMLAB, ids=lambda entry: entry.name)
 def test_entry_of_openmmlab(entry: manifest.ManifestEntry) -> None:
-    assert entry.filename.endswith(f"-{entry.sha256}.pth")
+    assert entry.filename.endswith(f"-{entry.sha256_prefix}.pth")
     (source,) = entry.sources
     address = urlsplit(source.address)
     assert (source.kind, address.scheme, address.hostname) == ("url", "https", "download.openmmlab.com")
     folder = re.split("_202[01]", entry.filename)[0]
-    home = "yolact" if entry.family == "yolact" else "solo"
-    assert address.path == f"/mmdetection/v2.0/{home}/{folder}/{entry.filename}"
+    project = "yolact" if entry.family == "yolact" else "solo"
+    assert address.path == f"/mmdetection/v2.0/{project}/{folder}/{entry.filename}"
     assert entry.license == "Apache-2.0" and entry.commercial_use
 
 
@@ -102,24 +102,26 @@ def test_entry_of_the_authors(entry: manifest.ManifestEntry) -> None:
 
 
 @pytest.mark.parametrize("entry", YOLACT_AUTHOR, ids=lambda entry: entry.name)
-def test_entry_of_yolacts_author(entry: manifest.ManifestEntry) -> None:
+def test_entry_of_the_yolact_author(entry: manifest.ManifestEntry) -> None:
     (source,) = entry.sources
-    his_name = entry.filename.split("_")[1]
-    assert source == Source("hub", repo=f"dbolya/yolact-{his_name}", filename=entry.filename)
+    suffix = entry.filename.split("_")[1]
+    assert source == Source("hub", repo=f"dbolya/yolact-{suffix}", filename=entry.filename)
     assert entry.commercial_use and entry.license == "MIT"
-    side = 700 if his_name == "im700" else 550
+    side = 700 if suffix == "im700" else 550
     assert PRESETS[entry.preset].preprocessing.short_side == side
 
 
-def test_entry_by_name() -> None:
+def test_entry_is_found_by_name() -> None:
     assert find_entry("solo_r50_3x") is load_manifest()["solo_r50_3x"]
     with pytest.raises(UnknownModelError, match="Did you mean 'solo_r50_3x' or"):
         find_entry("solo_r50_3")
 
 
-def test_unknown_name_is_told_with_all_names() -> None:
+def test_unknown_name_lists_all_names() -> None:
     message = unknown_model_message("no such thing")
-    assert message.startswith("No model 'no such thing': it is no file or directory here, no published model")
+    assert message.startswith(
+        "No model 'no such thing': expected a file, a directory, a published model or a"
+    )
     assert "Did you mean" not in message
     assert message.endswith(f"Published models: {', '.join(PUBLISHED)}, tiny.")
     assert unknown_model_message("SOLO_R50_3X").count("Did you mean 'solo_r50_3x'") == 1
@@ -129,7 +131,7 @@ def test_manifest_is_found_in_a_checkout_and_in_a_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = json.loads(manifest_path().read_text(encoding="utf-8"))
-    assert content["format"] == "solo_infer_manifest/1"
+    assert content["format"] == "solo_infer_manifest/2"
     module = tmp_path / "solo_infer" / "weights" / "manifest.py"
     module.parent.mkdir(parents=True)
     monkeypatch.setattr(manifest, "__file__", str(module))

@@ -1,4 +1,4 @@
-"""What ``save_pretrained`` writes comes back to the last bit, and is whole or as before."""
+"""``save_pretrained`` writes bit-identical weights, atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from solo_infer import SOLO
 from solo_infer.config import PostprocessConfig
 from solo_infer.config.categories import Categories
 from solo_infer.errors import CacheError, CheckpointError
-from solo_infer.weights.load import load_checkpoint, save_checkpoint
+from solo_infer.weights.load import load_checkpoint
+from solo_infer.weights.save import save_checkpoint
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_saved_model_comes_back_to_the_last_bit(narrow: None, tmp_path: Path, head: str) -> None:
+def test_saved_model_is_bit_identical(narrow: None, tmp_path: Path, head: str) -> None:
     model = random_model(small_config(head))
     model.config = replace(
         model.config,
@@ -52,13 +53,13 @@ def test_saved_model_comes_back_to_the_last_bit(narrow: None, tmp_path: Path, he
     before = files_of(folder)
     SOLO.from_pretrained(folder, device="cpu").save_pretrained(folder)
     assert files_of(folder) == before
-    other = SOLO.from_pretrained(
+    reconfigured = SOLO.from_pretrained(
         folder, device="cpu", thresholds=PostprocessConfig(), config=small_config(head)
     )
-    assert other.config == small_config(head)
+    assert reconfigured.config == small_config(head)
 
 
-def test_published_model_comes_back_to_the_last_bit(procedural: Any, tmp_path: Path) -> None:
+def test_saved_published_model_is_bit_identical(procedural: Any, tmp_path: Path) -> None:
     model = procedural("decoupled_light_r50")
     folder = model.save_pretrained(tmp_path)
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), model)
@@ -72,7 +73,7 @@ def test_half_precision_is_kept(model: SOLO, tmp_path: Path) -> None:
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), model.to(dtype=torch.float32))
 
 
-def test_readers_of_both_files_are_the_same(model: SOLO, tmp_path: Path) -> None:
+def test_both_files_have_the_same_permissions(model: SOLO, tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         model.save_pretrained(tmp_path)
@@ -82,7 +83,7 @@ def test_readers_of_both_files_are_the_same(model: SOLO, tmp_path: Path) -> None
     assert set(modes.values()) == {0o640}
 
 
-def test_shared_memory_is_no_obstacle(model: SOLO, tmp_path: Path) -> None:
+def test_weights_that_share_memory_are_saved(model: SOLO, tmp_path: Path) -> None:
     head = model.network.mask_head
     convs_x, convs_y = head.get_submodule("conv_mask_list_x"), head.get_submodule("conv_mask_list_y")
     for first, second in zip(convs_x.children(), convs_y.children(), strict=True):
@@ -90,9 +91,9 @@ def test_shared_memory_is_no_obstacle(model: SOLO, tmp_path: Path) -> None:
         second.bias = torch.nn.Parameter(first.bias.detach()[:], requires_grad=False)
     model.network.to(memory_format=torch.channels_last)
     folder = model.save_pretrained(tmp_path)
-    found = SOLO.from_pretrained(folder, device="cpu")
-    check_same_model(found, model)
-    parameters = [parameter.data_ptr() for parameter in found.network.parameters()]
+    loaded = SOLO.from_pretrained(folder, device="cpu")
+    check_same_model(loaded, model)
+    parameters = [parameter.data_ptr() for parameter in loaded.network.parameters()]
     assert len(set(parameters)) == len(parameters)
 
 
@@ -111,7 +112,7 @@ def fail(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "failure", "expected"),
+    ("function", "failure", "expected"),
     [
         ("safetensors.torch.save_file", interrupt, KeyboardInterrupt),
         ("safetensors.torch.save_file", fill_disk, CacheError),
@@ -122,13 +123,13 @@ def fail(*args: object, **kwargs: object) -> None:
         ("pathlib.Path.mkdir", fail, CacheError),
     ],
 )
-def test_failed_save_leaves_the_old_files_whole(
-    model: SOLO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: Any, expected: Any
+def test_failed_save_keeps_the_old_files(
+    model: SOLO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, failure: Any, expected: Any
 ) -> None:
     model.save_pretrained(tmp_path)
     before = files_of(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(place, failure)
+        patch.setattr(function, failure)
         with pytest.raises(expected) as error:
             random_model(small_config("solo"), seed=8).save_pretrained(tmp_path)
     if expected is CacheError:
@@ -136,8 +137,8 @@ def test_failed_save_leaves_the_old_files_whole(
     assert files_of(tmp_path) == before
 
 
-def test_directory_that_cannot_be_written(model: SOLO, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_unwritable_directory_is_a_cache_error(model: SOLO, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CacheError, match="cannot be written: .* Choose another directory"):
             model.save_pretrained(folder)
@@ -147,7 +148,7 @@ def test_directory_that_cannot_be_written(model: SOLO, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["model.safetensors"]
 
 
-def test_saved_directory_is_checked_when_read(model: SOLO, tmp_path: Path) -> None:
+def test_inconsistent_directory_is_refused(model: SOLO, tmp_path: Path) -> None:
     folder = model.save_pretrained(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["architecture"]["stacked_convs"] = 3
@@ -160,9 +161,9 @@ def test_saved_directory_is_checked_when_read(model: SOLO, tmp_path: Path) -> No
     assert load_checkpoint(folder / "model.safetensors").config.architecture.stacked_convs == 2
 
 
-def test_functions_are_what_the_class_uses(model: SOLO, tmp_path: Path) -> None:
+def test_save_and_load_functions(model: SOLO, tmp_path: Path) -> None:
     state = model.network.state_dict()
     assert save_checkpoint(model.config, state, tmp_path) == tmp_path
-    found = load_checkpoint(tmp_path)
-    assert found.config == model.config
-    assert all(torch.equal(found.state_dict[name], tensor) for name, tensor in state.items())
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.config == model.config
+    assert all(torch.equal(loaded.state_dict[name], tensor) for name, tensor in state.items())

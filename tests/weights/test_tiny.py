@@ -1,4 +1,4 @@
-"""The model inside the package: it works on a machine with no network and no cache, and sees people."""
+"""The model in the package works without network and cache, and detects people."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL, find_entr
 
 pytest_plugins = ["helpers.command_line_fixtures"]
 
-MOST_BYTES = 16 * 10**6
+MAX_BYTES = 16 * 10**6
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,22 @@ def tiny():
 
 
 @pytest.fixture
-def nowhere(monkeypatch, tmp_path):
-    """A machine without network, whose cache is empty."""
+def isolated_machine(monkeypatch, tmp_path):
+    """Machine without network and with an empty cache."""
     monkeypatch.setenv(environment.HOME, str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return forbid_sockets(monkeypatch)
 
 
-def test_what_is_shipped():
+def test_package_contains_the_model():
     entry = find_entry(EMBEDDED_MODEL)
     assert sorted(path.name for path in entry.folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert sum(path.stat().st_size for path in entry.folder.iterdir()) <= MOST_BYTES
+    assert sum(path.stat().st_size for path in entry.folder.iterdir()) <= MAX_BYTES
     assert EMBEDDED_MODEL in available_models()
     assert entry.commercial_use and entry.license == "Apache-2.0"
 
 
-def test_it_needs_neither_network_nor_cache(nowhere, tmp_path):
+def test_model_needs_neither_network_nor_cache(isolated_machine, tmp_path):
     model = SOLO.from_pretrained("tiny", device="cpu", offline=True)
     assert model.dtype == torch.float32
     assert model.config.categories.names[0] == "person"
@@ -52,13 +52,13 @@ def test_it_needs_neither_network_nor_cache(nowhere, tmp_path):
     assert not (tmp_path / "home").exists() and not (tmp_path / "bundle").exists()
 
 
-def test_it_finds_the_people_of_a_photo(tiny):
+def test_person_in_a_photo_is_detected(tiny):
     result = tiny(DATA / "people" / "astronaut.jpg")
     people = result.filter(min_score=0.3, classes="person")
     assert len(people) == 1
     left, top, right, bottom = people.boxes[0].tolist()
     height, width = people.image_size
-    # The head is in the upper middle, and the suit reaches down to the lower edge.
+    # The head is at the top center, and the suit extends to the bottom edge.
     assert (
         people.masks[0, height // 4, int(0.43 * width)]
         and people.masks[0, int(0.9 * height), int(0.3 * width)]
@@ -67,7 +67,7 @@ def test_it_finds_the_people_of_a_photo(tiny):
     assert not people.masks[0, : height // 10, -width // 10 :].any()
 
 
-def test_predict_falls_back_on_it_and_says_so(run, photos, nowhere):
+def test_predict_falls_back_to_tiny_with_a_message(run, photos, isolated_machine):
     code, out, err = run("predict", "photos/1.png", "--no-save", "--offline")
     assert code == 0 and out.startswith("photos/1.png: ")
     assert_clear(err, f"{DEFAULT_MODEL} is unavailable", "using 'tiny'", "--model tiny")
@@ -76,7 +76,7 @@ def test_predict_falls_back_on_it_and_says_so(run, photos, nowhere):
     assert (code, err) == (0, "")
 
 
-def test_predict_falls_back_for_want_of_weights_only(run, photos, monkeypatch):
+def test_predict_falls_back_only_if_weights_are_unavailable(run, photos, monkeypatch):
     def load(name, **options):
         raise CheckpointError("this file is damaged")
 
@@ -86,7 +86,7 @@ def test_predict_falls_back_for_want_of_weights_only(run, photos, monkeypatch):
     assert_clear(err, "this file is damaged")
 
 
-def test_a_model_that_was_asked_for_is_never_replaced(run, photos, nowhere):
+def test_requested_model_is_never_replaced(run, photos, isolated_machine):
     code, _, err = run("predict", "photos/1.png", "--no-save", "--offline", "--model", DEFAULT_MODEL)
     assert code == 1
     assert_clear(err, "OfflineError")
@@ -94,29 +94,29 @@ def test_a_model_that_was_asked_for_is_never_replaced(run, photos, nowhere):
         SOLO.from_pretrained(DEFAULT_MODEL, offline=True)
 
 
-def test_as_a_program(tmp_path):
+def test_command_line_program(tmp_path):
     code, out, err = program(
         "predict",
         DATA / "people" / "astronaut.jpg",
         "--model",
         "tiny",
         "--save-json",
-        "found.json",
+        "people.json",
         cwd=tmp_path,
     )
     assert (code, err) == (0, "")
     assert "1 person" in out
-    assert {"astronaut_segmented.jpg", "found.json"} == set(os.listdir(tmp_path))
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found[0]["category_id"] == 1 and found[0]["score"] > 0.3
+    assert {"astronaut_segmented.jpg", "people.json"} == set(os.listdir(tmp_path))
+    people = json.loads((tmp_path / "people.json").read_text())
+    assert people[0]["category_id"] == 1 and people[0]["score"] > 0.3
 
 
-def test_info(run):
+def test_info_command(run):
     facts = json.loads(run("info", "tiny", "--json")[1])
     assert facts["published"]["sources"] == [str(find_entry("tiny").folder)]
     assert facts["published"]["mask_ap"] is None
     assert facts["architecture"]["backbone"] == "efficientnet_lite0"
     assert facts["parameters"]["total"] < 6_000_000
     assert Path(facts["published"]["sources"][0]).is_dir()
-    listed = next(line for line in run("models")[1].splitlines() if line.startswith("tiny"))
-    assert listed.split()[:3] == ["tiny", "-", "yes"]
+    row = next(line for line in run("models")[1].splitlines() if line.startswith("tiny"))
+    assert row.split()[:3] == ["tiny", "-", "yes"]

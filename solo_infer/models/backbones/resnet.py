@@ -52,8 +52,7 @@ class ResNet(TorchvisionResNet):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (N, 3, H, W) to C2..C5 at strides 4, 8, 16, 32."""
-        x = self.maxpool(self.bn1(self.conv1(images)))  # (N, 64, H/4, W/4)
-        x = self.relu(x)  # after the pooling, which it does not change: on a quarter of the pixels
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, H/4, W/4)
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)

@@ -56,7 +56,7 @@ class ConvBranch(nn.Sequential):
         )
         self.axes = axes
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map feature maps (N, C, h, w) of several levels to (N, channels, h, w) each."""
         outputs = []
         for x in maps:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from solo_infer.models.optimized.winograd_conv import is_traced
+from solo_infer.ops.dispatch import is_compiling
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class FusedBottleneck(nn.Module):
         ``x`` is overwritten in place if the block adds it unchanged.
         """
         block = self.block
-        if torch.is_grad_enabled() or is_traced():
+        if torch.is_grad_enabled() or is_compiling():
             return block(x)
         x = _channels_last(x)
         out = _convolution_relu(block.conv1, x)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_infer.models.layers.resize import resize
-from solo_infer.models.optimized.winograd_conv import MIN_CHANNELS, can_use_winograd, is_traced
+from solo_infer.models.optimized.winograd_conv import MIN_CHANNELS, can_use_winograd
 from solo_infer.models.solo.neck import SOLONeck
 from solo_infer.ops import winograd
+from solo_infer.ops.dispatch import is_compiling
 
 _BAND_ROWS = 40  # rows of P2 per step on the CPU, so that its intermediates stay in the cache; even
 
@@ -49,7 +50,7 @@ class HalvedConv2d(nn.Module):
             below: Rows of padding below, 0 or 1.
         """
         halving = halving_weight(self.weight) if self._halving is None else self._halving
-        if not is_traced():
+        if not is_compiling():
             self._halving = halving
         if self.uses_winograd(x):
             if self._transformed is None:

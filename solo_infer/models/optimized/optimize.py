@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
@@ -50,18 +50,20 @@ class OptimizedNetworkCache(Generic[_Module]):
     def __init__(self, network: _Module, build: Callable[[_Module], _Module] | None = None) -> None:
         self._network, self._build = network, build or optimize_for_inference
         self._lock = threading.Lock()
-        self._built: tuple[object, _Module] | None = None
+        # State, first weight and optimized copy. Holding the weight keeps its address from being reused.
+        self._built: tuple[object, Tensor, _Module] | None = None
 
     def get(self) -> _Module:
         """Return the optimized copy, in eval mode, of the network in its current state."""
         state = self._state()
         built = self._built
         if built is not None and built[0] == state:
-            return built[1]
+            return built[2]
         with self._lock:
             if self._built is None or self._built[0] != state:
-                self._built = (state, self._build(self._network))
-            return self._built[1]
+                first = next(self._network.parameters()).detach()
+                self._built = (state, first, self._build(self._network))
+            return self._built[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"network": self._network, "build": self._build}  # copies and pickles build their own

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from solo_infer.models.layers.conv_branch import append_channels
 from solo_infer.ops import winograd
+from solo_infer.ops.dispatch import is_compiling
 
 # Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
 # (benchmarks/NOTES.md).
@@ -67,11 +68,4 @@ def can_use_winograd(x: Tensor) -> bool:
     """Return whether Winograd's method is available for an input."""
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
     # Weights transformed while tracing would be cached without values.
-    return usable and not is_traced()
-
-
-def is_traced() -> bool:
-    """Return whether ``torch.export`` or ``torch.compile`` is tracing, with tensors that have no values."""
-    if hasattr(torch.compiler, "is_compiling"):  # since torch 2.3
-        return torch.compiler.is_compiling()
-    return torch._dynamo.is_compiling()
+    return usable and not is_compiling()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +177,8 @@ class DecoupledHead(BaseHead):
         rows: list[dict[int, AxisScores]] = [{} for _ in cells]
         features = self.mask_features([level.feature for level in in_use])
         for level, features_x, features_y in zip(in_use, *features, strict=True):
-            conv_x, conv_y = self.conv_mask_list_x[level.level], self.conv_mask_list_y[level.level]
+            conv_x = cast(UpsampledConv2d, self.conv_mask_list_x[level.level])
+            conv_y = cast(UpsampledConv2d, self.conv_mask_list_y[level.level])
             used_x = torch.cat([members.columns for members in level.members.values()]).unique()
             used_y = torch.cat([members.rows for members in level.members.values()]).unique()
             scores_x = conv_x.select(features_x, used_x).sigmoid_()  # (n, k, 2h, 2w)

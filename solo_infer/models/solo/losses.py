@@ -61,7 +61,7 @@ def _dice_losses(masks: LevelMasks, image: Sequence) -> list[Tensor]:
 
 
 def _crop_or_pad(masks: Tensor, size: torch.Size) -> Tensor:
-    """Return masks (k, h, w) of a size that differs by a few pixels if the input is no multiple of 32."""
+    """Return masks (k, h, w) of a size that may differ by a few pixels (inputs off multiples of 32)."""
     return pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
 
 

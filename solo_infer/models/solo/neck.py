@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -34,14 +33,18 @@ class SOLONeck(FeaturePyramidNetwork):
             nn.init.zeros_(conv.get_parameter("bias"))
             self.layer_blocks.append(nn.Sequential(conv))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
         return resize_feats(self.pyramid(maps))
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to P2 to P6."""
-        named = OrderedDict((str(index), feature) for index, feature in enumerate(maps))
-        levels = list(super().forward(named).values())
+        merged = [block(feature) for block, feature in zip(self.inner_blocks, maps, strict=True)]
+        for index in reversed(range(len(merged) - 1)):
+            size = merged[index].shape[-2:]
+            merged[index] = merged[index] + F.interpolate(merged[index + 1], size=size, mode="nearest")
+        # Not torchvision's forward, which takes the last block, that of P6, for the block of P5.
+        levels = [block(feature) for block, feature in zip(self.layer_blocks, merged, strict=False)]
         return [*levels, self.extra_level(levels[-1])]
 
     def extra_level(self, p5: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class YOLACTNeck(FeaturePyramidNetwork):
                 Conv2dNormActivation(source, channels, 3, stride=2, norm_layer=None, activation_layer=None)
             )
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C3 to C5 to P3 to P7."""
         merged = [block(feature) for block, feature in zip(self.inner_blocks, maps, strict=True)]
         for index in reversed(range(len(merged) - 1)):

@@ -1,10 +1,10 @@
-"""A pickle machine that makes plain data and calls nothing that a pickle names.
+"""Interpreter of pickles that creates plain data and calls only what its caller allows.
 
-Python's own unpickler, with whatever list of allowed globals, still lets a pickle call methods of what is
-allowed (``__setstate__``, ``__setitem__``), make a memo as large as the largest index it mentions, and
-crash the interpreter by hashing a deep tuple. Here opcodes, as ``pickletools`` decodes them, only move
-values between a stack, a memo, lists, tuples and dicts. A global that the caller does not know becomes an
-``OpaqueObject`` object. Time and memory are proportional to the length of the pickle.
+Python's unpickler is not safe with any list of allowed globals: a pickle can still call methods of allowed
+objects (``__setstate__``, ``__setitem__``), allocate a memo of the size of the largest index in it, and crash
+the interpreter by hashing a deep tuple. Here the opcodes, as decoded by ``pickletools``, only move values
+between a stack, a memo, lists, tuples and dicts. A global that the caller does not allow becomes an
+``OpaqueObject``. Time and memory are proportional to the length of the pickle.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-MAX_OPCODES = 1_000_000  # some 10,000 make a checkpoint; beyond this one is only meant to keep us busy
-_MAX_LINE = 1 << 16  # characters in a line of the oldest, textual opcodes
+MAX_OPCODES = 1_000_000  # a checkpoint has about 10,000
+_MAX_LINE = 1 << 16  # characters in a line of a textual opcode (protocol 0)
 _MAX_NAME = 1000  # characters in the name of a global
 _MAX_ARGUMENTS = 16
 
@@ -28,10 +28,10 @@ _LITERALS = frozenset(
 
 
 class OpaqueObject:
-    """Stands for an object of an unknown class or function: takes whatever a pickle does to it.
+    """Placeholder for a global that is not allowed, and for its instances; ignores calls and state.
 
     Attributes:
-        name: Its module and name, e.g. "os.system".
+        name: Module and name of the global, e.g. "os.system".
     """
 
     __slots__ = ("name",)
@@ -40,47 +40,51 @@ class OpaqueObject:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<inert {self.name}>"
+        return f"<opaque {self.name}>"
 
 
 @dataclass(frozen=True)
 class AllowedCallable:
-    """A global that a pickle may call; ``make`` must check its arguments and be quick."""
+    """A global that a pickle may call.
 
-    make: Callable[..., Any]
+    Attributes:
+        function: Function that is called instead. It must check its arguments and take little time.
+    """
+
+    function: Callable[..., Any]
 
 
 def load(
     stream: IO[bytes],
     size: int,
-    known: Mapping[str, object],
+    allowed: Mapping[str, object],
     load_persistent: Callable[[Any], Any],
 ) -> Any:
-    """Return what the pickle at the stream's position holds, and leave the stream behind its end.
+    """Return the value of the pickle at the position of a stream; leave the stream at its end.
 
     Args:
-        stream: Buffered.
-        size: Bytes in the stream: nothing longer is ever asked of it.
-        known: {"module name": a ``AllowedCallable`` or a value}; all other globals are inert.
-        load_persistent: Gets each persistent id, of any type, and returns the value it stands for.
+        stream: Buffered binary stream.
+        size: Size of the stream in bytes. Reads are limited to it.
+        allowed: {"module name": ``AllowedCallable`` or value}; all other globals become an ``OpaqueObject``.
+        load_persistent: Function from a persistent id, of any type, to its value.
 
     Raises:
-        UnpicklingError: It uses opcodes against their purpose, or is no pickle. A damaged pickle may as
-            well raise EOFError, LookupError, TypeError, ValueError or struct.error.
+        UnpicklingError: The data is not a pickle, or it misuses opcodes. A damaged pickle may also raise
+            EOFError, LookupError, TypeError, ValueError or struct.error.
     """
-    machine = _Machine(known, load_persistent)
-    bounded = cast(IO[bytes], _Bounded(stream, size))
+    unpickler = _SafeUnpickler(allowed, load_persistent)
+    bounded = cast(IO[bytes], _BoundedStream(stream, size))
     for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
         if opcode.name == "STOP":
-            return machine.stack.pop()
+            return unpickler.stack.pop()
         if count == MAX_OPCODES:
-            raise pickle.UnpicklingError(f"a pickle of more than {MAX_OPCODES} steps")
-        machine.step(opcode.name, argument)
+            raise pickle.UnpicklingError(f"a pickle of more than {MAX_OPCODES} opcodes")
+        unpickler.step(opcode.name, argument)
     raise EOFError("the pickle has no end")
 
 
-class _Bounded:
-    """Keeps a length that a pickle pretends from being allocated."""
+class _BoundedStream:
+    """Limits reads, so that a length in a pickle cannot allocate more than the file has."""
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream, self._size = stream, size
@@ -92,38 +96,38 @@ class _Bounded:
         return self._stream.readline(_MAX_LINE)
 
 
-class _Machine:
-    """The state between two opcodes; methods named after opcodes get the opcode's argument."""
+class _SafeUnpickler:
+    """State between two opcodes. The methods that implement opcodes take the argument of the opcode."""
 
-    def __init__(self, known: Mapping[str, object], load_persistent: Callable[[Any], Any]) -> None:
-        self.known = known
+    def __init__(self, allowed: Mapping[str, object], load_persistent: Callable[[Any], Any]) -> None:
+        self.allowed = allowed
         self.load_persistent = load_persistent
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # for each open mark, the stack that lies under it
+        self.mark_stack: list[list[Any]] = []  # for each open mark, the stack below it
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Do what one opcode says."""
+        """Execute one opcode."""
         if name in _LITERALS:
             self.stack.append(argument)
             return
         action = _ACTIONS.get(name)
         if action is None:
-            raise pickle.UnpicklingError(f"the opcode {name}, which no checkpoint uses")
+            raise pickle.UnpicklingError(f"the opcode {name}, which checkpoints do not use")
         action(self, argument)
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def pop_to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
+        items, self.stack = self.stack, self.mark_stack.pop()
         return items
 
     def pop_last(self, count: int) -> list[Any]:
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def mark(self, _: None) -> None:
-        self.below.append(self.stack)
+        self.mark_stack.append(self.stack)
         self.stack = []
 
     def pop(self, _: None) -> None:
@@ -165,43 +169,45 @@ class _Machine:
     def add_to_set(self, _: None) -> None:
         self.pop_to_mark()
         if not isinstance(self.stack[-1], OpaqueObject):
-            raise pickle.UnpicklingError("members for what is no set")
+            raise pickle.UnpicklingError("members for a value that is not a set")
 
     def find(self, name: str) -> Any:
         """Return a global by its "module name"."""
-        return self.known[name] if name in self.known else OpaqueObject(name[:_MAX_NAME].replace(" ", "."))
+        if name in self.allowed:
+            return self.allowed[name]
+        return OpaqueObject(name[:_MAX_NAME].replace(" ", "."))
 
     def stack_global(self, _: None) -> None:
         module, name = self.pop_last(2)
         if not (type(module) is type(name) is str and len(module) + len(name) < _MAX_NAME):
-            raise pickle.UnpicklingError("a global without a sensible name")
+            raise pickle.UnpicklingError("a global without a valid name")
         self.push(self.find(f"{module} {name}"))
 
-    def call(self, function: Any, arguments: Any) -> None:
-        if isinstance(function, OpaqueObject):
-            self.push(function)
+    def call(self, target: Any, arguments: Any) -> None:
+        if isinstance(target, OpaqueObject):
+            self.push(target)
             return
-        if not isinstance(function, AllowedCallable) or type(arguments) is not tuple:
-            raise pickle.UnpicklingError(f"a call of a {type(function).__name__}")
+        if not isinstance(target, AllowedCallable) or type(arguments) is not tuple:
+            raise pickle.UnpicklingError(f"a call of a {type(target).__name__}")
         if len(arguments) > _MAX_ARGUMENTS:
             raise pickle.UnpicklingError(f"a call with {len(arguments)} arguments")
-        self.push(function.make(*arguments))
+        self.push(target.function(*arguments))
 
     def call_named(self, name: str) -> None:
         self.call(self.find(name), tuple(self.pop_to_mark()))
 
     def call_marked(self, _: None) -> None:
-        function, *arguments = self.pop_to_mark()
-        self.call(function, tuple(arguments))
+        target, *arguments = self.pop_to_mark()
+        self.call(target, tuple(arguments))
 
     def call_with_keywords(self, _: None) -> None:
-        kind, _arguments, _keywords = self.pop_last(3)
-        if not isinstance(kind, OpaqueObject):
-            raise pickle.UnpicklingError("keyword arguments for what takes none")
-        self.push(kind)
+        target, _arguments, _keywords = self.pop_last(3)
+        if not isinstance(target, OpaqueObject):
+            raise pickle.UnpicklingError("keyword arguments for a class that takes none")
+        self.push(target)
 
     def build(self, _: None) -> None:
-        """Drop the state of an object: no attribute of anything is ever set."""
+        """Drop the state of an object; attributes are never set."""
         self.stack.pop()
         if not isinstance(self.stack[-1], OpaqueObject | dict):
             raise pickle.UnpicklingError(f"a state for a {type(self.stack[-1]).__name__}")
@@ -211,7 +217,7 @@ class _Machine:
 
 
 def _is_plain(key: Any) -> bool:
-    """Tell whether hashing and printing a key is quick and safe; entries with others are dropped."""
+    """Return whether a key can be hashed and printed quickly and safely; other entries are dropped."""
     if type(key) is int:
         return key.bit_length() <= 64
     return key is None or type(key) in (str, bytes, bool, float)
@@ -219,45 +225,45 @@ def _is_plain(key: Any) -> bool:
 
 _SET = OpaqueObject("builtins.set")
 
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "EMPTY_SET": lambda machine, _: machine.push(_SET),
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.drop_to_mark,
-    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
-    "PUT": _Machine.put,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.put,
-    "GET": lambda machine, index: machine.push(machine.memo[index]),
-    "BINGET": lambda machine, index: machine.push(machine.memo[index]),
-    "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
-    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop_last(1))),
-    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop_last(2))),
-    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop_last(3))),
-    "APPEND": lambda machine, _: machine.append(machine.pop_last(1)),
-    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "SETITEM": lambda machine, _: machine.set_items(machine.pop_last(2)),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "DICT": _Machine.make_dict,
-    "FROZENSET": _Machine.make_set,
-    "ADDITEMS": _Machine.add_to_set,
-    "GLOBAL": lambda machine, name: machine.push(machine.find(name)),
-    "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": lambda machine, _: machine.call(*machine.pop_last(2)),
-    "NEWOBJ": lambda machine, _: machine.call(*machine.pop_last(2)),
-    "NEWOBJ_EX": _Machine.call_with_keywords,
-    "INST": _Machine.call_named,
-    "OBJ": _Machine.call_marked,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
+_ACTIONS: dict[str, Callable[[_SafeUnpickler, Any], None]] = {
+    "PROTO": lambda unpickler, _: None,
+    "FRAME": lambda unpickler, _: None,
+    "NEWTRUE": lambda unpickler, _: unpickler.push(True),
+    "NEWFALSE": lambda unpickler, _: unpickler.push(False),
+    "EMPTY_LIST": lambda unpickler, _: unpickler.push([]),
+    "EMPTY_DICT": lambda unpickler, _: unpickler.push({}),
+    "EMPTY_TUPLE": lambda unpickler, _: unpickler.push(()),
+    "EMPTY_SET": lambda unpickler, _: unpickler.push(_SET),
+    "MARK": _SafeUnpickler.mark,
+    "POP": _SafeUnpickler.pop,
+    "POP_MARK": _SafeUnpickler.drop_to_mark,
+    "DUP": lambda unpickler, _: unpickler.push(unpickler.stack[-1]),
+    "PUT": _SafeUnpickler.put,
+    "BINPUT": _SafeUnpickler.put,
+    "LONG_BINPUT": _SafeUnpickler.put,
+    "MEMOIZE": _SafeUnpickler.put,
+    "GET": lambda unpickler, index: unpickler.push(unpickler.memo[index]),
+    "BINGET": lambda unpickler, index: unpickler.push(unpickler.memo[index]),
+    "LONG_BINGET": lambda unpickler, index: unpickler.push(unpickler.memo[index]),
+    "LIST": lambda unpickler, _: unpickler.push(unpickler.pop_to_mark()),
+    "TUPLE": lambda unpickler, _: unpickler.push(tuple(unpickler.pop_to_mark())),
+    "TUPLE1": lambda unpickler, _: unpickler.push(tuple(unpickler.pop_last(1))),
+    "TUPLE2": lambda unpickler, _: unpickler.push(tuple(unpickler.pop_last(2))),
+    "TUPLE3": lambda unpickler, _: unpickler.push(tuple(unpickler.pop_last(3))),
+    "APPEND": lambda unpickler, _: unpickler.append(unpickler.pop_last(1)),
+    "APPENDS": lambda unpickler, _: unpickler.append(unpickler.pop_to_mark()),
+    "SETITEM": lambda unpickler, _: unpickler.set_items(unpickler.pop_last(2)),
+    "SETITEMS": lambda unpickler, _: unpickler.set_items(unpickler.pop_to_mark()),
+    "DICT": _SafeUnpickler.make_dict,
+    "FROZENSET": _SafeUnpickler.make_set,
+    "ADDITEMS": _SafeUnpickler.add_to_set,
+    "GLOBAL": lambda unpickler, name: unpickler.push(unpickler.find(name)),
+    "STACK_GLOBAL": _SafeUnpickler.stack_global,
+    "REDUCE": lambda unpickler, _: unpickler.call(*unpickler.pop_last(2)),
+    "NEWOBJ": lambda unpickler, _: unpickler.call(*unpickler.pop_last(2)),
+    "NEWOBJ_EX": _SafeUnpickler.call_with_keywords,
+    "INST": _SafeUnpickler.call_named,
+    "OBJ": _SafeUnpickler.call_marked,
+    "BUILD": _SafeUnpickler.build,
+    "BINPERSID": _SafeUnpickler.persistent,
 }

@@ -1,158 +1,220 @@
-"""The twin that predicts computes what the network does, and follows its changes."""
+"""Whole optimized networks compute what the plain networks compute; the cached copy follows changes."""
 
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from helpers.models import small_config
+from helpers.dense_outputs import dense_mask_scores
+from helpers.models import (
+    DEFORMABLE,
+    HEADS,
+    SOLO_VARIANTS,
+    YOLACT_VARIANTS,
+    randomize,
+    small_config,
+    small_network,
+    small_yolact_config,
+    small_yolact_network,
+    variant_of,
+)
+from helpers.nested_tensors import assert_close_outputs, flatten_tensors, random_maps
 from torch import nn
-from torchvision.models.resnet import Bottleneck
 
-from solo_infer import SOLO
-from solo_infer.models import build_network
-from solo_infer.models.optimized import fused_bottleneck
-from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
-from solo_infer.models.optimized.optimize import InferenceTwin, inference_twin
-from solo_infer.models.optimized.winograd_conv import WideConv
-from solo_infer.training.initialization import init_model
+from solo_infer.models.layers.conv_branch import ConvBranch
+from solo_infer.models.layers.deform_conv import DeformableConv
+from solo_infer.models.optimized.compiled import compile_for_inference
+from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
+from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
+from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
+from solo_infer.models.optimized.optimize import (
+    OptimizedNetworkCache,
+    fold_batch_norm,
+    optimize_for_inference,
+)
+from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d
+
+CONFIGS = {head: small_config(head) for head in HEADS}
+CONFIGS |= {name: variant_of(CONFIGS["decoupled_light"], SOLO_VARIANTS[name]) for name in SOLO_VARIANTS}
+CONFIGS |= {f"{head}_all": variant_of(CONFIGS[head], SOLO_VARIANTS["all"]) for head in ("solo", "decoupled")}
+CONFIGS["lite0"] = variant_of(CONFIGS["decoupled_light"], {"backbone": "efficientnet_lite0"})
+CONFIGS |= {f"yolact_{variant}": small_yolact_config(variant) for variant in YOLACT_VARIANTS}
+ALL_SIZES = ("solo", "all", "lite0", "yolact_mmdet", "yolact_original")  # names tested with all sizes
+SIZES = [(64, 96), (65, 97), (94, 70), (126, 122)]  # the last three have an odd C2, C3 or C4
+CELLS = torch.tensor([0, 7, 99, 100, 163, 164, 199, 200, 215, 216, 224])  # of all levels
 
 
-@pytest.fixture(params=["resnet50", "efficientnet_lite0"])
+def random_network(name):
+    config = CONFIGS[name]
+    build = small_yolact_network if name.startswith("yolact") else small_network
+    return randomize(build(config)).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=["decoupled_light", "lite0"])
 def network(request):
-    config = small_config("decoupled_light")
-    network = build_network(replace(config.architecture, backbone=request.param)).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(generator=generator).mul_(0.1)
-                module.running_var.uniform_(0.5, 2.0, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(generator=generator).mul_(0.1)
-    return network
+    return random_network(request.param)
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [(name, SIZES[1]) for name in CONFIGS]
+    + [(name, size) for name in ALL_SIZES for size in SIZES if size != SIZES[1]],
+)
+@torch.no_grad()
+def test_optimized_network_equals_the_plain_network(name, size):
+    network = random_network(name)
+    optimized = optimize_for_inference(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in optimized.modules())
+    images = random_maps((3, *size), count=2)
+    assert_close_outputs(optimized.backbone(images), network.backbone(images), 1e-3)
+    assert_close_outputs(optimized.features(images), network.features(images), 1e-3)
+    output, expected = optimized(images), network(images)
+    assert type(output) is type(expected)
+    assert_close_outputs(output[:2], expected[:2], 1e-3)
+    if name.startswith("yolact"):
+        assert output.sizes == expected.sizes
+        return
+    expected_scores = dense_mask_scores(expected)
+    masks = optimized.mask_head.masks(optimized.features(images), [CELLS, CELLS[3:]])
+    for image, cells in enumerate((CELLS, CELLS[3:])):
+        scores = masks[image].scores(cells)
+        torch.testing.assert_close(scores, expected_scores[image, cells], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["decoupled_light", "all", "yolact_original"])
+@torch.no_grad()
+def test_optimized_network_in_bfloat16(name):
+    """Rounding errors of bfloat16 add up over the layers, so that the limit is that of the plain network."""
+    network = random_network(name)
+    images = random_maps((3, 65, 97))
+    exact = network.features(images)
+    network.to(torch.bfloat16)
+    plain = network.features(images.bfloat16())
+    optimized = optimize_for_inference(network).features(images.bfloat16())
+    for levels in zip(optimized, plain, exact, strict=True):
+        assert levels[0].dtype == torch.bfloat16
+        error, plain_error = ((level.float() - levels[2]).abs().mean() for level in levels[:2])
+        assert error < 1.5 * plain_error < 0.1 * levels[2].abs().max()
 
 
 @torch.no_grad()
-def test_same_maps_without_any_batch_norm(network):
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    twin = inference_twin(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
-    for found, expected in zip(twin.backbone(images), network.backbone(images), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+def test_swapped_modules():
+    config = variant_of(small_config("decoupled"), {"pyramid_channels": 256, "head_channels": 256})
+    network = randomize(small_network(config))
+    optimized = optimize_for_inference(network)
+    assert isinstance(optimized.neck, HalvedP2Neck)
+    for name in ("cls_convs", "mask_convs_x", "mask_convs_y"):
+        assert isinstance(network.mask_head.get_submodule(name), ConvBranch)
+        branch = optimized.mask_head.get_submodule(name)
+        assert isinstance(branch, LevelwiseConvBranch)
+        assert all(isinstance(block.get_submodule("gn"), GroupNormReLU) for block in branch.blocks)
+    assert all(isinstance(conv, FastUpsampledConv2d) for conv in optimized.mask_head.conv_mask_list_y)
+    wide = {
+        name.replace(".block.", ".")  # of fused blocks
+        for name, module in optimized.named_modules()
+        if isinstance(module, WinogradConv2d)
+    }
+    assert wide == {
+        *(f"backbone.layer3.{block}.conv2" for block in range(1, 6)),
+        *(f"backbone.layer4.{block}.conv2" for block in range(1, 3)),
+        *(f"neck.neck.layer_blocks.{level}.0" for level in range(4)),
+        *(f"mask_head.cls_convs.blocks.{block}.conv" for block in range(2)),
+        *(f"mask_head.mask_convs_{axis}.blocks.{block}.conv" for axis in "xy" for block in range(2)),
+    }
+    images = random_maps((3, 64, 96))
+    assert_close_outputs(optimized(images).class_logits, network(images).class_logits, 1e-4)
+
+
+@torch.no_grad()
+def test_wide_deformable_convolutions_stay_deformable():
+    changes = {**SOLO_VARIANTS["all"], **DEFORMABLE, "pyramid_channels": 256, "head_channels": 256}
+    network = randomize(small_network(variant_of(small_config("decoupled_light"), changes)))
+    optimized = optimize_for_inference(network)
+    deformable = [module for module in optimized.modules() if isinstance(module, DeformableConv)]
+    assert len(deformable) == 4 + 6 + 3 + 2  # the stages of the ResNet, and the two branches
+    images = random_maps((3, 65, 97))
+    assert_close_outputs(optimized.features(images), network.features(images), 2e-4)
+    assert_close_outputs(optimized(images).class_logits, network(images).class_logits, 1e-3)
+
+
+@torch.no_grad()
+def test_plain_network_is_not_changed(network):
+    modules = dict(network.named_modules())
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    optimize_for_inference(network)(random_maps((3, 64, 96)))
+    assert dict(network.named_modules()) == modules
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.backbone.modules())
-    shared = {id(parameter) for parameter in network.mask_head.parameters()}
-    assert {id(parameter) for parameter in twin.mask_head.parameters()} == shared
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
-def test_the_twin_is_made_once_and_follows_changes(network):
-    holder = InferenceTwin(network)
+def test_optimized_network_shares_unfolded_weights(network):
+    optimized = optimize_for_inference(network)
+    pointers = {parameter.data_ptr() for parameter in network.mask_head.parameters()}
+    assert {parameter.data_ptr() for parameter in optimized.mask_head.parameters()} == pointers
+
+
+@torch.no_grad()
+def test_fold_batch_norm(network):
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not folded.training
+    images = random_maps((3, 64, 96), count=2)
+    assert_close_outputs(folded.backbone(images), network.backbone(images), 1e-4)
+
+
+# --- Cache
+
+
+def test_cache_builds_one_copy_and_follows_changes(network):
+    cache = OptimizedNetworkCache(network)
     with ThreadPoolExecutor(8) as pool:
-        twins = set(pool.map(lambda _: holder.get(), range(16)))
-    assert len(twins) == 1
-    (twin,) = twins
-    assert not twin.training
+        copies = set(pool.map(lambda _: cache.get(), range(16)))
+    assert len(copies) == 1
+    (optimized,) = copies
+    assert not optimized.training
     with torch.no_grad():
         next(network.neck.parameters()).add_(1.0)
-    changed = holder.get()
-    assert changed is not twin and holder.get() is changed
+    changed = cache.get()
+    assert changed is not optimized and cache.get() is changed
     network.load_state_dict(network.state_dict())
-    assert holder.get() is not changed
+    assert cache.get() is not changed
     network.double()
-    assert next(holder.get().backbone.parameters()).dtype == torch.float64
+    assert next(cache.get().backbone.parameters()).dtype == torch.float64
 
 
-def test_predictions_follow_the_weights(small_model, photo):
-    model = SOLO(small_model.config, copy.deepcopy(small_model.network))
-    before = model(photo)
-    assert torch.equal(before.scores, small_model(photo).scores)
-    model.network.load_state_dict(init_model(small_model.config, seed=4).network.state_dict())
-    assert not torch.equal(model(photo).scores, before.scores)
-
-
-def test_models_can_be_copied_and_pickled(small_model, photo):
-    expected = small_model(photo).scores
-    for other in (copy.deepcopy(small_model), pickle.loads(pickle.dumps(small_model))):
-        assert torch.equal(other(photo).scores, expected)
-
-
-def test_weights_made_in_inference_mode(small_model, photo):
-    with torch.inference_mode():
-        model = SOLO(small_model.config, copy.deepcopy(small_model.network))
-        assert torch.equal(model(photo).scores, small_model(photo).scores)
+def test_cache_follows_replaced_children(network):
+    cache = OptimizedNetworkCache(network)
+    before = cache.get()
+    network.mask_head = copy.deepcopy(network.mask_head)
+    assert cache.get() is not before
 
 
 @torch.no_grad()
-def test_wide_convolutions_go_another_way_and_come_to_the_same():
-    config = replace(small_config("solo").architecture, pyramid_channels=256, head_channels=256)
-    network = init_model(replace(small_config("solo"), architecture=config)).network.eval()
-    twin = inference_twin(network)
-    wide = {
-        name.replace(".block", "") for name, module in twin.named_modules() if isinstance(module, WideConv)
-    }
-    assert {
-        "mask_head.cls_convs.0.conv",
-        "neck.layer_blocks.1.0",
-        "backbone.layer3.1.conv2",
-        "neck.layer_blocks.0.0",
-    } <= wide
-    assert not wide & {"backbone.layer3.0.conv2", "mask_head.conv_cls"}
-    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    for found, expected in zip(twin(images)[0], network(images)[0], strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    conv = twin.get_submodule("mask_head.cls_convs.0.conv")
-    assert conv._transformed.shape == (36, 256, 256)
-    halves = torch.randn(1, 256, 5, 5, dtype=torch.float64)
-    conv.double()
-    assert conv(halves).dtype == torch.float64
+def test_cache_follows_casts_there_and_back(network):
+    """A cast may put the weights at an address that they had before."""
+    cache = OptimizedNetworkCache(network)
+    images = random_maps((3, 64, 96))
+    for _ in range(3):
+        cache.get()
+        network.to(torch.bfloat16).to(torch.float32)
+        expected = optimize_for_inference(network).features(images)
+        levels = cache.get().features(images)
+        assert all(torch.equal(*pair) for pair in zip(levels, expected, strict=True))
+        randomize(network)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 @torch.no_grad()
-def test_fused_blocks_are_the_blocks(dtype):
-    """Whether or not oneDNN's fused operators are there; the input of the body is left alone."""
-    body = build_network(small_config("solo").architecture).backbone.to(dtype).eval()
-    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
-    before = images.clone()
-    twin = inference_twin(body)
-    kinds = {type(module) for module in twin.layer1}
-    assert kinds == {FusedBottleneck if can_fuse(torch.device("cpu"), dtype) else Bottleneck}
-    limit = 1e-4 if dtype == torch.float32 else 0.05
-    for _ in range(2):
-        for found, expected in zip(twin(images), body(images), strict=True):
-            difference = (found.float() - expected.float()).abs().max()
-            assert difference < limit * expected.float().abs().max()
-    assert torch.equal(images, before)
-
-
-def test_blocks_stay_as_they_are_without_the_operators(monkeypatch):
-    monkeypatch.setattr(fused_bottleneck, "_add_convolution_relu", missing)
-    fused_bottleneck._fused_operators_work.cache_clear()
-    try:
-        assert not can_fuse(torch.device("cpu"), torch.float32)
-        body = inference_twin(build_network(small_config("solo").architecture).backbone.eval())
-        assert not any(isinstance(module, FusedBottleneck) for module in body.modules())
-    finally:
-        fused_bottleneck._fused_operators_work.cache_clear()
-
-
-def missing(*_):
-    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise_'")
-
-
-def test_fused_blocks_still_learn():
-    body = inference_twin(build_network(small_config("solo").architecture).backbone.eval())
-    images = torch.randn(1, 3, 32, 32, requires_grad=True)
-    body(images)[-1].sum().backward()
-    assert images.grad is not None and images.grad.abs().sum() > 0
-
-
-def test_predictions_go_through_the_twin_from_end_to_end(small_model, photo, monkeypatch):
-    model = SOLO(small_model.config, copy.deepcopy(small_model.network))
-    expected = model(photo)
-    for part in ("features", "class_scores", "mask_maps"):
-        monkeypatch.setattr(model.network, part, missing)  # the twin was made before
-    monkeypatch.setattr(model.network.backbone, "forward", missing)
-    assert len(expected) and torch.equal(model(photo).packed_masks, expected.packed_masks)
+def test_copied_and_pickled_caches_build_their_own_copies(network, make_copy):
+    cache = OptimizedNetworkCache(network, partial(compile_for_inference, options={"backend": "eager"}))
+    plain_cache = OptimizedNetworkCache(network)
+    optimized = plain_cache.get()
+    other = make_copy(plain_cache)
+    assert other.get() is not optimized
+    images = random_maps((3, 64, 96))
+    outputs = flatten_tensors(other.get()(images)), flatten_tensors(optimized(images))
+    assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+    assert make_copy(cache)._build.keywords == {"options": {"backend": "eager"}}

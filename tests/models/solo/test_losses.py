@@ -3,40 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from helpers.loss_cases import CASES, SIZES, ground_truth
 from helpers.paths import DATA
 
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.verify import SOLO_MODELS
 from solo_infer.models import build_network
-from solo_infer.models.solo.objective import non_crowd_instances
 from solo_infer.models.solo.targets import assign_targets
+from solo_infer.models.target import non_crowd_instances
 from solo_infer.weights.key_mapping import mmdet_name
-
-CASES = {"both": (14, 9), "second_empty": (14, 0), "both_empty": (0, 0)}
-SIZES = ((320, 256), (305, 203))  # of the two images in an input of 320 x 256
-
-
-def ground_truth(case, image):
-    """Ellipses and rectangles of the kit's loss cases, as a target of the network."""
-    count, (height, width) = CASES[case][image], SIZES[image]
-    u = procedural_weights.uniform(f"ground_truth/{image}", (count, 6))
-    half_h, half_w = (0.5 * side * (0.04 + 0.91 * u[:, i] ** 2) for i, side in enumerate((height, width)))
-    center_y, center_x = height * (0.08 + 0.84 * u[:, 2]), width * (0.08 + 0.84 * u[:, 3])
-    y, x = np.arange(height)[None, :, None] + 0.5, np.arange(width)[None, None, :] + 0.5
-    dy = np.abs(y - center_y[:, None, None]) / half_h[:, None, None]
-    dx = np.abs(x - center_x[:, None, None]) / half_w[:, None, None]
-    masks = np.where(u[:, 4, None, None] < 0.6, dy * dy + dx * dx <= 1.0, (dy <= 1.0) & (dx <= 1.0))
-    boxes = np.zeros((count, 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        (rows,), (columns,) = np.nonzero(mask.any(1)), np.nonzero(mask.any(0))
-        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    labels = (procedural_weights.uniform(f"ground_truth/{image}/label", (count,)) * 80).astype(np.int64)
-    return {
-        "boxes": torch.from_numpy(boxes),
-        "labels": torch.from_numpy(labels),
-        "masks": torch.from_numpy(masks.astype(np.uint8)),
-    }
 
 
 def training_network(model):
@@ -83,8 +59,8 @@ def test_mmdets_targets(model, case):
     with np.load(DATA / f"losses__{model}.npz") as golden:
         for image in range(2):
             instances = non_crowd_instances(ground_truth(case, image), (320, 256))
-            found = assign_targets(instances, config.num_grids, config.strides, config.scale_ranges, 80)
-            for level, target in enumerate(found):
+            assigned = assign_targets(instances, config)
+            for level, target in enumerate(assigned):
                 key = f"{case}/img{image}_level{level}"
                 assert np.array_equal(target.labels.numpy(), golden[f"{key}_labels"].ravel())
                 assert np.array_equal(target.positive.numpy(), golden[f"{key}_positive"])

@@ -10,7 +10,7 @@ import torch
 from helpers.models import HEADS, small_config, small_network
 
 from solo_infer.errors import ConfigError
-from solo_infer.models.optimized.static_masks import CellTable, slot_maps
+from solo_infer.models.optimized.static_masks import static_masks
 from solo_infer.ops import dispatch, packed_masks
 from solo_infer.ops.group_norm_relu import group_norm_relu as group_norm_relu_op
 from solo_infer.ops.matrix_nms import decay_factors, same_label_intersections
@@ -134,21 +134,20 @@ def test_pasting_no_masks():
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_mask_statistics_of_heads(head, monkeypatch):
-    config = small_config(head)
-    network = small_network(config)
+    network = small_network(small_config(head))
     levels = network.features(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(7)))
-    table = CellTable.of(config.architecture, torch.device("cpu"))
-    maps = slot_maps(network, levels, table)
+    table = network.mask_head.cells
+    masks = static_masks(network.mask_head, levels)
     cells = torch.randint(len(table.level), (2, 9), generator=torch.Generator().manual_seed(8))
     cells[0, :5] = torch.tensor([0, 150, 170, 210, 224])  # one of each level
     assert table.level[cells[0, :5]].tolist() == [0, 1, 2, 3, 4]
-    expected_areas, expected_sums, _ = maps.statistics(cells, 0.5)
-    lower, upper = (maps.statistics(cells, 0.5 + offset).packed for offset in (1e-5, -1e-5))
+    expected_areas, expected_sums, _ = masks.statistics(cells, 0.5)
+    lower, upper = (masks.statistics(cells, 0.5 + offset).packed for offset in (1e-5, -1e-5))
     monkeypatch.setattr(dispatch, "triton_allowed", lambda device: True)
     name = "cell_mask_statistics" if head == "solo" else "axis_mask_statistics"
     kernel, calls = getattr(mask_statistics, name), []
     monkeypatch.setattr(mask_statistics, name, lambda *args: calls.append(1) or kernel(*args))
-    areas, sums, packed = maps.statistics(cells, 0.5)
+    areas, sums, packed = masks.statistics(cells, 0.5)
     assert len(calls) == 1 and dispatch.failures() == {}
     assert not (lower & ~packed).any() and not (packed & ~upper).any()
     assert (areas - expected_areas).abs().max() <= 1 and 0 < expected_areas.sum()

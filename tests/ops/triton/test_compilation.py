@@ -1,4 +1,4 @@
-"""Compilation of the kernels for GPUs that this machine does not need to have."""
+"""Compilation of the kernels to machine code, without a GPU."""
 
 import importlib
 

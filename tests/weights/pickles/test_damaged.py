@@ -1,4 +1,4 @@
-"""Damaged and malicious files of PyTorch's two formats end in CheckpointError, in little time and memory."""
+"""Damaged and malicious files end in CheckpointError, with little time and memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")
 
 
 def outcome(path: Path, data: bytes) -> Any:
-    """Return what is read, or the refusal; any other exception is a failure of the test."""
+    """Return the contents, or the CheckpointError; any other exception fails the test."""
     path.write_bytes(data)
     try:
         return read_pickled(path)
@@ -61,7 +61,7 @@ def outcome(path: Path, data: bytes) -> Any:
 
 
 @as_either
-def test_file_cut_off_anywhere_is_refused(path: Path, as_zip: bool) -> None:
+def test_file_truncated_anywhere_is_refused(path: Path, as_zip: bool) -> None:
     whole = saved(SMALL, as_zip)
     assert set(read(path, whole)) == set(SMALL)
     cuts = {*range(0, len(whole), 5), *range(300), *range(len(whole) - 300, len(whole))}
@@ -71,7 +71,7 @@ def test_file_cut_off_anywhere_is_refused(path: Path, as_zip: bool) -> None:
 
 @as_either
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
-def test_large_file_cut_off_is_refused(path: Path, keep: float, as_zip: bool) -> None:
+def test_truncated_large_file_is_refused(path: Path, keep: float, as_zip: bool) -> None:
     whole = saved({"state_dict": {"w": torch.zeros(300, 1000)}}, as_zip)
     refusal(path, whole[: int(len(whole) * keep)])
 
@@ -79,12 +79,12 @@ def test_large_file_cut_off_is_refused(path: Path, keep: float, as_zip: bool) ->
 @as_either
 def test_changed_bytes_are_read_or_refused(path: Path, as_zip: bool) -> None:
     whole = saved(SMALL, as_zip)
-    chance = random.Random(0)
+    rng = random.Random(0)
     refused = 0
     for _ in range(1000):
         data = bytearray(whole)
-        for _ in range(chance.choice((1, 1, 2, 8))):
-            data[chance.randrange(len(data))] = chance.randrange(256)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
         refused += isinstance(outcome(path, bytes(data)), CheckpointError)
     assert 120 < refused < 1000
 
@@ -92,41 +92,40 @@ def test_changed_bytes_are_read_or_refused(path: Path, as_zip: bool) -> None:
 @as_either
 def test_moved_and_repeated_bytes_are_read_or_refused(path: Path, as_zip: bool) -> None:
     whole = saved(SMALL, as_zip)
-    chance = random.Random(1)
+    rng = random.Random(1)
     refused = 0
     for _ in range(500):
-        start, end, to = sorted(chance.randrange(len(whole)) for _ in range(3))
+        start, end, to = sorted(rng.randrange(len(whole)) for _ in range(3))
         piece = whole[start : min(end, start + 200)]
-        rest = whole[:start] + whole[end:] if chance.random() < 0.5 else whole
+        rest = whole[:start] + whole[end:] if rng.random() < 0.5 else whole
         refused += isinstance(outcome(path, rest[:to] + piece + rest[to:]), CheckpointError)
     assert 80 < refused < 500
 
 
 def test_changed_pickles_are_read_or_refused(path: Path) -> None:
-    """As above, but every change hits opcodes, since no checksum notices."""
+    """Every change hits opcodes, because the checksums are those of the changed pickle."""
     with zipfile.ZipFile(io.BytesIO(saved(SMALL, True))) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     folder = next(name for name in members if name.endswith("data.pkl")).removesuffix("data.pkl")
     raw = {key.removeprefix(f"{folder}data/"): data for key, data in members.items() if "/data/" in key}
     contents = members[f"{folder}data.pkl"]
-    chance = random.Random(2)
+    rng = random.Random(2)
     refused = 0
     for _ in range(1000):
         data = bytearray(contents)
-        for _ in range(chance.choice((1, 2, 4))):
-            data[chance.randrange(len(data))] = chance.randrange(256)
-        found = outcome(path, zip_file(bytes(data), raw))
-        refused += isinstance(found, CheckpointError)
+        for _ in range(rng.choice((1, 2, 4))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        refused += isinstance(outcome(path, zip_file(bytes(data), raw)), CheckpointError)
     assert 120 < refused < 1000
 
 
 @as_either
 def test_changed_models_are_refused(path: Path, as_zip: bool) -> None:
     whole = saved(SMALL, as_zip)
-    chance = random.Random(3)
+    rng = random.Random(3)
     for _ in range(30):
         data = bytearray(whole)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         with pytest.raises(CheckpointError):
             read_checkpoint(path)
@@ -142,7 +141,7 @@ def test_flipped_bits_of_data_in_a_zip_are_noticed(path: Path) -> None:
         assert "CRC" in refusal(path, bytes(data))
 
 
-# --- No such file at all
+# --- Other files
 
 
 @pytest.mark.parametrize(
@@ -172,13 +171,13 @@ def test_oldest_format_in_a_tar_is_refused(path: Path) -> None:
     refusal(path, path.read_bytes())
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path, tmp_path / "missing.pth"]
     if hasattr(os, "mkfifo"):
         paths.append(tmp_path / "pipe.pth")
         os.mkfifo(paths[-1])  # opening it would wait forever
     for path in paths:
-        with pytest.raises(CheckpointError, match="is no file"):
+        with pytest.raises(CheckpointError, match="is not a file"):
             read_pickled(path)
         with pytest.raises(CheckpointError):
             read_checkpoint(path)
@@ -197,13 +196,13 @@ def test_unreadable_file_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch)
         read_checkpoint(path)
 
 
-def test_mistakes_of_ours_are_not_taken_for_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mistaken(*args: object) -> None:
-        raise AssertionError("a mistake")
+def test_programming_errors_are_not_reported_as_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError("a bug")
 
-    monkeypatch.setattr(reader, "_read_zip", mistaken)
+    monkeypatch.setattr(reader, "_read_zip", fail)
     path.write_bytes(zip_file(ONE_TENSOR, STORAGES))
-    with pytest.raises(AssertionError, match="a mistake"):
+    with pytest.raises(AssertionError, match="a bug"):
         read_pickled(path)
 
 
@@ -239,19 +238,19 @@ def archive_of(*members: tuple[str, bytes], compression: int = zipfile.ZIP_STORE
         archive_of(("word/document.xml", b"<xml>")),
     ],
 )
-def test_archives_of_another_kind_are_refused(path: Path, data: bytes) -> None:
+def test_other_archives_are_refused(path: Path, data: bytes) -> None:
     refusal(path, data)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_of_one_name_are_refused(path: Path) -> None:
     pair = (("a/data/0", RAW), ("a/data/0", bytes(16)))
-    assert "one name" in refusal(path, archive_of(("a/data.pkl", ONE_TENSOR), *pair))
+    assert "the same name" in refusal(path, archive_of(("a/data.pkl", ONE_TENSOR), *pair))
 
 
 def test_members_elsewhere_are_never_written(path: Path) -> None:
-    elsewhere = ("../evil", b"x"), ("/tmp/evil", b"x"), ("a/../../evil", b"x")
-    data = archive_of(("a/data.pkl", ONE_TENSOR), ("a/data/0", RAW), *elsewhere)
+    outside = ("../evil", b"x"), ("/tmp/evil", b"x"), ("a/../../evil", b"x")
+    data = archive_of(("a/data.pkl", ONE_TENSOR), ("a/data/0", RAW), *outside)
     assert read(path, data)["w"].shape == (4,)
     assert sorted(item.name for item in path.parent.rglob("*")) == ["model.pth"]
 
@@ -342,38 +341,40 @@ from solo_infer.weights.checkpoint import read_checkpoint
 build_network(PRESETS["solo_r50"].architecture, device="meta")
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
-said = {}
+results = {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         read_checkpoint(path)
-        said[path.name] = "read"
+        results[path.name] = "read"
     except CheckpointError as error:
-        said[path.name] = str(error)
-print(json.dumps(said))
+        results[path.name] = str(error)
+print(json.dumps(results))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits on memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the memory limits of Linux")
 def test_bombs_take_little_time_and_memory(tmp_path: Path) -> None:
     for name, contents in BOMBS.items():
-        given = STORAGES if b"storage" in contents else {}
-        for kind, build in (("legacy", legacy_file), ("zip", zip_file)):
-            (tmp_path / f"{name}.{kind}.pth").write_bytes(build(b"\x80\x02" + contents + b".", given))
+        storages = STORAGES if b"storage" in contents else {}
+        for name_of_format, build in (("legacy", legacy_file), ("zip", zip_file)):
+            (tmp_path / f"{name}.{name_of_format}.pth").write_bytes(
+                build(b"\x80\x02" + contents + b".", storages)
+            )
     deflated = zip_file(ONE_TENSOR, {"0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
     (tmp_path / "zip bomb.pth").write_bytes(deflated)
     deflated = zip_file(b"N0" * 25_000_000 + b"N.", None, zipfile.ZIP_DEFLATED)
     (tmp_path / "pickle bomb.pth").write_bytes(deflated)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert len(said) == 2 * len(BOMBS) + 2
-    for name, message in said.items():
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout)
+    assert len(results) == 2 * len(BOMBS) + 2
+    for name, message in results.items():
         assert message != "read", name
         assert "MemoryError" not in message and "alloc" not in message, (name, message)
         assert len(message) < 3000

@@ -1,4 +1,4 @@
-"""PyTorch's two formats: read to the last bit, refused when damaged, never obeyed."""
+"""Both of PyTorch's formats are read bit for bit, refused if damaged, and never executed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from helpers.pickle_attacks import attacks
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.errors import CheckpointError
 from solo_infer.weights.checkpoint import read_checkpoint
-from solo_infer.weights.pickles.reader import OpaqueObject, read_pickled
+from solo_infer.weights.pickles.reader import read_pickled
+from solo_infer.weights.pickles.unpickler import OpaqueObject
 
 RAW = np.arange(4, dtype="<f4").tobytes()
 STORAGES = {"0": RAW}
@@ -48,7 +49,7 @@ def read(path: Path, data: bytes) -> Any:
 
 
 def refusal(path: Path, data: bytes) -> str:
-    """Return why a file is refused, which must be for what it is and not for a lack of memory."""
+    """Return why a file is refused; the reason must not be a lack of memory."""
     path.write_bytes(data)
     with pytest.raises(CheckpointError) as error:
         read_pickled(path)
@@ -66,7 +67,7 @@ def saved(value: Any, as_zip: bool) -> bytes:
     return stream.getvalue()
 
 
-# --- What is read
+# --- Supported contents
 
 DTYPES = (
     torch.float64,
@@ -85,19 +86,19 @@ DTYPES = (
 @pytest.mark.parametrize("as_zip", [False, True], ids=["legacy", "zip"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tensor_of_every_dtype(path: Path, dtype: torch.dtype, as_zip: bool) -> None:
-    given = (torch.arange(24) % 7 - 3).to(torch.uint8 if dtype == torch.uint8 else dtype).reshape(2, 3, 4)
-    found = read(path, saved({"w": given}, as_zip))["w"]
-    assert found.dtype == dtype and torch.equal(found, given)
+    expected = (torch.arange(24) % 7 - 3).to(torch.uint8 if dtype == torch.uint8 else dtype).reshape(2, 3, 4)
+    tensor = read(path, saved({"w": expected}, as_zip))["w"]
+    assert tensor.dtype == dtype and torch.equal(tensor, expected)
 
 
 @pytest.mark.parametrize("as_zip", [False, True], ids=["legacy", "zip"])
-def test_tensors_of_every_kind(path: Path, as_zip: bool) -> None:
+def test_tensors_of_every_layout(path: Path, as_zip: bool) -> None:
     base = torch.arange(60.0).reshape(3, 4, 5)
     marked = torch.nn.Parameter(torch.arange(3.0))
     marked.note = "an attribute"  # type: ignore[attr-defined]
     noted = torch.arange(5.0)
     noted.note = "an attribute"  # type: ignore[attr-defined]
-    given = {
+    tensors = {
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 3),
         "transposed": base.permute(2, 0, 1),
@@ -112,13 +113,13 @@ def test_tensors_of_every_kind(path: Path, as_zip: bool) -> None:
         "noted": noted,
         "buffer": torch.nn.Buffer(torch.ones(2)) if hasattr(torch.nn, "Buffer") else torch.ones(2),
     }
-    found = read(path, saved(given, as_zip))
-    assert list(found) == list(given)
-    for name, expected in given.items():
-        assert torch.equal(found[name], expected), name
-        assert type(found[name]) is torch.Tensor and not found[name].requires_grad
-        assert found[name].stride() == expected.stride()
-    assert found["shared"].data_ptr() == found["transposed"].data_ptr()
+    loaded = read(path, saved(tensors, as_zip))
+    assert list(loaded) == list(tensors)
+    for name, expected in tensors.items():
+        assert torch.equal(loaded[name], expected), name
+        assert type(loaded[name]) is torch.Tensor and not loaded[name].requires_grad
+        assert loaded[name].stride() == expected.stride()
+    assert loaded["shared"].data_ptr() == loaded["transposed"].data_ptr()
 
 
 def test_tensor_saved_on_cuda_is_read_on_the_cpu(path: Path) -> None:
@@ -127,9 +128,9 @@ def test_tensor_saved_on_cuda_is_read_on_the_cpu(path: Path) -> None:
         assert read(path, build(contents, STORAGES))["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_names_of_every_torch_version(path: Path) -> None:
-    for kind in ("torch\nFloatStorage", "torch.storage\nFloatStorage"):
-        contents = b"}" + text("w") + tensor(source=storage(kind=kind)) + b"s."
+def test_globals_of_every_torch_version(path: Path) -> None:
+    for storage_type in ("torch\nFloatStorage", "torch.storage\nFloatStorage"):
+        contents = b"}" + text("w") + tensor(source=storage(storage_type=storage_type)) + b"s."
         assert read(path, zip_file(contents, STORAGES))["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
     size = b"ctorch\nSize\n(" + numbers(2, 2) + b"tR"
     first = b"ctorch._utils\n_rebuild_tensor\n(" + storage() + number(0) + size + numbers(1, 2) + b"tR"
@@ -140,15 +141,15 @@ def test_view_of_a_storage_in_the_oldest_files(path: Path) -> None:
     whole = storage()[:-2]
     view = whole + b"(" + text("view") + number(1) + number(2) + b"ttQ"
     contents = b"]" + tensor((2,), source=view) + b"a" + tensor() + b"a."
-    found = read(path, legacy_file(contents, STORAGES))
-    assert [item.tolist() for item in found] == [[1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
+    loaded = read(path, legacy_file(contents, STORAGES))
+    assert [item.tolist() for item in loaded] == [[1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
 
 
 def test_ordered_dict_of_pairs_as_python_2_wrote_it(path: Path) -> None:
     pairs = b"](" + text("a") + b"K\x01\x86]" + text("b") + b"aK\x02aeq\x00"
     call = b"ccollections\nOrderedDict\n("
     assert read(path, zip_file(call + pairs + b"tR.")) == {"a": 1, "b": 2}
-    # The list is used up: copying it a million times would take forever.
+    # The list is emptied: copying it a million times would take too long.
     again = b"(" + call + pairs + b"tR" + call + b"h\x00tRt."
     assert read(path, zip_file(again)) == ({"a": 1, "b": 2}, {})
     for wrong in (b"K\x01", text("ab"), b"]K\x01a", b"]" + text("ab") + b"a", b"])a", b"]K\x01K\x02\x86a"):
@@ -168,11 +169,11 @@ def test_files_of_mmdet_and_mmengine(name: str) -> None:
     expected_entries |= {"message_hub", "param_schedulers"} if name == "mmdet3" else set()
     assert set(content) == expected_entries
     assert len(content["state_dict"]) == 9
-    for key, found in content["state_dict"].items():
-        # The 3.x files were trained for four steps at a rate of 1e-9.
-        expected = torch.from_numpy(procedural_weights.tensor(key, tuple(found.shape), "solo_r50"))
-        tolerance = 0 if name.startswith("mmdet2") or not found.is_floating_point() else 1e-8
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    for key, loaded in content["state_dict"].items():
+        # The 3.x files were trained for four steps with a learning rate of 1e-9.
+        expected = torch.from_numpy(procedural_weights.tensor(key, tuple(loaded.shape), "solo_r50"))
+        tolerance = 0 if name.startswith("mmdet2") or not loaded.is_floating_point() else 1e-8
+        torch.testing.assert_close(loaded, expected, rtol=0, atol=tolerance)
     meta = content["meta"]
     names = meta["CLASSES"] if name.startswith("mmdet2") else meta["dataset_meta"]["classes"]
     assert len(names) == 80 and names[0] == "person"
@@ -181,7 +182,7 @@ def test_files_of_mmdet_and_mmengine(name: str) -> None:
         assert {buffer.name for buffer in buffers} == {"mmengine.logging.history_buffer.HistoryBuffer"}
 
 
-def test_torch_load_is_used_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise BaseException("torch.load was called")
 
@@ -193,12 +194,12 @@ def test_torch_load_is_used_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [text for text in sources if "torch.load(" in text or "pickle.load" in text]
 
 
-# --- What is not run
+# --- Attacks
 
 
 @both_formats
 @pytest.mark.parametrize("name", attacks(""))
-def test_attack_in_a_checkpoint_is_inert(
+def test_attack_in_a_checkpoint_does_not_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, build: Any
 ) -> None:
     (tmp_path / "tripwire.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
@@ -206,9 +207,9 @@ def test_attack_in_a_checkpoint_is_inert(
     monkeypatch.delitem(sys.modules, "tripwire", raising=False)
     attack = dumped(attacks(str(tmp_path / "ran"))[name])[2:-1]
     beside = b"\x80\x02}(" + text("state_dict") + ONE_TENSOR[2:-1] + text("optimizer") + attack + b"u."
-    found = read(path, build(beside, STORAGES))
-    assert found["state_dict"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert isinstance(found["optimizer"], OpaqueObject)
+    loaded = read(path, build(beside, STORAGES))
+    assert loaded["state_dict"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert isinstance(loaded["optimizer"], OpaqueObject)
     assert isinstance(read(path, build(b"\x80\x02" + attack + b".")), OpaqueObject)
     for contents in (
         attack,
@@ -229,17 +230,17 @@ def test_attack_in_a_checkpoint_is_inert(
     assert "tripwire" not in sys.modules
 
 
-def test_attack_outside_of_the_contents_is_refused(path: Path, tmp_path: Path) -> None:
+def test_attack_outside_the_contents_is_refused(path: Path, tmp_path: Path) -> None:
     attack = dumped(attacks(str(tmp_path / "ran"))["os.system"])
     whole = legacy_file(ONE_TENSOR, STORAGES)
-    for part in whole.split(b".", 3)[:3]:
-        refusal(path, whole.replace(part + b".", attack, 1))
+    for header in whole.split(b".", 3)[:3]:
+        refusal(path, whole.replace(header + b".", attack, 1))
     refusal(path, legacy_file(ONE_TENSOR, STORAGES, keys=attacks(str(tmp_path / "ran"))["os.system"]))
     refusal(path, attack)
     assert not (tmp_path / "ran").exists()
 
 
-# --- What is refused
+# --- Refused contents
 
 
 def rebuild(*arguments: bytes) -> bytes:
@@ -294,15 +295,15 @@ BAD_CONTENTS = {
     "id of a tensor in a tuple": b"(" + tensor() * 5 + b"tQ",
     "id of a module": b"(" + text("module") + b"cos\nsystem\n" + text("a") * 3 + b"tQ",
     "id in text": b"Pstorage\n",
-    "storage of an unknown type": storage(kind="torch\nQUInt8Storage"),
-    "storage of untyped bytes": storage(kind="torch.storage\nUntypedStorage"),
+    "storage of an unknown type": storage(storage_type="torch\nQUInt8Storage"),
+    "storage of untyped bytes": storage(storage_type="torch.storage\nUntypedStorage"),
     "storage of a negative length": storage(count=-1),
     "storage of a huge length": storage(count=2**60),
     "storage of an overflowing length": storage(count=2**62 + 1),
     "storage longer than the file": storage(count=10_000),
     "storage longer than its data": storage(count=5),
     "storage shorter than its data": storage(count=3),
-    "storage of another type": tensor() + storage(kind="torch\nIntStorage"),
+    "storage of another type": tensor() + storage(storage_type="torch\nIntStorage"),
     "storage that is not there": storage(key="1"),
     "storage elsewhere": storage(key="../data.pkl"),
     "storage of a long name": storage(key="0" * 1000),
@@ -339,12 +340,12 @@ def test_storages_together_are_no_larger_than_the_file(path: Path, build: Any) -
 
 def test_wrong_list_of_storages_is_refused(path: Path) -> None:
     two = b"](" + storage("a") + storage("b") + b"e."
-    given = {"a": RAW, "b": RAW}
-    assert len(read(path, legacy_file(two, given))) == 2
+    storages = {"a": RAW, "b": RAW}
+    assert len(read(path, legacy_file(two, storages))) == 2
     wrong = (["a"], ["a", "a"], ["a", "c"], ["a", None], ["a", [1]], "ab", 5, {"a": 1}, [], ["a", "b", "b"])
     for keys in wrong:
-        refusal(path, legacy_file(two, given, keys=keys))
-    whole = legacy_file(two, given)
+        refusal(path, legacy_file(two, storages, keys=keys))
+    whole = legacy_file(two, storages)
     refusal(path, whole.replace((4).to_bytes(8, "little"), (2**62).to_bytes(8, "little")))
     refusal(path, whole.replace((4).to_bytes(8, "little"), (-1).to_bytes(8, "little", signed=True)))
 

@@ -1,4 +1,4 @@
-"""The pickle machine gives plain data and runs nothing, whatever a pickle says."""
+"""The unpickler returns plain data and runs no code of a pickle."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ import pytest
 from helpers.checkpoint_files import foreign_object, number, text
 from helpers.pickle_attacks import attacks
 
-from solo_infer.weights.pickles.reader import unpickler
+from solo_infer.weights.pickles import unpickler
 from solo_infer.weights.pickles.unpickler import MAX_OPCODES, AllowedCallable, OpaqueObject
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-KNOWN: dict[str, object] = {
+ALLOWED: dict[str, object] = {
     "collections OrderedDict": AllowedCallable(dict),
     "torch count": AllowedCallable(lambda *arguments: len(arguments)),
     "torch float": "a value",
@@ -37,10 +37,10 @@ REFUSALS = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError
 
 
 def load(data: bytes) -> Any:
-    return unpickler.load(io.BytesIO(data), len(data), KNOWN, lambda pid: ("persistent", pid))
+    return unpickler.load(io.BytesIO(data), len(data), ALLOWED, lambda pid: ("persistent", pid))
 
 
-# --- What is read
+# --- Supported pickles
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -59,9 +59,9 @@ def load(data: bytes) -> Any:
     ],
 )
 def test_plain_data_of_every_protocol(value: Any, protocol: int) -> None:
-    found = load(pickle.dumps(value, protocol))
-    assert found == value
-    assert type(found) is type(value)
+    loaded = load(pickle.dumps(value, protocol))
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -76,15 +76,15 @@ def test_shared_and_recursive_objects_stay_so(protocol: int) -> None:
     first, second = load(pickle.dumps([shared, shared], protocol))
     assert first is second
     shared.append(shared)
-    found = load(pickle.dumps(shared, protocol))
-    assert found[1] is found
+    loaded = load(pickle.dumps(shared, protocol))
+    assert loaded[1] is loaded
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS[2:])
 def test_ordered_dict_is_a_dict(protocol: int) -> None:
-    found = load(pickle.dumps(OrderedDict(b=1, a=2), protocol))
-    assert type(found) is dict
-    assert list(found.items()) == [("b", 1), ("a", 2)]
+    loaded = load(pickle.dumps(OrderedDict(b=1, a=2), protocol))
+    assert type(loaded) is dict
+    assert list(loaded.items()) == [("b", 1), ("a", 2)]
 
 
 def test_attributes_of_a_dict_are_dropped() -> None:
@@ -93,14 +93,14 @@ def test_attributes_of_a_dict_are_dropped() -> None:
     assert list(load(data).items()) == [("a", 1)]
 
 
-def test_stream_is_left_behind_the_pickle() -> None:
+def test_stream_is_left_at_the_end_of_the_pickle() -> None:
     stream = io.BytesIO(pickle.dumps([1]) + pickle.dumps("next") + b"rest")
-    found = [unpickler.load(stream, 100, {}, lambda pid: pid) for _ in range(2)]
-    assert found == [[1], "next"]
+    loaded = [unpickler.load(stream, 100, {}, lambda pid: pid) for _ in range(2)]
+    assert loaded == [[1], "next"]
     assert stream.read() == b"rest"
 
 
-def test_persistent_ids_are_given_to_the_caller() -> None:
+def test_persistent_ids_are_passed_to_the_caller() -> None:
     assert load(b"(" + text("a") + number(1) + b"tQ.") == ("persistent", ("a", 1))
 
 
@@ -109,7 +109,7 @@ class Color(enum.Enum):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_unknown_objects_are_inert(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_objects_are_opaque(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
     history = foreign_object(monkeypatch, "mmengine.logging", "HistoryBuffer", data=[1, 2])
     unknown = {
         "history": history,
@@ -131,16 +131,16 @@ def test_unknown_objects_are_inert(protocol: int, monkeypatch: pytest.MonkeyPatc
         "function": os.path.join,
         "range": range(3),
     }
-    found = load(pickle.dumps({**unknown, "plain": 1}, protocol))
-    assert found.pop("plain") == 1
-    assert found.pop("class") is KNOWN["collections OrderedDict"]
-    inert = {name for name, value in found.items() if isinstance(value, OpaqueObject)}
-    assert inert == set(unknown) - {"class"}
-    assert found["history"].name in ("mmengine.logging.HistoryBuffer", "copy_reg._reconstructor")
+    loaded = load(pickle.dumps({**unknown, "plain": 1}, protocol))
+    assert loaded.pop("plain") == 1
+    assert loaded.pop("class") is ALLOWED["collections OrderedDict"]
+    opaque = {name for name, value in loaded.items() if isinstance(value, OpaqueObject)}
+    assert opaque == set(unknown) - {"class"}
+    assert loaded["history"].name in ("mmengine.logging.HistoryBuffer", "copy_reg._reconstructor")
 
 
 @pytest.mark.parametrize("call", [b"(NNtR", b"(NNt\x81", b"0(ctorch\ncount\nNNo", b"0(NNitorch\ncount\n"])
-def test_known_functions_are_called(call: bytes) -> None:
+def test_allowed_functions_are_called(call: bytes) -> None:
     assert load(b"ctorch\ncount\n" + call + b".") == 2
 
 
@@ -148,7 +148,7 @@ def test_unhashable_and_slow_keys_are_dropped() -> None:
     entries = [
         (b"(K\x01t", "a tuple"),
         (b"]", "a list"),
-        (b"cos\nsystem\n", "inert"),
+        (b"cos\nsystem\n", "opaque"),
         (number(1 << 2000), "a huge number"),
         (number(7), "kept"),
     ]
@@ -156,12 +156,12 @@ def test_unhashable_and_slow_keys_are_dropped() -> None:
     assert load(data) == {7: "kept"}
 
 
-# --- What is not run
+# --- Attacks
 
 
 @pytest.fixture
 def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once something ran."""
+    """Path of a file that an attack creates."""
     path = tmp_path / "ran"
     (tmp_path / "tripwire.py").write_text(f"open({str(path)!r}, 'w').close()")
     monkeypatch.syspath_prepend(tmp_path)
@@ -170,26 +170,26 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check_that_nothing_runs(data: bytes, marker: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Load a pickle that must make the marker when Python loads it."""
+    """Load a pickle that creates the marker when Python loads it."""
     try:
         pickle.loads(data)
     except AttributeError:
         assert b"tripwire" in data
-    assert marker.exists(), "the attack of this test is none"
+    assert marker.exists(), "the attack does not work with Python"
     marker.unlink()
     sys.modules.pop("tripwire", None)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise BaseException("something ran")
 
-    places = [(os, "system"), (os, "popen"), (subprocess, "Popen"), (builtins, "eval"), (builtins, "exec")]
+    functions = [(os, "system"), (os, "popen"), (subprocess, "Popen"), (builtins, "eval"), (builtins, "exec")]
     with monkeypatch.context() as patch:
-        for owner, name in places:
+        for owner, name in functions:
             patch.setattr(owner, name, refuse)
-        found = load(data)
+        loaded = load(data)
     assert not marker.exists()
     assert "tripwire" not in sys.modules
-    return found
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -198,19 +198,19 @@ def check_that_nothing_runs(data: bytes, marker: Path, monkeypatch: pytest.Monke
         (name, protocol)
         for name in attacks("")
         for protocol in (0, 2, pickle.HIGHEST_PROTOCOL)
-        if protocol or not name.startswith("__new__")  # for which protocol 0 has no opcode
+        if protocol or not name.startswith("__new__")  # protocol 0 has no opcode for it
     ],
 )
-def test_call_that_python_makes_is_not_made(
+def test_calls_are_not_executed(
     name: str, protocol: int, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pickle.dumps(attacks(str(marker))[name], protocol)
     assert isinstance(check_that_nothing_runs(data, marker, monkeypatch), OpaqueObject)
     attack = attacks(str(marker))[name]
     data = pickle.dumps({"state_dict": {"w": attack}, "plain": [attack, 1]}, protocol)
-    found = check_that_nothing_runs(data, marker, monkeypatch)
-    assert isinstance(found["state_dict"]["w"], OpaqueObject)
-    assert found["plain"][1] == 1
+    loaded = check_that_nothing_runs(data, marker, monkeypatch)
+    assert isinstance(loaded["state_dict"]["w"], OpaqueObject)
+    assert loaded["plain"][1] == 1
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_registered_extensions_are_refused(
         copyreg.remove_extension("os", "system", 1)
 
 
-# --- What is refused
+# --- Refused pickles
 
 
 @pytest.mark.parametrize(
@@ -296,28 +296,28 @@ def test_registered_extensions_are_refused(
         b"T\xff\xff\xff\xffabc.",
         b"\x8b\xff\xff\xff\x7fabc.",
         b"X\x02\x00\x00\x00\xff\xfe.",
-        b"Inot a number\n.",
+        b"I not a number\n.",
         b"I" + b"1" * 100_000 + b"\n.",
         b"V" + b"a" * 100_000 + b"\n.",
     ],
 )
-def test_nonsense_is_refused(data: bytes) -> None:
+def test_invalid_pickle_is_refused(data: bytes) -> None:
     with pytest.raises(REFUSALS):
         load(data)
 
 
-def test_stack_below_a_mark_is_out_of_reach() -> None:
+def test_stack_below_a_mark_is_not_accessible() -> None:
     with pytest.raises(IndexError):
         load(b"K\x01(\x85.")
 
 
 @pytest.mark.parametrize("index", [0, 255, 2**31, 2**32 - 1])
-def test_memo_index_costs_nothing(index: int) -> None:
+def test_large_memo_index_allocates_nothing(index: int) -> None:
     raw = index.to_bytes(4, "little")
     assert load(b"K\x07r" + raw + b"0j" + raw + b".") == 7
 
 
-def test_frames_are_not_believed() -> None:
+def test_frame_lengths_are_ignored() -> None:
     assert load(b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7fK\x07.") == 7
 
 
@@ -332,22 +332,22 @@ def test_frames_are_not_believed() -> None:
     ],
     ids=["lists", "tuples", "tuples as key", "marks", "itself"],
 )
-def test_deep_nesting_is_no_matter(data: bytes) -> None:
+def test_deep_nesting_is_supported(data: bytes) -> None:
     assert type(load(data)) in (list, tuple, dict)
 
 
-def test_endless_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_OPCODES >= 1_000_000
     monkeypatch.setattr(unpickler, "MAX_OPCODES", 1000)
     assert load(b"N0" * 499 + b"N.") is None
-    with pytest.raises(pickle.UnpicklingError, match="more than 1000 steps"):
+    with pytest.raises(pickle.UnpicklingError, match="more than 1000 opcodes"):
         load(b"N0" * 501 + b"N.")
 
 
-def test_names_of_inert_objects_are_short() -> None:
-    found = load(b"c" + b"m" * 50_000 + b"\n" + b"n" * 50_000 + b"\n.")
-    assert isinstance(found, OpaqueObject)
-    assert len(repr(found)) < 1100
+def test_names_of_opaque_objects_are_short() -> None:
+    loaded = load(b"c" + b"m" * 50_000 + b"\n" + b"n" * 50_000 + b"\n.")
+    assert isinstance(loaded, OpaqueObject)
+    assert len(repr(loaded)) < 1100
 
 
 @pytest.mark.parametrize("seed", range(4))

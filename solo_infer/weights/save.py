@@ -1,0 +1,55 @@
+"""Write a checkpoint: ``config.json`` and ``model.safetensors`` in a directory."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from solo_infer.config import ModelConfig
+from solo_infer.errors import CacheError
+from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from solo_infer.weights.match_state_dict import unshare_storage
+
+
+def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folder: Path) -> Path:
+    """Write ``config.json`` and ``model.safetensors``: both, or neither if anything fails.
+
+    Args:
+        config: Configuration of the model.
+        state_dict: Weights of its network.
+        folder: Directory to write to. It is created if it does not exist.
+
+    Returns:
+        The directory, with "~" expanded.
+
+    Raises:
+        CacheError: The directory cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = folder.expanduser()
+    tensors = unshare_storage({name: tensor.cpu() for name, tensor in state_dict.items()})
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+
+    def write_both(config_file: Path) -> None:
+        config_file.write_text(text, encoding="utf-8")
+
+        def write_weights(weights_file: Path) -> None:
+            save_file(tensors, weights_file, {"format": "pt"})
+            # Some versions of safetensors write files that only their owner can read.
+            weights_file.chmod(stat.S_IMODE(config_file.stat().st_mode))
+
+        write_whole(folder / WEIGHTS_NAME, write_weights)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / CONFIG_NAME, write_both)
+    except (OSError, SafetensorError) as error:
+        raise CacheError(f"{folder} cannot be written: {error}. Choose another directory.") from error
+    return folder

@@ -1,0 +1,81 @@
+"""Models, batches and data sets of the training tests that take seconds."""
+
+from dataclasses import replace
+
+import torch
+from helpers.models import small_config
+from helpers.training_sets import bitmap, compressed, instance, rectangle, write_set
+
+from solo_infer.training import CocoFiles, Recipe, checkpointing, init_model
+from solo_infer.training.metrics_log import read_rows
+
+QUICK = Recipe(
+    epochs=2, batch_size=2, lr=0.01, warmup_iters=4, log_every=1, save_every=3, workers=0, ema_decay=0.9
+)
+QUICK_FINE_TUNE = Recipe(
+    epochs=2, batch_size=2, lr=0.01, warmup_iters=2, log_every=1, save_every=100, workers=0
+)
+NUTS_AND_BOLTS = {"nut": 7, "bolt": 3}
+
+
+def small_start():
+    """Return a model of three classes with the smallest backbone, always with the same weights."""
+    config = small_config("decoupled_light")
+    architecture = replace(config.architecture, backbone="efficientnet_lite0", stacked_convs=1)
+    return init_model(replace(config, architecture=architecture), seed=1)
+
+
+class Rectangles:
+    """Batches of dark images with a bright rectangle of one of three classes, generated from their index."""
+
+    def __init__(self, count=4, batch_size=2, rank=0, world_size=1):
+        self.count, self.batch_size, self.rank, self.world_size = count, batch_size, rank, world_size
+
+    def __len__(self):
+        return self.count
+
+    def epoch(self, epoch, start):
+        for index in range(start, self.count):
+            samples = [self.sample(epoch, index * self.batch_size + item) for item in range(self.batch_size)]
+            share = samples[self.rank :: self.world_size]
+            yield torch.stack([image for image, _ in share]), [target for _, target in share]
+
+    def sample(self, epoch, index):
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        top, left, height, width, label = (
+            int(torch.randint(low, high, (), generator=generator))
+            for low, high in ((0, 40), (0, 60), (30, 56), (30, 60), (0, 3))
+        )
+        mask = torch.zeros(1, 96, 128, dtype=torch.uint8)
+        mask[0, top : top + height, left : left + width] = 1
+        image = torch.randn(3, 96, 128, generator=generator) * 0.1 - 1
+        image[label] += 2 * mask[0]
+        box = torch.tensor([[left, top, left + width, top + height]], dtype=torch.float32)
+        return image, {"boxes": box, "labels": torch.tensor([label]), "masks": mask}
+
+
+def write_nuts_and_bolts(folder):
+    """Write four images with a nut and a bolt in three of them, and return the data set."""
+    instances = [
+        instance(name, category, segmentation, bbox=[left, 20, 60, 50], area=3000)
+        for name, left in (("0.png", 10), ("1.png", 30), ("2.png", 50))
+        for category, segmentation in (
+            ("nut", rectangle(left, 20, left + 60, 70)),
+            ("bolt", compressed(bitmap(90, 120, left, 20, left + 30, 70))),
+        )
+    ]
+    sizes = {f"{number}.png": (90, 120) for number in range(4)}
+    return CocoFiles(*write_set(folder, sizes, NUTS_AND_BOLTS, instances))
+
+
+def losses(folder):
+    """Return the iteration, losses and gradient norm of each row of a run's training.csv, as text."""
+    return [
+        (row["iteration"], row["loss_cls"], row["loss_mask"], row["grad_norm"])
+        for row in read_rows(folder / "training.csv")
+    ]
+
+
+def state_tensors(folder):
+    """Return the tensors of a run's state by group."""
+    return checkpointing.load_state(folder / checkpointing.STATE_NAME)[0]

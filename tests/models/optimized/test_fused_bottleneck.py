@@ -1,0 +1,101 @@
+"""ResNet blocks with fused additions and ReLUs equal torchvision's blocks."""
+
+import pytest
+import torch
+from helpers.models import randomize, small_config
+from helpers.nested_tensors import assert_close_outputs, random_maps
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from solo_infer.models import build_network
+from solo_infer.models.layers.deform_conv import DeformableConv
+from solo_infer.models.optimized import fused_bottleneck
+from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
+from solo_infer.models.optimized.optimize import fold_batch_norm, optimize_for_inference
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+SIZES = [(1, 1), (2, 3), (7, 9), (16, 24)]
+
+
+def small_backbone():
+    return build_network(small_config("solo").architecture).backbone.eval().requires_grad_(False)
+
+
+def random_block(block_type):
+    torch.manual_seed(2)
+    if block_type == "projected":
+        downsample = nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, bias=False), nn.BatchNorm2d(64))
+        block = Bottleneck(32, 16, stride=2, downsample=downsample)
+    else:
+        block = Bottleneck(64, 16)
+    if block_type == "deformable":
+        block.conv2 = DeformableConv(16, 16)
+    return fold_batch_norm(randomize(block.eval().requires_grad_(False)))
+
+
+@pytest.mark.parametrize("block_type", ["identity", "projected", "deformable"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_fused_block_equals_the_plain_block(dtype, block_type):
+    if not can_fuse(CPU, dtype):
+        pytest.skip(f"oneDNN has no fused convolutions in {dtype} on this processor")
+    block = random_block(block_type).to(dtype)
+    fused = FusedBottleneck(block)
+    for size in SIZES:
+        x = random_maps((block.conv1.in_channels, *size), count=2, dtype=dtype).relu()
+        expected = block(x.clone())
+        for layout in (torch.contiguous_format, torch.channels_last):
+            out = fused(x.clone(memory_format=layout))  # the block may overwrite its input
+            assert_close_outputs(out, expected, 1e-5 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_backbone_with_fused_blocks(dtype):
+    """Holds with and without oneDNN's fused operators. The input of the backbone is not changed."""
+    backbone = small_backbone().to(dtype)
+    images = random_maps((3, 64, 96), dtype=dtype)
+    before = images.clone()
+    optimized = optimize_for_inference(backbone)
+    expected_type = FusedBottleneck if can_fuse(CPU, dtype) else Bottleneck
+    assert {type(module) for module in optimized.layer1} == {expected_type}
+    for _ in range(2):
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        assert_close_outputs(optimized(images), backbone(images), tolerance)
+    assert torch.equal(images, before)
+
+
+def test_blocks_are_not_fused_without_the_operators(monkeypatch):
+    def missing(*_):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise_'")
+
+    monkeypatch.setattr(fused_bottleneck, "_add_convolution_relu", missing)
+    fused_bottleneck._fused_operators_work.cache_clear()
+    try:
+        assert not can_fuse(CPU, torch.float32)
+        optimized = optimize_for_inference(small_backbone())
+        assert not any(isinstance(module, FusedBottleneck) for module in optimized.modules())
+    finally:
+        fused_bottleneck._fused_operators_work.cache_clear()
+
+
+def test_blocks_are_not_fused_if_the_operators_give_other_results(monkeypatch):
+    monkeypatch.setattr(fused_bottleneck, "_fused_relu", lambda conv, x: conv(x))  # without the ReLU
+    fused_bottleneck._fused_operators_work.cache_clear()
+    try:
+        assert not can_fuse(CPU, torch.float32)
+    finally:
+        fused_bottleneck._fused_operators_work.cache_clear()
+
+
+def test_fused_blocks_are_differentiable():
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    backbone = small_backbone()
+    gradients = []
+    for candidate in (optimize_for_inference(backbone), backbone):
+        images.grad = None
+        candidate(images)[-1].sum().backward()
+        gradients.append(images.grad)
+    assert gradients[0].abs().sum() > 0
+    assert_close_outputs(*gradients, 1e-3)

@@ -1,0 +1,75 @@
+"""Winograd's convolutions equal torch's."""
+
+import pytest
+import torch
+from helpers.nested_tensors import assert_close_outputs, random_maps
+from torch import nn
+
+from solo_infer.models.layers.conv_branch import append_channels
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d, can_use_winograd, is_traced, is_wide
+
+SIZES = [(1, 1), (2, 9), (5, 5), (13, 30), (24, 32)]
+
+
+def random_conv(in_channels, out_channels=256, bias=True):
+    torch.manual_seed(2)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_equals_the_plain_convolution(size, bias):
+    conv = random_conv(256, bias=bias)
+    winograd = WinogradConv2d(conv)
+    x = random_maps((256, *size), count=2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert_close_outputs(winograd(x.contiguous(memory_format=layout)), conv(x), 1e-4)
+    assert winograd._transformed.shape == (36, 256, 256)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_other_dtypes_use_the_plain_convolution(dtype):
+    conv = random_conv(256).to(dtype)
+    winograd = WinogradConv2d(conv)
+    for size in SIZES:
+        x = random_maps((256, *size), dtype=dtype)
+        assert torch.equal(winograd(x), conv(x))
+    assert winograd._transformed is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_levels_with_extra_channels(dtype):
+    conv = random_conv(258).to(dtype)
+    winograd = WinogradConv2d(conv)
+    maps = [random_maps((256, *size), count=2, dtype=dtype) for size in SIZES]
+    extra = [random_maps((2, *size), dtype=dtype, seed=4) for size in SIZES]
+    expected = [conv(append_channels(x, channels)) for x, channels in zip(maps, extra, strict=True)]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    for _ in range(2):  # the second time with the cached transformed weight
+        assert_close_outputs(winograd.forward_levels(maps, extra), expected, tolerance)
+    assert winograd.forward_levels([]) == []
+
+
+def test_gradients_use_the_plain_convolution():
+    conv = random_conv(256)
+    x = random_maps((256, 5, 6)).requires_grad_(True)
+    assert not can_use_winograd(x)
+    WinogradConv2d(conv)(x).square().sum().backward()
+    gradient, x.grad = x.grad, None
+    conv(x).square().sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+
+
+def test_wide_convolutions():
+    assert is_wide(random_conv(256)) and is_wide(random_conv(258))
+    assert not is_wide(random_conv(255)) and not is_wide(random_conv(256, 255))
+    for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
+        assert not is_wide(nn.Conv2d(512, 512, 3, **{"padding": 1, **options}))
+    assert not is_wide(nn.Conv2d(256, 256, 1))
+
+
+def test_nothing_is_traced_in_an_ordinary_call():
+    assert not is_traced()
