@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import functools
 import os
 
 import numpy as np
@@ -22,7 +23,7 @@ from solo_infer.runtime import environment
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path):
-    """Give each test an empty cache and no settings, mirrors or proxies of the machine it runs on."""
+    """Give each test an empty cache, without the settings, mirrors and proxies of the machine."""
     for name in list(os.environ):
         if name.startswith("SOLO_INFER_") or name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE":
             monkeypatch.delenv(name)
@@ -43,7 +44,7 @@ def photo(photo_path):
 
 @pytest.fixture(scope="session")
 def kit():
-    """The reference kit with mmdet's full results, beside some checkouts only."""
+    """Return the directory of mmdet's full results, which is beside some checkouts only."""
     if not (KIT / "goldens").is_dir():
         pytest.skip("the reference kit (../shared/reference) is not beside this checkout")
     return KIT
@@ -51,21 +52,19 @@ def kit():
 
 @pytest.fixture(scope="session")
 def procedural():
-    """Return a function that gives the published models with procedural weights, each made once."""
-    made = {}
+    """Return a function that returns a published model with procedural weights, built once."""
 
-    def give(name):
+    @functools.cache
+    def build(name):
         assert name in CALIBRATION
-        if name not in made:
-            made[name] = procedural_model(name)
-        return made[name]
+        return procedural_model(name)
 
-    return give
+    return build
 
 
 @pytest.fixture(scope="session")
 def small_models():
-    """The three heads as small models of the classes cat, dog and bird."""
+    """Return small models of the three heads, with the classes cat, dog and bird."""
     configs = {head: small_config(head) for head in HEADS}
     return {head: SOLO(config, small_network(config)) for head, config in configs.items()}
 
@@ -77,6 +76,6 @@ def small_model(small_models):
 
 @pytest.fixture(scope="session")
 def small_yolacts():
-    """Both kinds of YOLACT as small models of the classes cat, dog and bird."""
+    """Return small models of both variants of YOLACT, with the classes cat, dog and bird."""
     configs = {variant: small_yolact_config(variant) for variant in YOLACT_VARIANTS}
     return {variant: YOLACT(config, small_yolact_network(config)) for variant, config in configs.items()}

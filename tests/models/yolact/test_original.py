@@ -106,8 +106,8 @@ def test_files_of_the_first_version(original_weights, tmp_path):
 
 
 def test_mismatches_are_named_as_in_the_file(original_weights, tmp_path):
-    wrong = {name: tensor for name, tensor in original_weights.items() if name != "proto_net.4.bias"}
-    wrong["prediction_layers.0.conf_layer.weight"] = torch.zeros(13, 32, 3, 3)
-    torch.save(wrong, tmp_path / "wrong.pth")
+    weights = {name: tensor for name, tensor in original_weights.items() if name != "proto_net.4.bias"}
+    weights["prediction_layers.0.conf_layer.weight"] = torch.zeros(13, 32, 3, 3)
+    torch.save(weights, tmp_path / "original.pth")
     with pytest.raises(CheckpointError, match=r"conf_layer\.weight is \(13, 32, 3, 3\) instead of \(12,"):
-        read_checkpoint(tmp_path / "wrong.pth", small_yolact_config("original"))
+        read_checkpoint(tmp_path / "original.pth", small_yolact_config("original"))
