@@ -6,7 +6,8 @@ from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
 
 from solo_infer.models.layers.conv_branch import append_channels
-from solo_infer.models.optimized.winograd_conv import WinogradConv2d, can_use_winograd, is_traced, is_wide
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d, can_use_winograd, is_wide
+from solo_infer.ops.dispatch import is_compiling
 
 SIZES = [(1, 1), (2, 9), (5, 5), (13, 30), (24, 32)]
 
@@ -71,5 +72,5 @@ def test_wide_convolutions():
     assert not is_wide(nn.Conv2d(256, 256, 1))
 
 
-def test_nothing_is_traced_in_an_ordinary_call():
-    assert not is_traced()
+def test_ordinary_call_is_not_compiling():
+    assert not is_compiling()
