@@ -6,18 +6,17 @@ Each kernel and its reference process a small input. Their results must be equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from solo_infer.config import PreprocessConfig
-from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.ops import dispatch, packed_masks
 from solo_infer.ops.group_norm_relu import group_norm_relu
 from solo_infer.ops.mask_statistics import axis_mask_statistics, cell_mask_statistics
 from solo_infer.ops.matrix_nms import decay_factors
 from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.ops.preprocess import preprocess
 from solo_infer.runtime.device import FastPaths, fast_paths, is_corex_card
 from solo_infer.runtime.messages import first_line
 
@@ -69,13 +68,11 @@ def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch
 
 
 def _preprocessing_agrees(device: torch.device) -> bool:
-    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    config = PreprocessConfig(short_side=48, long_side=96)
-    geometries = [plan(image, config)]
-    on_device, on_cpu = (
-        prepare([image], geometries, config, target) for target in (device, torch.device("cpu"))
-    )
-    return torch.equal(on_device.cpu(), on_cpu)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (37, 53, 3), dtype=torch.uint8, generator=generator)
+    arguments = [image], [(48, 69)], (64, 96), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True
+    output = preprocess(*arguments, device, torch.float32)
+    return torch.equal(output.cpu(), preprocess.reference(*arguments, torch.device("cpu"), torch.float32))
 
 
 def _group_norm_agrees(device: torch.device) -> bool:
@@ -84,6 +81,17 @@ def _group_norm_agrees(device: torch.device) -> bool:
     output = group_norm_relu(x, 32, weight, bias, 1e-5)
     expected = group_norm_relu.reference(x.contiguous(), 32, weight, bias, 1e-5)
     return torch.allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def _mask_statistics_agree(device: torch.device) -> bool:
+    sizes = ((8, 12), (4, 6), (2, 3))  # of the distinct level sizes
+    logits = _random(1, 40, sum(height * width for height, width in sizes)).mul(6).sub(3).to(device)
+    levels = (torch.arange(40) % 5)[None].to(device)
+    maps = _random(2, 1, 9, 16, 24).to(device)  # of the columns and rows of a decoupled head
+    columns, rows = (torch.arange(40) % 9)[None].to(device), (torch.arange(40) // 9)[None].to(device)
+    return _masks_agree(
+        cell_mask_statistics, logits, levels, sizes, (16, 24), threshold=0.25, margin=1e-4
+    ) and _masks_agree(axis_mask_statistics, *maps, columns, rows, threshold=0.25, margin=1e-4)
 
 
 def _matrix_nms_agrees(device: torch.device) -> bool:
@@ -95,36 +103,22 @@ def _matrix_nms_agrees(device: torch.device) -> bool:
 
 
 def _mask_pasting_agrees(device: torch.device) -> bool:
-    sizes = (64, 96), (61, 90), (101, 77)
     soft = _random(3, 16, 24).to(device)
-    packed = paste_masks(soft, *sizes, 0.5).packed
-    lower, upper = (paste_masks.reference(soft, *sizes, 0.5 + offset).packed for offset in (1e-5, -1e-5))
-    return _is_between(packed, lower, upper)
+    return _masks_agree(paste_masks, soft, (64, 96), (61, 90), (101, 77), threshold=0.5, margin=1e-5)
 
 
-def _mask_statistics_agree(device: torch.device) -> bool:
-    sizes, out_size = ((8, 12), (4, 6), (2, 3)), (16, 24)
-    logits = (8 * _random(1, 40, sum(height * width for height, width in sizes)) - 4).to(device)
-    levels = (torch.arange(40) % 5)[None].to(device)
-    packed = cell_mask_statistics(logits, levels, sizes, out_size, 0.25).packed
-    lower, upper = (
-        cell_mask_statistics.reference(logits, levels, sizes, out_size, 0.25 + offset).packed
-        for offset in (1e-4, -1e-4)
-    )
-    if not _is_between(packed, lower, upper):
-        return False
-    column_masks, row_masks = _random(2, 1, 7, 16, 24).to(device)
-    columns, rows = levels, 6 - levels
-    packed = axis_mask_statistics(column_masks, row_masks, columns, rows, 0.25).packed
-    lower, upper = (
-        axis_mask_statistics.reference(column_masks, row_masks, columns, rows, 0.25 + offset).packed
-        for offset in (1e-4, -1e-4)
-    )
-    return _is_between(packed, lower, upper)
+def _masks_agree(function: Any, *arguments: Any, threshold: float, margin: float) -> bool:
+    """Return whether the packed masks of a kernel equal those of its reference.
 
-
-def _is_between(packed: Tensor, lower: Tensor, upper: Tensor) -> bool:
-    """Return whether packed masks include the lower ones and are included in the upper ones."""
+    Args:
+        function: Function with a Triton kernel, whose last argument is the threshold of mask pixels.
+        arguments: Its other arguments.
+        threshold: Threshold, 0..1.
+        margin: Distance to the threshold within which pixels may differ.
+    """
+    packed = function(*arguments, threshold).packed
+    lower = function.reference(*arguments, threshold + margin).packed
+    upper = function.reference(*arguments, threshold - margin).packed
     return not bool((lower & ~packed).any() or (packed & ~upper).any())
 
 
@@ -132,6 +126,7 @@ def _random(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
+# By the name of the kernel in ``dispatch.failures``.
 CHECKS = {
     "preprocessing": _preprocessing_agrees,
     "GroupNorm": _group_norm_agrees,

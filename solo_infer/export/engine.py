@@ -69,8 +69,9 @@ class ExportedModel:
             height, width = json.loads(metadata[SIZE_KEY])
             return cls(ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY])), (int(height), int(width)))
         except (KeyError, ValueError, TypeError) as error:
+            reason = str(error).rstrip(".")
             raise ExportError(
-                f"Metadata {sorted(metadata)} were not written by export_onnx: {error}."
+                f"Metadata {sorted(metadata)} were not written by export_onnx: {reason}."
             ) from error
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:

@@ -290,7 +290,9 @@ def _identity(graph: GraphRecorder, output: Tensor, x: Tensor, *_: Any, **__: An
 def _without_attributes(operator: str) -> Callable[..., str]:
     """Return the converter to an ONNX operator that has tensor inputs and no attributes."""
 
-    def convert(graph: GraphRecorder, output: Tensor, *inputs: Tensor) -> str:
+    def convert(graph: GraphRecorder, output: Tensor, *inputs: Tensor, **attributes: Any) -> str:
+        if attributes or not all(isinstance(tensor, Tensor) for tensor in inputs):
+            raise ExportError(f"{operator} with numbers cannot be exported: expected tensors only.")
         return graph.add(operator, [graph.name(tensor) for tensor in inputs])
 
     return convert

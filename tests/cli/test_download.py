@@ -42,7 +42,7 @@ def test_failed_download_does_not_stop_the_others(run, published, mirror, tmp_pa
     code, out, err = run("download", "tiny_a", "tiny_b", "--output", tmp_path / "bundle")
     assert code == 1
     assert out == f"{tmp_path / 'bundle' / 'weights' / 'tiny_b.pth'}\n"
-    assert_clear(err, "DownloadError: No source could deliver tiny_a", "HTTP 404", "1 failed, 1 done")
+    assert_clear(err, "DownloadError: No source provides tiny_a", "HTTP 404", "1 failed, 1 done")
     assert environment.OFFLINE not in err
 
 

@@ -62,9 +62,9 @@ def test_config_file_needs_no_weights(run, tmp_path):
     assert "Total parameters: 36,892,591\n" in out
     assert "deformable_stages: none\n" in out
     rows = [line.split("├─")[1] for line in out.splitlines() if "├─" in line]
-    towers = [row.split()[2:6] for row in rows if row.startswith("Sequential: mask_convs")]
-    assert towers[0] == ["[1,", "256,", "167,", "100]"] and len(towers) == 5
-    assert sum("(recursive)" in row for row in rows) == 4 + 4 + 4  # both branches and the class layer
+    (branch,) = (row.split()[2:9] for row in rows if row.startswith("ConvBranch: mask_convs"))
+    assert branch == ["[1,", "256,", "167,", "100]", "and", "4", "more"]
+    assert sum("(recursive)" in row for row in rows) == 4  # the class layer, which all levels share
     assert "deformable" in run("info", "decoupled_light_dcn_r50")[1]
 
 

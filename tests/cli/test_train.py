@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    """The path of a small model with fresh weights."""
+    """Return the path of a small model with fresh weights."""
     config = small_config("decoupled_light")
     architecture = replace(config.architecture, backbone="efficientnet_lite0", stacked_convs=1)
     model = init_model(replace(config, architecture=architecture))

@@ -51,8 +51,8 @@ def test_stopwatch_sums_by_stage(monkeypatch):
 
 def test_command(run, photos, saved, tmp_path):
     pytest.importorskip("matplotlib", reason="the chart needs the extra [train]")
-    common = ("benchmark", "photos/1.png", "--models", saved, "--runs", 1, "--warmup", 0)
-    code, out, err = run(*common, "--batch-sizes", 1, 3, "--chart", tmp_path / "chart.png")
+    common = ("benchmark", "photos/1.png", "--model", saved, "--runs", 1, "--warmup", 0)
+    code, out, err = run(*common, "--batch-size", 1, 3, "--save-chart", tmp_path / "chart.png")
     assert (code, err) == (0, "")
     table = [line.split() for line in out.splitlines()[2:4]]
     assert [(line[0], line[1]) for line in table] == [(saved, "1"), (saved, "3")]

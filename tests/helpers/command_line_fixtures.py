@@ -21,7 +21,7 @@ from solo_infer.weights.manifest import ManifestEntry
 
 @pytest.fixture(scope="session")
 def saved(small_model, tmp_path_factory):
-    """The path of a model that finds a dozen instances with scores from 0.1 to 0.9."""
+    """Return the path of a model that finds a dozen instances with scores from 0.1 to 0.9."""
     model = small_model.with_thresholds(PostprocessConfig(nms_pre=12, sigma=10.0))
     return str(model.save_pretrained(tmp_path_factory.mktemp("saved") / "small"))
 
@@ -56,7 +56,7 @@ def run(loaded, saved, monkeypatch, capsys):
 
 @pytest.fixture
 def photos(photo, tmp_path, monkeypatch):
-    """A working directory with a folder of three photos, one of them in a subfolder."""
+    """Return a working directory with a folder of three photos, one of them in a subfolder."""
     folder = tmp_path / "work" / "photos"
     (folder / "deep").mkdir(parents=True)
     for name, width in (("1.png", 150), ("2.jpg", 120), ("deep/1.png", 90)):

@@ -46,7 +46,7 @@ def corex(monkeypatch):
 
 @pytest.fixture
 def card(corex):
-    """Simulated card that rejects float64."""
+    """Simulate a card that rejects float64."""
     with SimulatedCard(forbid_float64=True) as card:
         yield card
 

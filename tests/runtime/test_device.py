@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    """A CUDA build of torch on a machine without a driver."""
+    """Simulate a CUDA build of torch on a machine without a driver."""
 
     def refuse():
         raise RuntimeError("Found no NVIDIA driver on your system.\nMore lines.")
@@ -174,7 +174,7 @@ def test_probe_reports_errors(message, reason, monkeypatch):
 
 @pytest.fixture
 def card(two_cards, monkeypatch):
-    """A modern NVIDIA card with Triton, whose properties tests can change."""
+    """Simulate a modern NVIDIA card with Triton whose properties tests can change."""
     device_module._fast_paths.cache_clear()
     two_cards.major, two_cards.name = 9, "NVIDIA H200"
     monkeypatch.setattr(torch.version, "cuda", "12.1")

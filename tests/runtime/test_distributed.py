@@ -27,7 +27,7 @@ pytest_plugins = ["helpers.command_line_fixtures", "helpers.evaluation_fixtures"
 
 @pytest.fixture
 def torchrun(monkeypatch):
-    """The second of two processes on a machine with two simulated cards."""
+    """Simulate the second of two processes on a machine with two simulated cards."""
     calls = SimpleNamespace(backends=[], cards=[], left=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -101,7 +101,7 @@ def test_two_processes_equal_one(run, saved, data_set, tmp_path):
         *command,
         "--device",
         "cpu",
-        "--output",
+        "--save-json",
         tmp_path / "all.json",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
