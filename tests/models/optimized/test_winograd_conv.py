@@ -7,6 +7,7 @@ from torch import nn
 
 from solo_infer.models.layers.conv_branch import append_channels
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, can_use_winograd, is_wide
+from solo_infer.ops.dispatch import is_compiling
 
 SIZES = [(1, 1), (2, 9), (5, 5), (13, 30), (24, 32)]
 
@@ -69,3 +70,7 @@ def test_wide_convolutions():
     for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
         assert not is_wide(nn.Conv2d(512, 512, 3, **{"padding": 1, **options}))
     assert not is_wide(nn.Conv2d(256, 256, 1))
+
+
+def test_ordinary_call_is_not_compiling():
+    assert not is_compiling()
