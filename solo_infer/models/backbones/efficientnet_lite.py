@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946; the "lite" form without squeeze-and-excitation, ReLU6).
 
-Its ImageNet weights were trained by TensorFlow, whose SAME padding at stride 2 puts the odd pixel to
+Its ImageNet weights were trained by TensorFlow, whose SAME padding at stride 2 puts the odd pixel at
 the right and the bottom.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu6
 
-from solo_infer.models.backbones.resnet import keep_statistics
+from solo_infer.models.backbones.resnet import freeze_batch_norm
 
-EPSILON = 1e-3  # of BatchNorm, as in TensorFlow's EfficientNet
+EPSILON = 1e-3  # epsilon of BatchNorm in TensorFlow's EfficientNet
 
-# Expansion, channels, blocks, stride of the first one, kernel size of each stage.
+# Expansion, channels, blocks, stride of the first block and kernel size of each stage.
 _STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The body of EfficientNet-Lite0: 3.4 M parameters."""
+    """Backbone of EfficientNet-Lite0, with 3.4 M parameters."""
 
     out_channels = (24, 40, 112, 320)
     _taps = (1, 2, 4, 6)  # the last stage at each of the strides 4, 8, 16, 32
@@ -84,15 +84,15 @@ class EfficientNetLite0(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Switch the mode of everything but BatchNorm, which keeps its statistics."""
+        """Set the mode of all modules except BatchNorm, which keeps its statistics."""
         super().train(mode)
-        keep_statistics(self)
+        freeze_batch_norm(self)
         return self
 
     def freeze_stem(self) -> None:
         """Stop training everything before C2, as ``frozen_stages=1`` does in a ResNet."""
-        for part in (self.stem, *self.stages[: self._taps[0] + 1]):
-            part.requires_grad_(False)
+        for module in (self.stem, *self.stages[: self._taps[0] + 1]):
+            module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (N, 3, H, W) to C2..C5 at strides 4, 8, 16, 32."""

@@ -1,4 +1,4 @@
-"""Image classifiers without their classifier: the four feature maps that a pyramid is built on."""
+"""ResNet without its classifier."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from solo_infer.models.layers.deform_conv import DeformableConv
 RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
-def keep_statistics(body: nn.Module) -> None:
-    """Put all BatchNorm layers into eval mode: their statistics stay in training (mmdet's ``norm_eval``)."""
-    for module in body.modules():
+def freeze_batch_norm(backbone: nn.Module) -> None:
+    """Put all BatchNorm layers into eval mode, so that training keeps their statistics (mmdet's ``norm_eval``)."""
+    for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
@@ -33,22 +33,22 @@ class ResNet(TorchvisionResNet):
         del self.avgpool, self.fc
 
     def make_deformable(self, stages: Sequence[int]) -> None:
-        """Make the 3x3 convolutions of some of the stages 1 to 4 deformable, with weights of their own."""
+        """Make the 3x3 convolutions of some of the stages 1 to 4 deformable; their weights are new."""
         for stage in stages:
             for block in getattr(self, f"layer{stage}"):
                 conv = block.conv2
                 block.conv2 = DeformableConv(conv.in_channels, conv.out_channels, conv.stride[0])
 
     def train(self, mode: bool = True) -> ResNet:
-        """Switch the mode of everything but BatchNorm, which keeps its statistics."""
+        """Set the mode of all modules except BatchNorm, which keeps its statistics."""
         super().train(mode)
-        keep_statistics(self)
+        freeze_batch_norm(self)
         return self
 
     def freeze_stem(self) -> None:
         """Stop training the stem and the first stage (mmdet's ``frozen_stages=1``)."""
-        for part in (self.conv1, self.bn1, self.layer1):
-            part.requires_grad_(False)
+        for module in (self.conv1, self.bn1, self.layer1):
+            module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (N, 3, H, W) to C2..C5 at strides 4, 8, 16, 32."""
