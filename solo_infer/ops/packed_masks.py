@@ -25,7 +25,7 @@ def pack(masks: Tensor) -> Tensor:
     if padding:
         masks = F.pad(masks, (0, padding))
     # Flattened, because views need a last stride of 1, which axes of length 1 may lack.
-    words = masks.reshape(-1).view(torch.uint8).view(torch.int64)
+    words = masks.reshape(-1).contiguous().view(torch.uint8).view(torch.int64)
     packed = ((words * _GATHER) >> 56).to(torch.uint8)
     return packed.view(*masks.shape[:-1], masks.shape[-1] // 8)
 
@@ -55,7 +55,7 @@ def popcount(packed: Tensor) -> Tensor:
     if padding:
         packed = F.pad(packed, (0, padding))
     # Parallel sums of bits, pairs and nibbles in words of 64 bits (Warren, "Hacker's Delight", 5-1).
-    words = packed.reshape(-1).view(torch.int64).view(*packed.shape[:-1], packed.shape[-1] // 8)
+    words = packed.reshape(-1).contiguous().view(torch.int64).view(*packed.shape[:-1], packed.shape[-1] // 8)
     words = words - ((words >> 1) & 0x5555555555555555)
     words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
     words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F

@@ -22,6 +22,17 @@ def test_packed_masks_equal_numpy_packbits(width):
     )
 
 
+@pytest.mark.parametrize("width", [8, 12])
+def test_masks_with_an_axis_of_length_1_and_any_strides(width):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 4, 5, width, generator=generator).contiguous(memory_format=torch.channels_last)
+    masks = (maps > 0.5)[:, 0]
+    assert masks.stride(2) != 1
+    packed = packed_masks.pack(masks)
+    assert torch.equal(packed_masks.unpack(packed, width), masks)
+    assert torch.equal(packed_masks.popcount(packed), masks.sum(dim=2))
+
+
 def test_cached_tables_ignore_the_default_dtype_and_device():
     packed_masks._bits_of_bytes.cache_clear()
     torch.set_default_dtype(torch.float64)

@@ -14,7 +14,7 @@ RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 def freeze_batch_norm(backbone: nn.Module) -> None:
-    """Put all BatchNorm layers into eval mode, so that training keeps their statistics (mmdet's ``norm_eval``)."""
+    """Put all BatchNorm layers into eval mode: training keeps their statistics (mmdet's ``norm_eval``)."""
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
