@@ -43,9 +43,9 @@ class Family:
     parity: str
     exporter: str | None = None
 
-    def load(self, part: str) -> Any:
+    def load(self, field: str) -> Any:
         """Import and return the object that a field names: "package.module" or "package.module:name"."""
-        module, _, name = getattr(self, part).partition(":")
+        module, _, name = getattr(self, field).partition(":")
         imported = importlib.import_module(module)
         return getattr(imported, name) if name else imported
 

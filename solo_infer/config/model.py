@@ -63,28 +63,30 @@ class ModelConfig:
         require(written == FORMAT, f"format={written!r}: expected {FORMAT!r}.")
         name = sections.pop("family", None)
         require_choice("family", name, FAMILIES)
-        kinds: dict[str, Any] = {
+        types: dict[str, Any] = {
             "architecture": FAMILIES[name].architecture,
             "preprocessing": PreprocessConfig,
             "thresholds": FAMILIES[name].postprocess,
             "categories": Categories,
         }
-        unknown = sorted(set(sections) - set(kinds))
-        require(not unknown, f"Unknown section(s) {unknown}: expected {sorted(kinds)}.")
+        unknown = sorted(set(sections) - set(types))
+        require(not unknown, f"Unknown section(s) {unknown}: expected {sorted(types)}.")
         # A section that is left out takes the defaults of its family.
         values = {name: sections.get(name, {}) for name in ("architecture", "thresholds")} | sections
-        return cls(**{name: _build(kind, values[name]) for name, kind in kinds.items() if name in values})
+        return cls(
+            **{name: _build(section, values[name]) for name, section in types.items() if name in values}
+        )
 
 
-def _build(kind: type[_Config], values: Any) -> _Config:
+def _build(section: type[_Config], values: Any) -> _Config:
     """Build a dataclass from JSON values; name what is wrong with them."""
-    name = kind.__name__
+    name = section.__name__
     require(isinstance(values, Mapping), f"{name}: expected an object, got {type(values).__name__}.")
-    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {item.name for item in dataclasses.fields(section)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     require(not unknown, f"{name}: unknown field(s) {unknown}; expected {sorted(known)}.")
     tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
-        return kind(**tuples)
+        return section(**tuples)
     except TypeError as error:
         raise ConfigError(f"{name}: a value has the wrong type ({error}) in {dict(values)}.") from error

@@ -76,8 +76,8 @@ def export_network(network: SOLONetwork) -> nn.Module:
 
 def output_names(config: SOLOConfig) -> list[str]:
     """Return the names of the outputs in order: ten for "solo", fifteen for the decoupled heads."""
-    kinds = ("class", "mask") if config.head == "solo" else ("class", "mask_x", "mask_y")
-    return [f"{kind}_{level}" for kind in kinds for level in range(len(config.num_grids))]
+    prefixes = ("class", "mask") if config.head == "solo" else ("class", "mask_x", "mask_y")
+    return [f"{prefix}_{level}" for prefix in prefixes for level in range(len(config.num_grids))]
 
 
 def output_shapes(config: SOLOConfig, size: tuple[int, int]) -> list[tuple[int, ...]]:

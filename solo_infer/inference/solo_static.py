@@ -181,12 +181,14 @@ def _read_back(
         if candidates[image] <= CAPACITIES[0]:
             results.append(_full_size(detections, image, kept[image], geometry, thresholds))
             continue
-        own = Features([level[image, None] for level in features.levels], features.scores[image, None])
+        image_features = Features(
+            [level[image, None] for level in features.levels], features.scores[image, None]
+        )
         if candidates[image] > CAPACITIES[-1]:
-            results += detect_features(network, own, [geometry], thresholds, Stopwatch())
+            results += detect_features(network, image_features, [geometry], thresholds, Stopwatch())
             continue
         capacity = next(capacity for capacity in CAPACITIES if capacity >= candidates[image])
-        again = detect_static(network, own, thresholds, capacity, Stopwatch())
+        again = detect_static(network, image_features, thresholds, capacity, Stopwatch())
         results.append(_full_size(again, 0, int(again.counts[0, 0]), geometry, thresholds))
     return results
 

@@ -6,13 +6,11 @@ import copy
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +29,7 @@ from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.stopwatch import Stopwatch
+from solo_infer.segmenters.batching import forward_groups, make_result
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.save import save_checkpoint
@@ -313,7 +312,7 @@ class Segmenter(ABC):
         settings = self._settings(thresholds)
         geometries = [plan(image.pixels, self.config.preprocessing) for image in batch]
         results: dict[int, Result] = {}
-        for members in self._groups(geometries):
+        for members in forward_groups(geometries, self.device):
             group = self._predict_group(
                 [batch[index] for index in members],
                 [geometries[index] for index in members],
@@ -329,20 +328,6 @@ class Segmenter(ABC):
             return self.config.thresholds
         return replace(self.config, thresholds=thresholds).thresholds
 
-    def _groups(self, geometries: list[Geometry]) -> list[list[int]]:
-        """Return the indices of the images of each forward pass.
-
-        GroupNorm and the coordinate channels see the padding, so that only images of equal padded size may
-        share a forward pass. On the CPU each image is processed alone: a batch gains nothing there, and its
-        convolutions round differently, which can move a score across a threshold.
-        """
-        if self.device.type == "cpu":
-            return [[index] for index in range(len(geometries))]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, geometry in enumerate(geometries):
-            groups[geometry.padded].append(index)
-        return list(groups.values())
-
     def _predict_group(
         self,
         batch: Sequence[LoadedImage],
@@ -356,7 +341,10 @@ class Segmenter(ABC):
         stopwatch.mark("preprocess")
         detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
         timings = {stage: seconds / len(batch) for stage, seconds in stopwatch.seconds.items()}
-        return [self._result(image, found, timings) for image, found in zip(batch, detections, strict=True)]
+        return [
+            make_result(image, image_detections, self.config.categories, timings)
+            for image, image_detections in zip(batch, detections, strict=True)
+        ]
 
     @torch.no_grad()
     def detect(
@@ -394,20 +382,6 @@ class Segmenter(ABC):
         Args:
             inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
         """
-
-    def _result(self, image: LoadedImage, detections: Detections, timings: dict[str, float]) -> Result:
-        pixels: np.ndarray = image.pixels
-        return Result(
-            scores=detections.scores,
-            labels=detections.labels,
-            boxes=detections.boxes,
-            packed_masks=detections.packed_masks,
-            image_size=(pixels.shape[0], pixels.shape[1]),
-            categories=self.config.categories,
-            image=pixels,
-            source=image.name,
-            timings=timings,
-        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.

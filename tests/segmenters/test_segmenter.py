@@ -73,7 +73,9 @@ def test_images_of_a_shared_forward_pass_get_their_own_masks(head, small_models,
     model = small_models[head]
     images = [image for image in smooth_images(14) if image.shape[0] in (80, 90)]
     alone = [model(image) for image in images]
-    monkeypatch.setattr(SOLO, "_groups", lambda self, geometries: [[0, 2, 3, 5], [1, 4]])
+    monkeypatch.setattr(
+        "solo_infer.segmenters.base.forward_groups", lambda geometries, device: [[0, 2, 3, 5], [1, 4]]
+    )
     geometry = [plan(image, model.config.preprocessing).padded for image in images]
     assert len({geometry[index] for index in (0, 2, 3, 5)}) == len({geometry[index] for index in (1, 4)}) == 1
     batched = model(images, batch_size=6)

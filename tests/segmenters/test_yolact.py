@@ -73,7 +73,9 @@ def test_images_of_a_shared_forward_pass_get_their_own_results(variant, small_yo
     model = small_yolacts[variant]
     images = smooth_images(4)
     alone = [model(image) for image in images]
-    monkeypatch.setattr(YOLACT, "_groups", lambda self, geometries: [[0, 1, 2, 3]])
+    monkeypatch.setattr(
+        "solo_infer.segmenters.base.forward_groups", lambda geometries, device: [[0, 1, 2, 3]]
+    )
     for result, expected in zip(model(images, batch_size=4), alone, strict=True):
         assert result.labels[:10].tolist() == expected.labels[:10].tolist()
         torch.testing.assert_close(result.scores[:10], expected.scores[:10], rtol=0, atol=1e-4)

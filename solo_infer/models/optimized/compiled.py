@@ -23,15 +23,15 @@ def compile_for_inference(network: _Module, options: Mapping[str, Any]) -> _Modu
     """
     compiled = optimize_for_inference(network)
     plain = fold_batch_norm(network)  # the compiler does the rest itself
-    for part_name, part in plain.named_children():
-        if part_name == "backbone":
-            setattr(compiled, part_name, torch.compile(part, **options))
+    for parent_name, parent in plain.named_children():
+        if parent_name == "backbone":
+            setattr(compiled, parent_name, torch.compile(parent, **options))
             continue
-        for name, child in part.named_children():
+        for name, child in parent.named_children():
             if isinstance(child, ConvBranch):
-                setattr(compiled.get_submodule(part_name), name, CompiledConvBranch(child, options))
+                setattr(compiled.get_submodule(parent_name), name, CompiledConvBranch(child, options))
             elif isinstance(child, nn.Sequential):
-                setattr(compiled.get_submodule(part_name), name, torch.compile(child, **options))
+                setattr(compiled.get_submodule(parent_name), name, torch.compile(child, **options))
     return compiled
 
 

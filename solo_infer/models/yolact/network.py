@@ -97,8 +97,8 @@ class YOLACTNetwork(SegmentationNetwork):
 
     def init_weights(self) -> None:
         """Initialize neck and heads for training, as mmdet does; the backbone stays as it is."""
-        for part in (self.neck, self.bbox_head, self.mask_head):
-            for module in part.modules():
+        for child in (self.neck, self.bbox_head, self.mask_head):
+            for module in child.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.get_parameter("bias"))

@@ -1,0 +1,57 @@
+"""Images to forward passes, and detections to results."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from solo_infer.config import Categories
+from solo_infer.data.images import LoadedImage
+from solo_infer.inference.detections import Detections
+from solo_infer.inference.preprocess import Geometry
+from solo_infer.results.result import Result
+
+
+def forward_groups(geometries: Sequence[Geometry], device: torch.device) -> list[list[int]]:
+    """Return the indices of the images of each forward pass.
+
+    GroupNorm and the coordinate channels see the padding, so that only images of equal padded size may share
+    a forward pass. On the CPU each image is processed alone: a batch gains nothing there, and its convolutions
+    round differently, which can move a score across a threshold.
+
+    Args:
+        geometries: Sizes of the images.
+        device: Device of the network.
+    """
+    if device.type == "cpu":
+        return [[index] for index in range(len(geometries))]
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, geometry in enumerate(geometries):
+        groups[geometry.padded].append(index)
+    return list(groups.values())
+
+
+def make_result(
+    image: LoadedImage, detections: Detections, categories: Categories, timings: Mapping[str, float]
+) -> Result:
+    """Return the result of one image.
+
+    Args:
+        image: Decoded image.
+        detections: Its detections.
+        categories: Class names of the model.
+        timings: Seconds by stage.
+    """
+    return Result(
+        scores=detections.scores,
+        labels=detections.labels,
+        boxes=detections.boxes,
+        packed_masks=detections.packed_masks,
+        image_size=image.pixels.shape[:2],
+        categories=categories,
+        image=image.pixels,
+        source=image.name,
+        timings=timings,
+    )
