@@ -18,8 +18,8 @@ def forward_groups(geometries: Sequence[Geometry], device: torch.device) -> list
     """Return the indices of the images of each forward pass.
 
     GroupNorm and the coordinate channels see the padding, so that only images of equal padded size may share
-    a forward pass. On the CPU each image is processed alone: a batch gains nothing there, and its convolutions
-    round differently, which can move a score across a threshold.
+    a forward pass. On the CPU each image is processed alone: a batch gains nothing there, and it rounds
+    differently, which can move a score across a threshold.
 
     Args:
         geometries: Sizes of the images.
