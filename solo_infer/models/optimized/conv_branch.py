@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,11 +28,11 @@ class LevelwiseConvBranch(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map feature maps (N, C, h, w) of several levels to (N, C', h, w) each."""
         outputs, axes = list(maps), self.axes
+        block: Any
         for block in self.blocks:
             extra = [coordinates(x, axes) for x in outputs] if axes else []
-            outputs, axes = self._convolve(block.get_submodule("conv"), outputs, extra), ""
-            norm, activation = block.get_submodule("gn"), block.get_submodule("activate")
-            outputs = [activation(norm(x)) for x in outputs]
+            outputs, axes = self._convolve(block.conv, outputs, extra), ""
+            outputs = [block.activate(block.gn(x)) for x in outputs]
         return outputs
 
     @staticmethod
