@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.doctor_reports import HEALTHY, make_report, single_problem
 from helpers.faulty_server import forbid_sockets, redirect, running_server, status
 
 from solo_infer.diagnostics import doctor
@@ -14,64 +15,6 @@ from solo_infer.diagnostics.doctor import MODULES, PACKAGES, collect_report, fin
 from solo_infer.errors import CacheError
 from solo_infer.runtime import environment
 from solo_infer.weights.manifest import ManifestEntry, Source
-
-HEALTHY = {
-    "solo_infer": "0.1.0",
-    "python": "3.10.0",
-    "platform": "Linux",
-    "packages": {**dict.fromkeys(PACKAGES, "1.0"), "triton": None},
-    "imports": dict.fromkeys(MODULES, "ok"),
-    "torch": {
-        "cuda_build": "12.1",
-        "cuda_available": True,
-        "cuda_problem": "",
-        "cuda_devices_seen": 1,
-        "nvidia_driver": True,
-        "corex": False,
-        "threads": 2,
-        "mkldnn": True,
-    },
-    "devices": [
-        {
-            "device": "cuda:0",
-            "name": "Card",
-            "capability": "9.0",
-            "memory_gib": 80.0,
-            "works": {"float32": "ok", "float16": "ok", "bfloat16": "ok"},
-            "paths": {"GroupNorm": "triton", "Matrix-NMS": "torch (no compiler)", "CUDA graphs": "on"},
-            "operations": {"packed masks": "ok", "group norm float16": "ok", "float64 copy": "ok"},
-            "fast_paths": {"triton": True, "graphs": True, "compile": False, "dtype": "float16"},
-        }
-    ],
-    "cache": {
-        "path": "/c",
-        "writable": True,
-        "obstacle": "",
-        "free_bytes": 1 << 40,
-        "models": ["solo_r50_1x"],
-    },
-    "offline": False,
-    "mirror": None,
-    "sources": {"https://host": "reachable"},
-    "environment": {},
-}
-
-
-def make_report(**changes):
-    """Return the report of a healthy machine with changed values of its sections."""
-    report = copy.deepcopy(HEALTHY)
-    for section, values in changes.items():
-        if isinstance(values, dict):
-            report[section].update(values)
-        else:
-            report[section] = values
-    return report
-
-
-def single_problem(report):
-    (problem,) = find_problems(report)
-    assert problem["problem"].endswith(".") and problem["fix"].endswith(".")
-    return problem
 
 
 @pytest.fixture
@@ -182,110 +125,6 @@ def test_report_without_torch(monkeypatch):
     assert (report["torch"], report["devices"]) == (None, [])
     assert "torch" in report["problems"][0]["problem"] and "OSError: gone" in report["problems"][0]["problem"]
     assert "CUDA: unknown" in format_report(report)
-
-
-# --- Devices
-
-
-@pytest.mark.parametrize(
-    "facts, environment, fix",
-    [
-        ({"nvidia_driver": False}, {}, "install its driver. Otherwise the CPU"),
-        ({}, {}, "Update the driver"),
-        ({"nvidia_driver": False, "cuda_devices_seen": 2}, {}, "Install matching versions"),
-        ({"cuda_build": None}, {}, "install a CUDA build of torch"),
-        ({"cuda_build": None, "corex": True, "nvidia_driver": False}, {}, "install its driver"),
-        ({}, {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' may hide the card"),
-    ],
-)
-def test_unusable_cuda(facts, environment, fix):
-    facts = {"cuda_problem": "torch says so.", "cuda_available": False, "cuda_devices_seen": 0, **facts}
-    problem = single_problem(make_report(torch=facts, environment=environment))
-    assert problem["problem"] == "CUDA cannot be used: torch says so."
-    assert fix in problem["fix"]
-
-
-def test_cpu_build_without_a_card_is_not_a_problem():
-    facts = {"cuda_problem": "CPU-only", "cuda_build": None, "nvidia_driver": False, "cuda_devices_seen": 0}
-    assert find_problems(make_report(torch=facts)) == []
-
-
-@pytest.mark.parametrize(
-    "dtype, state, fix",
-    [
-        ("float16", "slow: 12 times the time of float32", "Use dtype float32 on this device."),
-        (
-            "bfloat16",
-            "fails: no kernel",
-            "dtype float32 on this device, and check it with 'solo-infer verify --dtype bfloat16'",
-        ),
-        ("float32", "wrong by 3", "another device"),
-    ],
-)
-def test_broken_dtypes(dtype, state, fix):
-    report = make_report()
-    report["devices"][0]["works"][dtype] = state
-    problem = single_problem(report)
-    assert problem["problem"] == f"{dtype} on cuda:0: {state}."
-    assert fix in problem["fix"]
-
-
-@pytest.mark.parametrize(
-    "path, message, fix",
-    [
-        (
-            "triton, but WRONG",
-            "GroupNorm on cuda:0: the result of the Triton kernel differs",
-            "pip uninstall triton",
-        ),
-        ("FAILS (no memory)", "GroupNorm on cuda:0 FAILS (no memory).", "another device"),
-    ],
-)
-def test_broken_kernels(path, message, fix):
-    report = make_report()
-    report["devices"][0]["paths"]["GroupNorm"] = path
-    problem = single_problem(report)
-    assert problem["problem"].startswith(message) and fix in problem["fix"]
-
-
-def test_wrong_operations():
-    report = make_report()
-    report["devices"][0]["operations"]["packed masks"] = "wrong by 1"
-    problem = single_problem(report)
-    assert problem["problem"] == "packed masks on cuda:0: wrong by 1." and "device cpu" in problem["fix"]
-    assert "operations: 2 of 3 as on the CPU; different: packed masks" in format_report(
-        {**report, "problems": [problem]}
-    )
-
-
-def test_unneeded_operations_are_not_a_problem():
-    report = make_report()
-    report["devices"][0]["operations"].update(
-        {"float64 copy": "becomes zeros", "group norm float16": "fails: x"}
-    )
-    assert find_problems(report) == []
-
-
-def test_fast_paths_are_listed():
-    text = format_report({**make_report(), "problems": []})
-    assert (
-        "operations: 3 of 3 as on the CPU\n    fast paths: triton, graphs; recommended dtype float16" in text
-    )
-    report = make_report()
-    report["devices"][0]["fast_paths"] = {
-        "triton": False,
-        "graphs": False,
-        "compile": False,
-        "dtype": "float32",
-    }
-    assert "fast paths: none; recommended dtype float32" in format_report({**report, "problems": []})
-
-
-def test_unsupported_allocator_on_corex():
-    setting = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
-    assert find_problems(make_report(environment=setting)) == []
-    problem = single_problem(make_report(environment=setting, torch={"corex": True}))
-    assert "cudaMallocAsync" in problem["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in problem["fix"]
 
 
 # --- The cache
