@@ -2,9 +2,12 @@
 
 import functools
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from helpers.faulty_server import running_server
 from helpers.models import (
     HEADS,
     YOLACT_VARIANTS,
@@ -28,6 +31,23 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith("SOLO_INFER_") or name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE":
             monkeypatch.delenv(name)
     monkeypatch.setenv(environment.HOME, str(tmp_path / "solo_infer_home"))
+
+
+@pytest.fixture
+def server():
+    """Start an HTTP server on this machine that can misbehave."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """Simulate two CUDA devices, and return their properties."""
+    card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=3 << 30, multi_processor_count=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    return card
 
 
 @pytest.fixture(scope="session")

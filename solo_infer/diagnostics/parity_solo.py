@@ -56,8 +56,8 @@ class _Outputs(NamedTuple):
 @torch.no_grad()
 def _network_outputs(network: SOLONetwork, inputs: Tensor, cells: Tensor) -> _Outputs:
     """Return the outputs of a plain network, with the mask scores of the cells (K,)."""
-    pyramid = network.neck.pyramid(network.backbone(inputs))
-    levels = network.features(inputs)
+    maps = network.backbone(inputs)
+    pyramid, levels = network.neck.pyramid(maps), network.neck(maps)
     class_scores = class_scores_from_logits(network.mask_head.class_logits(levels))
     (masks,) = network.mask_head.masks(levels, [cells])
     return _Outputs(pyramid, class_scores[0], masks.scores(cells).flatten(1).cpu())

@@ -61,9 +61,10 @@ class _Outputs(NamedTuple):
 @torch.no_grad()
 def _network_outputs(network: YOLACTNetwork, inputs: Tensor) -> _Outputs:
     """Return the outputs of a plain network."""
-    output = network(inputs)
-    logits, deltas, coefficients = (values[0] for values in output.predictions)
-    return _Outputs(network.features(inputs), logits, deltas, coefficients, output.prototypes)
+    levels = network.features(inputs)
+    predictions, prototypes = network.bbox_head(levels), network.mask_head(levels[0])
+    logits, deltas, coefficients = (values[0] for values in predictions)
+    return _Outputs(levels, logits, deltas, coefficients, prototypes)
 
 
 def _head_difference(values: Tensor, quantity: str, pyramid: list[Tensor], golden: NpzFile) -> float:

@@ -1,4 +1,4 @@
-"""Benchmark of a model: measurement, table, command. Speed itself is not tested."""
+"""Benchmark of a model: measurement and stages. Speed itself is not tested."""
 
 import json
 
@@ -8,8 +8,6 @@ import torch
 from solo_infer.diagnostics import benchmark
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.stopwatch import Stopwatch
-
-pytest_plugins = ["helpers.command_line_fixtures"]
 
 
 def test_measurement(small_model, photo):
@@ -47,17 +45,3 @@ def test_stopwatch_sums_by_stage(monkeypatch):
     for stage in ("a", "b", "a"):
         stopwatch.mark(stage)
     assert stopwatch.seconds == {"a": 4.0, "b": 2.0}
-
-
-def test_command(run, photos, saved, tmp_path):
-    pytest.importorskip("matplotlib", reason="the chart needs the extra [train]")
-    common = ("benchmark", "photos/1.png", "--model", saved, "--runs", 1, "--warmup", 0)
-    code, out, err = run(*common, "--batch-size", 1, 3, "--save-chart", tmp_path / "chart.png")
-    assert (code, err) == (0, "")
-    table = [line.split() for line in out.splitlines()[2:4]]
-    assert [(line[0], line[1]) for line in table] == [(saved, "1"), (saved, "3")]
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    code, out, err = run(*common, "--json")
-    assert (code, err) == (0, "")
-    (measurement,) = json.loads(out)
-    assert measurement["name"] == saved and set(measurement["stages"]) == set(benchmark.STAGES)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,15 +14,6 @@ from solo_infer.diagnostics.device_checks import (
     is_needed,
     probe_operations,
 )
-
-
-@pytest.fixture
-def two_cards(monkeypatch):
-    card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=3 << 30, multi_processor_count=5)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    return card
 
 
 def test_slow_dtypes_of_the_cpu_are_reported(monkeypatch):

@@ -26,12 +26,6 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def server():
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
 def publish(monkeypatch):
     """Return a function that replaces the sources in the manifest."""
 

@@ -1,9 +1,13 @@
 """Models, batches and data sets of the training tests that take seconds."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import torch
 from helpers.models import small_config
+from helpers.paths import ROOT
 from helpers.training_sets import bitmap, compressed, instance, rectangle, write_set
 
 from solo_infer.training import CocoFiles, Recipe, checkpointing, init_model
@@ -79,3 +83,18 @@ def losses(folder):
 def state_tensors(folder):
     """Return the tensors of a run's state by group."""
     return checkpointing.load_state(folder / checkpointing.STATE_NAME)[0]
+
+
+def train_in_two_processes(start, data, recipe, folder):
+    """Run ``solo-infer train`` with validation under torchrun; return its output folder and the process."""
+    (folder / "recipe.json").write_text(recipe.to_json())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "solo_infer", "train", "--model", start, "--recipe", folder / "recipe.json"]
+    files = ["--images", data.images, "--annotations", data.annotations]
+    files += ["--val-annotations", data.annotations, "--output", folder / "two", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        list(map(str, [*torchrun, *command, *files])), capture_output=True, text=True, env=environment
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return folder / "two", process

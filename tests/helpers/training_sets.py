@@ -10,6 +10,8 @@ from pycocotools import mask as coco
 
 from solo_infer.training.sample import make_sample, mask_bounds
 
+ANIMALS = {"dog": 7, "cat": 3}
+
 
 def pixels_of(name, height, width):
     """Return a smooth image (height, width, 3) uint8 that depends on a file name."""
@@ -126,4 +128,18 @@ def equal_samples(first, second):
     """Return whether two samples have the same image and the same target."""
     return torch.equal(first.image, second.image) and all(
         torch.equal(tensor, second.target[key]) for key, tensor in first.target.items()
+    )
+
+
+def write_animals(folder):
+    """Write two images with a dog and two cats, and return the data set."""
+    return write_set(
+        folder,
+        {"a.png": (40, 60), "b.png": (30, 20)},
+        ANIMALS,
+        [
+            instance("a.png", "dog", rectangle(10, 5, 30, 25)),
+            instance("a.png", "cat", rectangle(40, 8, 55, 38)),
+            instance("b.png", "cat", rectangle(2, 3, 12, 23)),
+        ],
     )

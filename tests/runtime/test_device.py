@@ -1,7 +1,5 @@
 """Device and dtype selection, fast paths, and their error messages."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -33,15 +31,6 @@ def no_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "init", refuse)
-
-
-@pytest.fixture
-def two_cards(monkeypatch):
-    card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=3 << 30, multi_processor_count=5)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    return card
 
 
 def test_auto_selects_the_cpu_without_cuda(no_cuda):

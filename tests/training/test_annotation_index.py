@@ -4,26 +4,23 @@ import logging
 
 import numpy as np
 import pytest
-from helpers.training_sets import change_json, compressed, instance, rectangle, write_set
+from helpers.training_sets import (
+    ANIMALS,
+    change_json,
+    compressed,
+    instance,
+    rectangle,
+    write_animals,
+    write_set,
+)
 
 from solo_infer.errors import ConfigError, DataError
 from solo_infer.training.annotation_index import PackedBytes, read_index
 
-ANIMALS = {"dog": 7, "cat": 3}
-
 
 @pytest.fixture
 def files(tmp_path):
-    return write_set(
-        tmp_path,
-        {"a.png": (40, 60), "b.png": (30, 20)},
-        ANIMALS,
-        [
-            instance("a.png", "dog", rectangle(10, 5, 30, 25)),
-            instance("a.png", "cat", rectangle(40, 8, 55, 38)),
-            instance("b.png", "cat", rectangle(2, 3, 12, 23)),
-        ],
-    )
+    return write_animals(tmp_path)
 
 
 def test_packed_bytes():

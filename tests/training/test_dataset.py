@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.training_sets import (
+    ANIMALS,
     bitmap,
     change_json,
     compressed,
@@ -13,6 +14,7 @@ from helpers.training_sets import (
     pixels_of,
     rectangle,
     uncompressed,
+    write_animals,
     write_set,
 )
 from PIL import Image
@@ -21,23 +23,13 @@ from torchvision import tv_tensors
 from solo_infer.errors import ConfigError, DataError
 from solo_infer.training.dataset import CocoDataset, make_generator, read_pixels
 
-ANIMALS = {"dog": 7, "cat": 3}
 EXIF_ORIENTATION = 0x0112
 ROTATED = 6  # the image is stored rotated by 90 degrees
 
 
 @pytest.fixture
 def files(tmp_path):
-    return write_set(
-        tmp_path,
-        {"a.png": (40, 60), "b.png": (30, 20)},
-        ANIMALS,
-        [
-            instance("a.png", "dog", rectangle(10, 5, 30, 25)),
-            instance("a.png", "cat", rectangle(40, 8, 55, 38)),
-            instance("b.png", "cat", rectangle(2, 3, 12, 23)),
-        ],
-    )
+    return write_animals(tmp_path)
 
 
 def write_rotated(path, height, width):

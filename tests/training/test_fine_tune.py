@@ -1,14 +1,16 @@
 """Fine-tuning on a data set on disk, in one process and in several."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.paths import ROOT
-from helpers.training_runs import NUTS_AND_BOLTS, QUICK_FINE_TUNE, small_start, write_nuts_and_bolts
+from helpers.training_runs import (
+    NUTS_AND_BOLTS,
+    QUICK_FINE_TUNE,
+    small_start,
+    train_in_two_processes,
+    write_nuts_and_bolts,
+)
 
 from solo_infer import SOLO
 from solo_infer.errors import ConfigError
@@ -79,20 +81,11 @@ def test_two_processes_train_and_evaluate_as_one(data, saved_start, tmp_path):
     one = fine_tune(
         SOLO.from_pretrained(saved_start), data, tmp_path / "one", recipe, validation=data, device="cpu"
     )
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "solo_infer", "train", "--model", saved_start, "--recipe", tmp_path / "recipe.json"]
-    files = ["--images", data.images, "--annotations", data.annotations]
-    files += ["--val-annotations", data.annotations, "--output", tmp_path / "two", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        list(map(str, [*torchrun, *command, *files])), capture_output=True, text=True, env=environment
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout == f"{tmp_path / 'two'}\n"
+    two, process = train_in_two_processes(saved_start, data, recipe, tmp_path)
+    assert process.stdout == f"{two}\n"
     assert process.stderr.count("evaluation after") == 1
     for name in ("training.csv", "evaluation.csv"):
-        for row, expected in zip(read_rows(tmp_path / "two" / name), read_rows(one / name), strict=True):
+        for row, expected in zip(read_rows(two / name), read_rows(one / name), strict=True):
             for column in ("iteration", "loss", "AP", "AR10"):
                 if column in expected:
                     assert float(row[column]) == pytest.approx(float(expected[column]), rel=1e-3, abs=1e-6)

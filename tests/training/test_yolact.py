@@ -1,9 +1,6 @@
 """Training of YOLACT: losses and gradients of mmdet, losses in plain loops, runs, several processes."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +9,8 @@ import torch
 from helpers.loss_cases import SIZES, ground_truth
 from helpers.models import YOLACT_VARIANTS, small_yolact_config, small_yolact_network
 from helpers.original_yolact import iou
-from helpers.paths import DATA, ROOT
+from helpers.paths import DATA
+from helpers.training_runs import train_in_two_processes
 from helpers.training_sets import instance, rectangle, write_set
 
 from solo_infer import YOLACT
@@ -243,18 +241,9 @@ def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
     recipe = replace(QUICK, epochs=1, lr=1e-4, seed=2)  # a seed with which some detections are right
     start = YOLACT.from_pretrained(saved_start, device="cpu")
     one = fine_tune(start, data, tmp_path / "one", recipe, validation=data, device="cpu")
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "solo_infer", "train", "--model", saved_start, "--recipe", tmp_path / "recipe.json"]
-    files = ["--images", data.images, "--annotations", data.annotations]
-    files += ["--val-annotations", data.annotations, "--output", tmp_path / "two", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        list(map(str, [*torchrun, *command, *files])), capture_output=True, text=True, env=environment
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    two, _ = train_in_two_processes(saved_start, data, recipe, tmp_path)
     for name, columns in (("training.csv", [*LOSSES, "grad_norm"]), ("evaluation.csv", ["AP", "AR100"])):
-        rows, expected = read_rows(tmp_path / "two" / name), read_rows(one / name)
+        rows, expected = read_rows(two / name), read_rows(one / name)
         assert len(rows) == len(expected) > 0
         for row, other in zip(rows, expected, strict=True):
             for column in columns:

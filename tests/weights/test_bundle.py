@@ -6,33 +6,16 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.faulty_server import Server, content, forbid_sockets, isolate, running_server
+from helpers.faulty_server import Server, content, forbid_sockets
 from weights.test_fetch import BODY, HUB, NAME, entry_of, files_in, write
 
 from solo_infer.errors import CacheError
 from solo_infer.weights import fetch as fetching
 from solo_infer.weights.fetch import bundle, fetch
 from solo_infer.weights.manifest import Source
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    isolate(monkeypatch, home)
 
 
 def test_bundle_serves_as_a_home_on_another_machine(

@@ -16,7 +16,6 @@ from helpers.checkpoint_files import (
     contents_of,
     in_authors_names,
     in_mmdet_names,
-    narrow_backbones,
     write_layout,
 )
 from helpers.models import small_config
@@ -41,12 +40,6 @@ def path(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "model.pth"
     yield path
     path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def narrow() -> Iterator[None]:
-    with narrow_backbones():
-        yield
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ from helpers.faulty_server import (
     cut_off,
     files_at,
     forbid_sockets,
-    isolate,
     redirect,
     reset,
-    running_server,
     stall,
     status,
     talkative,
@@ -37,22 +34,6 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 HALF = len(BODY) // 2
 PATH = "/weights.pth"
 PART = "weights.pth.part"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "weights.pth"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    isolate(monkeypatch, tmp_path / "home")
 
 
 def write_half_part(target: Path, body: bytes = BODY) -> None:

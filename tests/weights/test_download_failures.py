@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -26,10 +25,8 @@ from helpers.faulty_server import (
     files_at,
     forbid_sockets,
     held,
-    isolate,
     redirect,
     reset,
-    running_server,
     slow,
     stall,
     status,
@@ -45,22 +42,6 @@ BODY = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 PATH = "/weights.pth"
 PART = "weights.pth.part"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "weights.pth"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    isolate(monkeypatch, tmp_path / "home")
 
 
 # --- Causes of failures, and the files that are left

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.faulty_server import Server, content, cut_off, forbid_sockets, isolate, running_server, status
+from helpers.faulty_server import Server, content, cut_off, forbid_sockets, status
 
 from solo_infer.errors import CacheError, ConfigError, DownloadError, OfflineError
 from solo_infer.weights import fetch as fetching
@@ -20,22 +19,6 @@ BODY = b"weights " * 5000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NAME = "solo-abc.pth"
 HUB = Source("hub", repo="author/SOLO", filename="SOLO_R50.pth")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    isolate(monkeypatch, home)
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.faulty_server import Server, content, hub_error, hub_file, isolate, running_server
+from helpers.faulty_server import Server, content, hub_error, hub_file
 from helpers.paths import ROOT
 
 from solo_infer.errors import ConfigError, DownloadError
@@ -58,17 +57,6 @@ def forbid_sockets():
         raise AssertionError("the network was touched")
     socket.socket = socket.create_connection = socket.getaddrinfo = refuse
 """
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    isolate(monkeypatch, tmp_path / "home")
 
 
 @pytest.fixture

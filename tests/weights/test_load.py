@@ -9,24 +9,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.checkpoint_files import check_same_model, narrow_backbones, random_model, write_layout
+from helpers.checkpoint_files import check_same_model, write_layout
 from helpers.faulty_server import (
     Server,
     content,
     forbid_sockets,
     hub_error,
     hub_file,
-    isolate,
-    running_server,
     status,
 )
-from helpers.models import small_config
 from helpers.paths import TESTS
 from weights.test_hub import PRELUDE
 
@@ -39,28 +35,6 @@ from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.manifest import Source, available_models, load_manifest
 
 NAME = "decoupled_light_r50_3x"
-
-
-@pytest.fixture
-def narrow() -> Iterator[None]:
-    with narrow_backbones():
-        yield
-
-
-@pytest.fixture
-def model(narrow: None) -> SOLO:
-    return random_model(small_config("decoupled_light"))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    isolate(monkeypatch, tmp_path / "home")
 
 
 @pytest.fixture

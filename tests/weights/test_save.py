@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.checkpoint_files import check_same_model, narrow_backbones, random_model
+from helpers.checkpoint_files import check_same_model, random_model
 from helpers.models import HEADS, small_config
 from safetensors import SafetensorError
 
@@ -21,17 +20,6 @@ from solo_infer.config.categories import Categories
 from solo_infer.errors import CacheError, CheckpointError
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.save import save_checkpoint
-
-
-@pytest.fixture
-def narrow() -> Iterator[None]:
-    with narrow_backbones():
-        yield
-
-
-@pytest.fixture
-def model(narrow: None) -> SOLO:
-    return random_model(small_config("decoupled_light"))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
