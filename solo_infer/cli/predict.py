@@ -15,6 +15,7 @@ from solo_infer.cli import options
 from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
+from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -180,10 +181,8 @@ def _draw_threshold(args: argparse.Namespace) -> float:
 
 
 def _with_progress(results: Iterator[Result], total: int, quiet: bool) -> Iterator[Result]:
-    from tqdm import tqdm
-
-    hidden = True if quiet or total < PROGRESS_FROM else None  # None: shown on a terminal only
-    return iter(tqdm(results, total=total, unit="image", disable=hidden))
+    is_shown = not quiet and total >= PROGRESS_FROM
+    return iter(progress_bar(results, total=total, unit="image", enabled=is_shown))
 
 
 @dataclass(frozen=True)

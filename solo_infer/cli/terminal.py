@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from solo_infer.runtime.progress import HIDE
+
 USAGE_ERROR = 2  # exit code of usage errors, as in argparse
 _LOGGER = logging.getLogger("solo_infer")
-# tqdm and huggingface_hub read these when they are imported, which happens after the options are parsed.
-_NO_PROGRESS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# huggingface_hub reads its variable when it is imported, which happens after the options are parsed.
+_NO_PROGRESS = {HIDE: "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def info(message: str) -> None:

@@ -120,7 +120,7 @@ def _add_recipe_options(group: options.Group) -> None:
         ("--epochs", options.positive_int, "passes over the training images"),
         ("--batch-size", options.positive_int, "images per iteration, over all processes"),
         ("--evaluate-every", options.positive_int, "epochs between evaluations"),
-        ("--seed", options.non_negative_int, "seed of image order and augmentation"),
+        ("--seed", options.non_negative_int, "seed of new weights, image order and augmentation"),
     ):
         group.add_argument(name, type=number, metavar="N", help=f"{description} (default: the recipe's)")
     group.add_argument("--lr", type=float, metavar="LR", help="peak learning rate (default: the recipe's)")
@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
         return usage_error("pass either --model, or --config to start from scratch")
     if args.backbone_weights and not args.config:
         return usage_error("--backbone-weights requires --config: a --model has backbone weights")
+    if args.val_images and not args.val_annotations:
+        return usage_error("--val-images requires --val-annotations")
     from solo_infer.runtime.distributed import is_main_process_env
 
     is_main = is_main_process_env()
@@ -152,7 +154,7 @@ def _train(args: argparse.Namespace) -> None:
         validation = CocoFiles(args.val_images or args.images, args.val_annotations)
     recipe = recipe_from_options(args)
     fine_tune(
-        _initial_model(args),
+        _initial_model(args, recipe.seed),
         CocoFiles(args.images, args.annotations),
         args.output,
         recipe,
@@ -204,7 +206,7 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     return content
 
 
-def _initial_model(args: argparse.Namespace) -> Segmenter:
+def _initial_model(args: argparse.Namespace, seed: int) -> Segmenter:
     """Return the model that training starts from."""
     from solo_infer.segmenters.auto import build_segmenter, load_model
     from solo_infer.training import init_model, load_backbone_weights
@@ -213,7 +215,7 @@ def _initial_model(args: argparse.Namespace) -> Segmenter:
     if args.model:
         model = load_model(args.model, device="cpu")
     else:
-        model = init_model(read_config(args.config), args.seed or 0)
+        model = init_model(read_config(args.config), seed)
         if args.backbone_weights:
             load_backbone_weights(model.network, args.backbone_weights)
     if args.scale is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from solo_infer.config.suggestions import did_you_mean
@@ -81,8 +81,3 @@ COCO = Categories(
 def unnamed(count: int) -> Categories:
     """Return COCO's categories if there are 80 classes, else "class 0", "class 1", ..."""
     return COCO if count == len(COCO) else Categories(tuple(f"class {label}" for label in range(count)))
-
-
-def named(names: Sequence[str]) -> Categories:
-    """Return categories for class names: COCO's official ids if they are its 80, else 1, 2, 3, ..."""
-    return COCO if tuple(names) == COCO.names else Categories(tuple(names))

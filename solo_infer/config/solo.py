@@ -115,11 +115,6 @@ class SOLOConfig(ArchitectureConfig):
         """Stride of each level in input pixels; a mask must cover more pixels of its map than this."""
         return LEVEL_STRIDES
 
-    @property
-    def num_cells(self) -> int:
-        """Number of grid cells over all levels (3,872 in the published models)."""
-        return sum(grid * grid for grid in self.num_grids)
-
 
 @dataclass(frozen=True)
 class PostprocessConfig(BasePostprocessConfig):

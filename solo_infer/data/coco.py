@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from solo_infer.config.categories import Categories
+from solo_infer.config.validation import is_int
 from solo_infer.errors import ConfigError, DataError, SoloInferError
 from solo_infer.ops.rle import run_lengths
 
@@ -200,19 +201,15 @@ def _check_images(path: Path, entries: list[Any], *, sized: bool) -> None:
 def _is_image(entry: Any, sized: bool) -> bool:
     return (
         isinstance(entry, dict)
-        and (_is_int(entry.get("id")) or isinstance(entry.get("id"), str))
+        and (is_int(entry.get("id")) or isinstance(entry.get("id"), str))
         and isinstance(entry.get("file_name"), str)
-        and (not sized or all(_is_int(entry.get(side)) and entry[side] > 0 for side in ("height", "width")))
+        and (not sized or all(is_int(entry.get(side)) and entry[side] > 0 for side in ("height", "width")))
     )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read_categories(path: Path, entries: list[Any]) -> Categories:
     for entry in entries:
-        if not (isinstance(entry, dict) and _is_int(entry.get("id")) and isinstance(entry.get("name"), str)):
+        if not (isinstance(entry, dict) and is_int(entry.get("id")) and isinstance(entry.get("name"), str)):
             raise DataError(
                 f'{path}: category {summarize(entry)}: expected "id" (an integer) and "name" (a string).'
             )
@@ -354,7 +351,7 @@ def _rle_counts(rle: dict[str, Any], height: int, width: int) -> bytes:
         raise ValueError(f"RLE of size {size} for an image of height {height}, width {width}.")
     if isinstance(counts, str) and counts.isascii():
         return counts.encode("ascii")
-    if isinstance(counts, list) and all(_is_int(count) and 0 <= count < 1 << 32 for count in counts):
+    if isinstance(counts, list) and all(is_int(count) and 0 <= count < 1 << 32 for count in counts):
         return mask.frPyObjects(rle, height, width)["counts"]
     raise ValueError('RLE "counts" are neither a list of integers nor ASCII text.')
 

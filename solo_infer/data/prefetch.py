@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 from solo_infer.data.images import Color, LoadedImage, load_image
-from solo_infer.data.sources import ImageSource, iterate_sources
+from solo_infer.data.sources import ENCODED_TYPES, ImageSource, iterate_sources
 from solo_infer.errors import ImageError, OfflineError, SoloInferError
 
 MAX_PREFETCHED = 2  # images decoded before they are needed
@@ -60,9 +60,10 @@ def prefetch_images(
 
 
 def _is_known_in_advance(source: object) -> bool:
-    """Return whether a source is a folder, a glob pattern, or a list that contains files, URLs or bytes."""
+    """Return whether a source is a path, URL or glob pattern, or several items with files, URLs or bytes."""
     if isinstance(source, list | tuple):
-        return len(source) > 1 and any(isinstance(item, str | os.PathLike | bytes) for item in source)
+        types = (str, os.PathLike, *ENCODED_TYPES)
+        return len(source) > 1 and any(isinstance(item, types) for item in source)
     return isinstance(source, str | os.PathLike)
 
 

@@ -122,17 +122,18 @@ def measure(
     image = images.load_image(source)
     batch = [image] * batch_size
 
-    def run(synchronized: bool) -> dict[str, float]:
+    def run(synchronized: bool) -> tuple[dict[str, float], int]:
         stopwatch = Stopwatch(model.device)
         results = model.predict_batch(batch, synchronize=synchronized)
         stopwatch.mark("total")
-        return {**results[0].timings, "total": stopwatch.seconds["total"] / batch_size}
+        return {**results[0].timings, "total": stopwatch.seconds["total"] / batch_size}, len(results[0])
 
     for _ in range(warmup):
         run(synchronized=False)
     reset_peak_memory(model.device)
-    total = percentiles([run(synchronized=False)["total"] for _ in range(runs)])
-    staged = [run(synchronized=True) for _ in range(runs)]
+    total = percentiles([run(synchronized=False)[0]["total"] for _ in range(runs)])
+    staged, (instances, *_) = zip(*(run(synchronized=True) for _ in range(runs)), strict=True)
+    memory = peak_memory(model.device)
     return Measurement(
         name=name or repr(model),
         device=str(model.device),
@@ -143,11 +144,11 @@ def measure(
         image=image.pixels.shape[:2],
         input=plan(image.pixels, model.config.preprocessing).padded,
         candidates=count_candidates(model, image),
-        instances=len(model.predict_batch([image])[0]),
+        instances=instances,
         stages={stage: percentiles([seconds[stage] for seconds in staged]) for stage in STAGES},
         total=total,
         images_per_second=1000 / total.median,
-        peak_memory=peak_memory(model.device),
+        peak_memory=memory,
         environment=describe_environment(model.device),
     )
 

@@ -20,8 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from solo_infer._version import __version__
 from solo_infer.diagnostics.problems import find_problems
@@ -31,18 +29,6 @@ from solo_infer.runtime.messages import describe_error
 from solo_infer.runtime.urls import origin, redact_credentials
 from solo_infer.weights.manifest import load_manifest
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "huggingface-hub",
-    "safetensors",
-    "pycocotools",
-    "tqdm",
-    "filelock",
-    "triton",
-)
 MODULES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -54,6 +40,7 @@ MODULES = {
     "tqdm": "tqdm",
     "filelock": "filelock",
 }
+PACKAGES = (*MODULES, "triton")
 _REPORTED_VARIABLES = re.compile(
     r"SOLO_INFER_\w+|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT|TRANSFORMERS_OFFLINE|XDG_CACHE_HOME"
     r"|CUDA_VISIBLE_DEVICES|PYTORCH_(CUDA_)?ALLOC_CONF|OMP_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
@@ -188,10 +175,14 @@ def describe_sources() -> dict[str, str]:
             states = dict(zip(origins, pool.map(_request_state, origins), strict=True))
     mirror = environment.mirror()
     if mirror and not origin(mirror):
-        path = url2pathname(urlsplit(mirror).path) if mirror.startswith("file:") else mirror
-        exists = Path(path).expanduser().is_dir()
-        states[mirror] = "reachable" if exists else "unreachable: the directory does not exist"
+        states[mirror] = _state_of_directory(environment.mirror_directory(mirror))
     return {redact_credentials(address): state for address, state in states.items()}
+
+
+def _state_of_directory(directory: Path | None) -> str:
+    if directory is None:
+        return "unreachable: expected an http:// or https:// address, or a directory"
+    return "reachable" if directory.is_dir() else "unreachable: the directory does not exist"
 
 
 def _addresses() -> Iterator[str]:
@@ -212,7 +203,7 @@ def _hub_endpoint() -> str:
 
 def _request_state(host: str) -> str:
     """Request the root page of a host with the proxy and certificates that downloads use."""
-    headers = {"User-Agent": f"solo-infer/{__version__}"}
+    headers = {"User-Agent": environment.USER_AGENT}
     try:
         request = urllib.request.Request(f"{host}/", method="HEAD", headers=headers)
         with urllib.request.build_opener().open(request, timeout=_TIMEOUT_SECONDS):

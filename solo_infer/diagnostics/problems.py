@@ -107,7 +107,7 @@ def _cache_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if report["offline"] and not cache["models"] and not report["mirror"]:
         yield (
             "Offline mode is on, and no published model is in the cache.",
-            f"Pass the path of a model, {_ALTERNATIVES}, or unset {environment.OFFLINE} and HF_HUB_OFFLINE.",
+            f"Pass the path of a model, {_ALTERNATIVES}, or unset {environment.OFFLINE_NAMES}.",
         )
 
 

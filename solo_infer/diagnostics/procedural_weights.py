@@ -48,38 +48,34 @@ _OWN_TAP = 0.2  # fraction of the weight of a mask convolution that differs betw
 _COORDINATE_GAIN = 60.0  # balances one or two coordinate channels against 256 features
 
 
-def state_dict(model: str, salt: str = "") -> dict[str, Tensor]:
+def state_dict(model: str) -> dict[str, Tensor]:
     """Return the procedural state dict of a model.
 
     Args:
         model: Key of ``CALIBRATION``.
-        salt: Text that changes every value. Defaults to none.
     """
     templates = build_network(find_preset(model).architecture, device="meta").state_dict()
     return {
-        name: torch.from_numpy(tensor(mmdet_name(name), tuple(template.shape), model, salt))
+        name: torch.from_numpy(tensor(mmdet_name(name), tuple(template.shape), model))
         for name, template in templates.items()
     }
 
 
-def tensor(name: str, shape: tuple[int, ...], model: str, salt: str = "") -> np.ndarray:
+def tensor(name: str, shape: tuple[int, ...], model: str) -> np.ndarray:
     """Return the value of one tensor, float32 or (``num_batches_tracked``) int64.
 
     Args:
         name: Name of the tensor in mmdet.
         shape: Shape of the tensor.
         model: Key of ``CALIBRATION``.
-        salt: Text that changes every value. Defaults to none.
     """
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    value = _value(name, shape, CALIBRATION[model], name + salt)
+    value = _value(name, shape, CALIBRATION[model])
     return np.ascontiguousarray(value, np.float32)
 
 
-def input_tensor(
-    key: str, shape: tuple[int, int, int, int], images: list[tuple[int, int]], salt: str = ""
-) -> np.ndarray:
+def input_tensor(key: str, shape: tuple[int, int, int, int], images: list[tuple[int, int]]) -> np.ndarray:
     """Return a network input (N, 3, H, W) float32 with the falling spectrum of a photograph.
 
     It is a sum of random blocks of 64, 16, 4 and 1 pixels, with mean 0 and a standard deviation near 1.
@@ -88,13 +84,12 @@ def input_tensor(
         key: Text key.
         shape: (N, 3, H, W).
         images: (height, width) in pixels of each image, which fills the top left; the rest is 0.
-        salt: Text that changes every value. Defaults to none.
     """
     count, channels, height, width = shape
     total = np.zeros(shape)
     for size, weight in ((64, 0.8), (16, 0.5), (4, 0.3), (1, 0.1)):
         coarse = (count, channels, -(-height // size), -(-width // size))
-        blocks = uniform(f"{key}/{size}{salt}", coarse) * 2.0 - 1.0
+        blocks = uniform(f"{key}/{size}", coarse) * 2.0 - 1.0
         blocks = np.repeat(np.repeat(blocks, size, axis=2), size, axis=3)
         total += blocks[:, :, :height, :width] * (weight * np.sqrt(3.0))
     for image, (filled_height, filled_width) in enumerate(images):
@@ -157,35 +152,35 @@ def _per_cell(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return shared[index] * np.sqrt(1.0 - _OWN_CELL * _OWN_CELL) + varied * _OWN_CELL
 
 
-def _value(name: str, shape: tuple[int, ...], constants: dict[str, float], key: str) -> np.ndarray:
+def _value(name: str, shape: tuple[int, ...], constants: dict[str, float]) -> np.ndarray:
     """Return the float64 value of a tensor."""
     layer, parameter = name.rsplit(".", 1)
     if parameter == "running_mean":
-        return 0.2 * _centered(key, shape)
+        return 0.2 * _centered(name, shape)
     if parameter == "running_var":
-        return 1.0 + 0.2 * _centered(key, shape)
+        return 1.0 + 0.2 * _centered(name, shape)
     if len(shape) == 1 and parameter == "weight":  # of a norm layer; small at the end of a residual branch
-        return (0.3 if layer.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centered(key, shape))
+        return (0.3 if layer.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centered(name, shape))
     if "conv_mask_list" in layer:
         if parameter == "bias":
-            return constants["mask_bias"] + constants["mask_spread"] * _per_cell(key, shape)
-        return constants["mask_gain"] / np.sqrt(shape[1] * shape[2] * shape[3]) * _per_cell(key, shape)
+            return constants["mask_bias"] + constants["mask_spread"] * _per_cell(name, shape)
+        return constants["mask_gain"] / np.sqrt(shape[1] * shape[2] * shape[3]) * _per_cell(name, shape)
     if layer.endswith("conv_cls"):
         if parameter == "bias":
-            bias = constants["cls_bias"] + 0.3 * _centered(key, shape)
+            bias = constants["cls_bias"] + 0.3 * _centered(name, shape)
             if "background" in constants:
                 bias.reshape(3, 81)[:, 80] += constants["background"]
             return bias
-        return _conv(key, shape, constants["cls_gain"])
+        return _conv(name, shape, constants["cls_gain"])
     if parameter == "bias":
-        return 0.1 * _centered(key, shape)
+        return 0.1 * _centered(name, shape)
     if layer.startswith("mask_head.mask_convs"):
-        value = _smooth_conv(key, shape, np.sqrt(2.0))
+        value = _smooth_conv(name, shape, np.sqrt(2.0))
         value[:, 256:] *= _COORDINATE_GAIN
         return value
     if layer.startswith("mask_head.protonet"):
         gain = constants["proto_gain"] if layer == "mask_head.protonet.10" else 1.0
-        return gain * _smooth_conv(key, shape, np.sqrt(2.0))
+        return gain * _smooth_conv(name, shape, np.sqrt(2.0))
     if layer.startswith("neck.fpn_convs") and "background" in constants:
-        return _PYRAMID_GAINS[int(layer.split(".")[2])] * _conv(key, shape, np.sqrt(2.0))
-    return _conv(key, shape, np.sqrt(2.0))
+        return _PYRAMID_GAINS[int(layer.split(".")[2])] * _conv(name, shape, np.sqrt(2.0))
+    return _conv(name, shape, np.sqrt(2.0))

@@ -61,8 +61,8 @@ def evaluate(
     same arguments. Each one runs the model on its share of the images.
 
     Args:
-        model: Model with the thresholds to use. ``max_per_image`` and ``nms_pre`` are raised to the greatest
-            value of ``max_detections`` where they are lower.
+        model: Model with the thresholds to use. If ``max_per_image`` is less than the greatest value of
+            ``max_detections``, it is raised to it, as is ``nms_pre``.
         images: Folder that "file_name" in the annotation file is relative to.
         annotations: Path of the COCO annotation file.
         output: Path of a COCO results file to write; pycocotools can read it. After Ctrl-C it holds the

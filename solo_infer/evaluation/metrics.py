@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from solo_infer.config.validation import is_int
 from solo_infer.data.coco import CocoData, GroundTruth, ImageId
 from solo_infer.data.coco_results import Detection
 from solo_infer.errors import ConfigError
@@ -27,8 +28,7 @@ def check_max_detections(values: Iterable[int]) -> tuple[int, ...]:
         ConfigError: There are none, or one is not an integer of at least 1.
     """
     numbers = tuple(values)
-    are_integers = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-    if not numbers or not are_integers or min(numbers) < 1:
+    if not numbers or not all(is_int(number) and number >= 1 for number in numbers):
         raise ConfigError(f"max_detections={numbers}: expected one or more integers of at least 1.")
     return tuple(sorted(set(numbers)))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import UnidentifiedImageError
-from tqdm import tqdm
 
 from solo_infer.config import BasePostprocessConfig
 from solo_infer.config.categories import Categories
@@ -22,6 +21,7 @@ from solo_infer.errors import DataError
 from solo_infer.evaluation.report import Timings
 from solo_infer.results.result import Result
 from solo_infer.results.writers import CocoFile
+from solo_infer.runtime.progress import progress_bar
 from solo_infer.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def predict_images(
     start = time.perf_counter()
     with CocoFile(path, {name: image.id for name, image in sources.items()}) as file:
         results = model.stream(list(sources), batch_size=batch_size, thresholds=thresholds)
-        for result in _with_progress(results, len(sources), progress):
+        for result in progress_bar(results, total=len(sources), unit="image", enabled=progress):
             received = time.perf_counter()
             _check_size(data.path, sources[result.source], result)
             file.add(_with_data_labels(result, labels, data.categories))
@@ -73,10 +73,6 @@ def predict_images(
             totals["record"] += time.perf_counter() - received
     seconds = time.perf_counter() - start
     return Timings(len(sources), seconds, {stage: total / len(sources) for stage, total in totals.items()})
-
-
-def _with_progress(results: Iterator[Result], total: int, progress: bool) -> Iterator[Result]:
-    return iter(tqdm(results, total=total, unit="image", disable=None if progress else True))
 
 
 def _match_classes(categories: Categories, data: CocoData) -> list[int]:

@@ -166,13 +166,25 @@ def _shared_directory(shards: Path | None, output: Path | None) -> Iterator[Path
         return
     name = [""]
     if is_main_process():
-        name = [tempfile.mkdtemp(prefix=".shards-", dir=output and output.parent)]
+        name = [_make_temporary_directory(output)]
     distributed.broadcast_object_list(name)
     try:
         yield Path(name[0])
     finally:
         if is_main_process():
             shutil.rmtree(name[0])
+
+
+def _make_temporary_directory(output: Path | None) -> str:
+    try:
+        if output is None:
+            return tempfile.mkdtemp(prefix="shards-")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=".shards-", dir=output.parent)
+    except OSError as error:
+        raise ResultError(
+            f"No directory for the detections of the processes: {error}. Pass shards."
+        ) from error
 
 
 def shard_path(shards: Path, rank: int, world_size: int) -> Path:

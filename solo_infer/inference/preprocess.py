@@ -66,8 +66,8 @@ def prepare(
         dtype: Dtype of the result.
 
     Returns:
-        (N, 3, padded height, padded width), channels_last, zero in the padding. Equal to the last bit on
-        every device.
+        (N, 3, padded height, padded width), channels_last, zero in the padding. With
+        ``round_to_uint8``, equal to the last bit on every device.
     """
     return preprocess(
         [torch.from_numpy(np.ascontiguousarray(image)) for image in images],

@@ -56,7 +56,7 @@ def detect_batch(
         inputs: (N, 3, H, W) network inputs.
         geometries: Sizes of the images.
         thresholds: Post-processing settings.
-        class_mask: (classes,) float32, 0 for excluded classes. Defaults to no excluded classes.
+        class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
         stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
     """
     features = extract_features(network, inputs, class_mask, stopwatch)
@@ -178,4 +178,5 @@ def full_size_masks(
         for chunk in cells[order].split(masks.chunk_length(cells))
     ]
     packed, boxes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return packed[order.argsort()], boxes[order.argsort()]
+    inverse = order.argsort()
+    return packed[inverse], boxes[inverse]

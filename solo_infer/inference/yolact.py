@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from solo_infer.config import YOLACTPostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.yolact.anchors import LevelSizes, clip, decode, level_sizes
+from solo_infer.models.yolact.anchors import LevelSizes, decode, level_sizes
 from solo_infer.models.yolact.head import ANCHORS_PER_CELL, Predictions
 from solo_infer.models.yolact.masks import crop, mask_scores
 from solo_infer.models.yolact.network import YOLACTNetwork, YOLACTOutput
@@ -46,7 +47,7 @@ def detect_batch(
         inputs: (N, 3, H, W) network inputs.
         geometries: Sizes of the images.
         thresholds: Post-processing settings.
-        class_mask: (classes,) float32, 0 for excluded classes. Defaults to no excluded classes.
+        class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
         stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
     """
     maps = network.backbone(inputs)
@@ -154,7 +155,7 @@ def make_detections(
     height, width = geometry.original
     limits = instances.boxes.new_tensor([*geometry.resized[::-1]] * 2)
     relative = instances.boxes / limits
-    boxes = clip(relative * relative.new_tensor([width, height] * 2), geometry.original)
+    boxes = clip_boxes_to_image(relative * relative.new_tensor([width, height] * 2), geometry.original)
     packed = _packed_masks(instances.coefficients, prototypes, relative, geometry.original, mask_thr)
     return Detections(instances.scores, instances.labels, boxes, packed)
 

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import torch
 
 from solo_infer.errors import SoloInferError
-from solo_infer.runtime.device import fast_paths
+from solo_infer.runtime.device import triton_allowed
 from solo_infer.runtime.messages import describe_error
 
 _LOGGER = logging.getLogger(__name__)
@@ -89,11 +89,6 @@ def triton_kernel(
         return function
 
     return decorate
-
-
-def triton_allowed(device: torch.device) -> bool:
-    """Return whether kernels may run on a device."""
-    return fast_paths(device).triton
 
 
 def failures() -> dict[str, str]:

@@ -59,7 +59,7 @@ def _supports_cells(
 
 
 @triton_kernel(
-    "mask statistics",
+    "cell mask statistics",
     "solo_infer.ops.triton.mask_statistics:cell_mask_statistics",
     supports=_supports_cells,
 )
@@ -134,7 +134,7 @@ def _supports_axes(
 
 
 @triton_kernel(
-    "mask statistics",
+    "axis mask statistics",
     "solo_infer.ops.triton.mask_statistics:axis_mask_statistics",
     supports=_supports_axes,
 )

@@ -69,7 +69,6 @@ def draw_instances(
     *,
     masks: Iterable[np.ndarray],
     boxes: np.ndarray,
-    labels: np.ndarray,
     names: Sequence[str],
     scores: np.ndarray,
     alpha: float = 0.5,
@@ -86,7 +85,6 @@ def draw_instances(
             with a generator only one full-size mask is in memory.
         boxes: (N, 4) float32 x1 y1 x2 y2 in pixels, far edge exclusive; zeros for an empty mask, which is
             not drawn. Pixels of a mask outside its box are not drawn either.
-        labels: (N,) int, 0..classes-1.
         names: N class names, for the captions.
         scores: (N,) float, 0..1.
         alpha: Opacity of the masks, 0..1.
@@ -100,7 +98,7 @@ def draw_instances(
         ResultError: The image is not (H, W, 3) uint8, alpha is out of range, or sizes do not match.
     """
     _check_image(image, alpha)
-    _check_instances(boxes, labels, names, scores)
+    _check_instances(boxes, names, scores)
     height, width = image.shape[:2]
     sizes = _Sizes.for_image(width, height)
     canvas = Image.fromarray(image)  # a copy, because PIL stores RGB in four bytes
@@ -159,12 +157,11 @@ def _check_image(image: Any, alpha: float) -> None:
         raise ResultError(f"alpha={alpha}: expected an opacity of 0..1.")
 
 
-def _check_instances(boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], scores: np.ndarray) -> None:
+def _check_instances(boxes: np.ndarray, names: Sequence[str], scores: np.ndarray) -> None:
     count = len(scores)
     shapes = {
         "scores": (np.shape(scores), (count,)),
         "boxes": (np.shape(boxes), (count, 4)),
-        "labels": (np.shape(labels), (count,)),
         "names": ((len(names),), (count,)),
     }
     for name, (shape, expected) in shapes.items():

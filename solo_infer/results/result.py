@@ -290,7 +290,6 @@ class Result:
             canvas,
             masks=(instance.mask.numpy() for instance in result),
             boxes=result.boxes.numpy(),
-            labels=result.labels.numpy(),
             names=result.names,
             scores=result.scores.numpy(),
             alpha=alpha,

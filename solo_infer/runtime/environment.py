@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from solo_infer._version import __version__
 from solo_infer.errors import ConfigError
@@ -15,6 +17,9 @@ HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"
 OFFLINE = "SOLO_INFER_OFFLINE"
 TIMEOUT = "SOLO_INFER_TIMEOUT"
+
+_OFFLINE_VARIABLES = (OFFLINE, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+OFFLINE_NAMES = ", ".join(_OFFLINE_VARIABLES[:-1]) + f" and {_OFFLINE_VARIABLES[-1]}"  # for messages
 
 USER_AGENT = f"solo-infer/{__version__}"  # header of every HTTP request
 
@@ -30,14 +35,20 @@ def cache_home() -> Path:
 
 
 def is_offline() -> bool:
-    """Return whether ``SOLO_INFER_OFFLINE`` or the Hub's ``HF_HUB_OFFLINE`` is set."""
-    names = (OFFLINE, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(name, "").strip().lower() not in _FALSE for name in names)
+    """Return whether ``SOLO_INFER_OFFLINE``, or a variable that does the same for the Hub, is set."""
+    return any(os.environ.get(name, "").strip().lower() not in _FALSE for name in _OFFLINE_VARIABLES)
 
 
 def mirror() -> str | None:
     """Return the mirror of the weights (``SOLO_INFER_MIRROR``: a URL or a directory), None if unset."""
     return os.environ.get(MIRROR) or None
+
+
+def mirror_directory(mirror: str) -> Path | None:
+    """Return the directory that a mirror names by its path or a file URL, None for other URLs."""
+    if mirror.startswith("file:"):
+        return Path(url2pathname(urlsplit(mirror).path))
+    return None if "://" in mirror else Path(mirror).expanduser()
 
 
 def network_timeout() -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.data.coco import Annotation, CocoData, ImageId, read_annotations, to_rle
 from solo_infer.errors import ConfigError, DataError
+from solo_infer.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -310,10 +311,8 @@ def _require_images(folder: Path, data: CocoData) -> None:
 def _add_instances(
     builder: IndexBuilder, data: CocoData, index_of: dict[ImageId, int], label_of: dict[int, int]
 ) -> None:
-    from tqdm import tqdm
-
     total = skipped = 0
-    annotations = tqdm(data.annotations, desc="reading annotations", unit="instance", delay=2, disable=None)
+    annotations = progress_bar(data.annotations, desc="reading annotations", unit="instance", delay=2)
     for annotation in annotations:
         label, image = label_of.get(annotation.category_id), index_of[annotation.image_id]
         if label is None or not builder.labelled[image][label]:

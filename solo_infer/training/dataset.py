@@ -20,6 +20,7 @@ from solo_infer.data.exif import upright_size
 from solo_infer.data.images import load_image
 from solo_infer.errors import DataError, ImageError
 from solo_infer.ops.rle import run_lengths
+from solo_infer.runtime.progress import progress_bar
 from solo_infer.training.annotation_index import AnnotationIndex, merge_indices, read_index
 from solo_infer.training.sample import Sample, make_sample, mask_bounds, nearest_indices
 
@@ -34,7 +35,7 @@ class InstanceDataset(Dataset[Sample]):
 
     Args:
         index: Annotations.
-        augment: Function that changes a sample, given a generator and a function that draws a random other
+        augment: Function that changes a sample, given a generator and a function that draws a random
             sample; see ``Augmentation``.
         seed: Seed of the augmentation, at least 0.
         filter_empty: Whether to skip images without instances (mmdet's ``filter_empty_gt``). Labeled images
@@ -134,9 +135,7 @@ class InstanceDataset(Dataset[Sample]):
         return read_pixels(self.index.path(image), height, width, self.longest)
 
     def _read_all(self) -> list[Tensor]:
-        from tqdm import tqdm
-
-        images = tqdm(self._images, desc="reading images", unit="image", delay=2, disable=None)
+        images = progress_bar(self._images, desc="reading images", unit="image", delay=2)
         return [self._read(int(image)) for image in images]
 
     def _masks(self, image: int, height: int, width: int) -> Tensor:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
 from solo_infer.models.target import Target
-from solo_infer.runtime.distributed import is_distributed
+from solo_infer.runtime.distributed import rank_and_world_size
 from solo_infer.training.dataset import InstanceDataset, make_generator
 from solo_infer.training.sample import Sample
 
@@ -231,10 +231,7 @@ class DatasetBatches:
             ConfigError: The batches cannot be divided among the processes.
             DataError: An image cannot be read.
         """
-        rank, world_size = 0, 1
-        if is_distributed():
-            rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        sampler = self._sampler(rank, world_size)
+        sampler = self._sampler(*rank_and_world_size())
         sampler.set_epoch(epoch, start)
         loader = DataLoader(
             self.dataset,

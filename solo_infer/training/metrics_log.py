@@ -100,7 +100,7 @@ class EvaluationLog:
     def is_best(self) -> bool:
         """``True`` if the first metric of the last evaluation exceeds that of all previous ones."""
         *previous, last = self._first_metrics
-        return last > max(previous, default=-math.inf)
+        return last > max((value for value in previous if not math.isnan(value)), default=-math.inf)
 
     def add(self, epoch: int, iteration: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of one evaluation, which have the same names each time."""

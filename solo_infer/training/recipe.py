@@ -76,7 +76,7 @@ class Recipe:
         scale_range: Least and greatest scale factor of "jitter".
         crop_size: Side of the square crop of "jitter" in pixels; smaller images are padded. 0 stands for the
             model's short side.
-        copy_paste: Probability that "jitter" pastes instances of another image, 0..1.
+        copy_paste: Probability that "jitter" pastes instances of a random image, 0..1.
     """
 
     epochs: int = 12

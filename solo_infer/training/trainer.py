@@ -25,6 +25,7 @@ from solo_infer.models.target import Target
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.device import resolve_dtype
 from solo_infer.runtime.distributed import is_distributed, is_main_process, process_group
+from solo_infer.runtime.progress import progress_bar
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import prepare_for_training
@@ -139,16 +140,14 @@ class _TrainingRun:
 
     def train(self, evaluate: Evaluator | None, progress: bool) -> None:
         """Run the remaining iterations of all epochs."""
-        from tqdm import tqdm
-
         metrics = None
         if is_main_process():
             self.output.mkdir(parents=True, exist_ok=True)
             write_text(self.output / RECIPE_NAME, self.recipe.to_json())
             metrics = MetricsLogger(self.output, self.iteration, self.total, self.network.losses)
             self.evaluations = EvaluationLog(self.output, self.iteration)
-        disable = None if progress and is_main_process() else True  # None: show it on a terminal only
-        with tqdm(total=self.total, initial=self.iteration, unit="it", disable=disable) as bar:
+        is_shown = progress and is_main_process()
+        with progress_bar(total=self.total, initial=self.iteration, unit="it", enabled=is_shown) as bar:
             while self.iteration < self.total:
                 self._run_epoch(self.iteration // len(self.batches), metrics, bar)
                 self.save()
@@ -215,10 +214,10 @@ class _TrainingRun:
     def _evaluate(self, evaluate: Evaluator) -> None:
         """Evaluate the weights that are saved; all processes take part."""
         weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        if self.average:
-            self.network.load_state_dict(self.average.weights)
-        self.network.eval()
         try:
+            if self.average:
+                self.network.load_state_dict(self.average.weights)
+            self.network.eval()
             metrics = evaluate(self.model)
         finally:
             self.network.load_state_dict(weights)

@@ -213,7 +213,7 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class CopyPaste:
-    """Paste instances of another image, without blending (Ghiasi et al. 2021).
+    """Paste instances of a random image, without blending (Ghiasi et al. 2021).
 
     Crowds and instances of classes that only one of the images is annotated with are not pasted. Instances
     keep their positions, relative to the top left; parts outside of the image are cut off.
@@ -276,7 +276,7 @@ class CopyPaste:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A sequence of steps, optionally followed by copy-paste from another image after the same steps.
+    """A sequence of steps, optionally followed by copy-paste from a random image after the same steps.
 
     Attributes:
         steps: Steps in order.

@@ -20,10 +20,9 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from solo_infer.errors import CacheError, DownloadError, OfflineError
 from solo_infer.runtime import environment
+from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.cache_files import as_cache_error, checksum_error, locked, matches
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def download_file(
             return target
     if environment.is_offline() if offline is None else offline:
         raise OfflineError(
-            f"Offline mode: {url} was not downloaded. Unset {environment.OFFLINE} and HF_HUB_OFFLINE, or "
+            f"Offline mode: {url} was not downloaded. Unset {environment.OFFLINE_NAMES}, or "
             f"copy the file to {target}."
         )
     if urlsplit(url).scheme not in ("http", "https"):
@@ -200,13 +199,13 @@ class _Transfer:
     def _store(self, response: http.client.HTTPResponse, start: int, total: int | None) -> None:
         limit = total if self.size is None else self.size
         received = start
-        bar = tqdm(
+        bar = progress_bar(
+            enabled=self.progress,
             total=limit,
             initial=start,
             unit="B",
             unit_scale=True,
             desc=self.target.name,
-            disable=None if self.progress else True,
         )
         # An OSError in this block is the disk's; _chunks translates those of the network.
         with bar, as_cache_error(self.target), open(self.part, "ab" if start else "wb") as file:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import quote
 
 from solo_infer.errors import CacheError, DownloadError, OfflineError
 from solo_infer.runtime import environment
@@ -68,9 +67,7 @@ def fetch(
     raise DownloadError(f"No source provides {entry.name}:\n{advice}")
 
 
-def hub_file(
-    repo: str, filename: str, revision: str = "main", *, offline: bool | None = None, progress: bool = True
-) -> Path:
+def hub_file(repo: str, filename: str, revision: str = "main", *, offline: bool | None = None) -> Path:
     """Return the path of any Hub file in the Hub's cache; download it if it is not there.
 
     Args:
@@ -78,7 +75,6 @@ def hub_file(
         filename: Path of the file in the repo.
         revision: Branch, tag or commit.
         offline: Whether to refuse network use. Defaults to the environment's setting.
-        progress: Whether ``huggingface_hub`` may show its progress bar.
 
     Raises:
         DownloadError: The Hub does not provide the file.
@@ -88,7 +84,7 @@ def hub_file(
         offline = environment.is_offline()
     source = Source("hub", repo=repo, filename=filename, revision=revision)
     try:
-        return fetch_from_hub(source, offline=offline, progress=progress)
+        return fetch_from_hub(source, offline=offline)
     except DownloadError as error:
         if offline:
             raise OfflineError(f"Offline mode is on. {error}") from error
@@ -114,8 +110,7 @@ def is_cached(entry: ManifestEntry, home: Path | None = None) -> bool:
     with as_cache_error(target):
         if _has_size(target, entry.size):
             return True
-    hub_files = (_cached_hub_file_or_none(source) for source in entry.sources if source.kind == "hub")
-    return any(path is not None and _has_size(path, entry.size) for path in hub_files)
+    return any(_is_in_hub_cache(source, entry.size) for source in entry.sources if source.kind == "hub")
 
 
 def bundle(entries: Iterable[ManifestEntry], directory: Path, *, progress: bool = True) -> list[Path]:
@@ -189,7 +184,7 @@ def _fetch_from_mirror(
     mirror: str, entry: ManifestEntry, target: Path, offline: bool, progress: bool
 ) -> Path:
     name = f"Mirror {mirror} ({environment.MIRROR})"
-    directory = _mirror_directory(mirror)
+    directory = environment.mirror_directory(mirror)
     if directory is not None:
         if not (directory / entry.filename).is_file():
             raise DownloadError(f"{name}: there is no file {directory / entry.filename}.")
@@ -208,12 +203,6 @@ def _fetch_from_mirror(
             "%s was downloaded from %s and cannot be verified: no SHA-256 was published.", target, url
         )
     return target
-
-
-def _mirror_directory(mirror: str) -> Path | None:
-    if mirror.startswith("file:"):
-        return Path(url2pathname(urlsplit(mirror).path))
-    return None if "://" in mirror else Path(mirror).expanduser()
 
 
 def _copy_verified(source: Path, target: Path, entry: ManifestEntry) -> Path:
@@ -253,12 +242,13 @@ def _has_size(path: Path, size: int | None) -> bool:
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
-def _cached_hub_file_or_none(source: Source) -> Path | None:
+def _is_in_hub_cache(source: Source, size: int | None) -> bool:
     try:
-        return cached_hub_file(source)
+        path = cached_hub_file(source)
+        return path is not None and _has_size(path, size)
     except (OSError, ValueError) as error:
         logger.debug("Cannot look up %s in the Hub's cache: %s", source, error)
-        return None
+        return False
 
 
 def _bullet_points(causes: Iterable[str]) -> list[str]:

@@ -72,6 +72,7 @@ def test_quiet_training(run, data, initial, tmp_path):
         (["--model", "x", "--config", "y"], 2, "pass either --model, or --config"),
         ([], 2, "pass either --model, or --config"),
         (["--model", "x", "--backbone-weights", "y"], 2, "--backbone-weights requires --config"),
+        (["--model", "x", "--val-images", "y"], 2, "--val-images requires --val-annotations"),
         (["--model", "x", "--recipe", "2x"], 1, "Expected finetune, 1x, 3x"),
         (["--model", "x", "--recipe", "yolct"], 1, "Did you mean 'yolact'"),
         (["--model", "nowhere"], 1, "No model 'nowhere'"),
@@ -89,6 +90,17 @@ def test_output_folder_of_another_run(run, data, initial, tmp_path):
     code, _, err = run("train", "--model", initial, *files(data, tmp_path))
     assert code == 1
     assert_clear(err, "not an empty directory")
+
+
+def test_seed_of_the_recipe_seeds_new_weights(run, data, initial, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr("solo_infer.training.init_model", lambda config, seed: seeds.append(seed))
+    monkeypatch.setattr("solo_infer.training.fine_tune", lambda *args, **options: None)
+    path = tmp_path / "recipe.json"
+    path.write_text(replace(RECIPES["finetune"], seed=5).to_json())
+    command = ("train", "--config", initial / "config.json", "--recipe", path, *files(data, tmp_path / "out"))
+    assert run(*command)[0] == run(*command, "--seed", 7)[0] == 0
+    assert seeds == [5, 7]
 
 
 def recipe_of(*options):

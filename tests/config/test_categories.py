@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from solo_infer.config.categories import COCO, Categories, named, unnamed
+from solo_infer.config.categories import COCO, Categories, unnamed
 from solo_infer.errors import ConfigError, ResultError
 
 PETS = Categories(("cat", "dog", "traffic light"))
@@ -19,8 +19,6 @@ def test_coco_has_its_official_ids():
 
 def test_other_ids_start_at_one():
     assert PETS.ids == (1, 2, 3)
-    assert named(["cat", "dog"]).ids == (1, 2)
-    assert named(list(COCO.names)) is COCO
 
 
 def test_unnamed_classes():

@@ -34,7 +34,6 @@ def test_presets_are_the_published_settings():
     assert find_preset("decoupled_r101").architecture.backbone == "resnet101"
     for config in published:
         assert config.architecture.num_grids == (40, 36, 24, 16, 12)
-        assert config.architecture.num_cells == 3872
         assert config.architecture.strides == (8, 8, 16, 32, 32)
         assert config.thresholds == PostprocessConfig(0.1, 0.5, 0.05, 500, 100, "gaussian", 2.0)
         assert config.categories is COCO

@@ -251,7 +251,9 @@ def test_reachable_mirror_replaces_other_sources(quick, publish, monkeypatch, tm
         assert report["problems"] == []
 
 
-@pytest.mark.parametrize("mirror", ["missing/folder", "http://127.0.0.1:9/solo", "http://["])
+@pytest.mark.parametrize(
+    "mirror", ["missing/folder", "http://127.0.0.1:9/solo", "http://[", "ftp://host/solo"]
+)
 def test_missing_mirror(quick, publish, monkeypatch, mirror):
     publish()
     monkeypatch.setenv(environment.MIRROR, mirror)

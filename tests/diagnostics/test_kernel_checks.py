@@ -13,7 +13,14 @@ from solo_infer.runtime.device import NO_FAST_PATHS, FastPaths
 
 CPU = torch.device("cpu")
 ALL = FastPaths(triton=True, graphs=True, compile=True, dtype=torch.float16)
-KERNELS = ("preprocessing", "GroupNorm", "mask statistics", "Matrix-NMS", "mask pasting")
+KERNELS = (
+    "preprocessing",
+    "GroupNorm",
+    "cell mask statistics",
+    "axis mask statistics",
+    "Matrix-NMS",
+    "mask pasting",
+)
 MODULES = ("matrix_nms", "group_norm_relu", "paste_masks", "mask_statistics", "preprocess")
 
 
@@ -69,8 +76,8 @@ def test_device_errors_are_reported(monkeypatch):
     [
         ("preprocessing", "preprocess"),
         ("GroupNorm", "group_norm_relu"),
-        ("mask statistics", "cell_mask_statistics"),
-        ("mask statistics", "axis_mask_statistics"),
+        ("cell mask statistics", "cell_mask_statistics"),
+        ("axis mask statistics", "axis_mask_statistics"),
         ("Matrix-NMS", "decay_factors"),
         ("mask pasting", "paste_masks"),
     ],

@@ -7,6 +7,7 @@ from helpers.coco_sets import by_hand, content, write
 from helpers.oracle_segmenter import OracleSegmenter
 
 from solo_infer.errors import ConfigError, DataError, ResultError
+from solo_infer.evaluation import sharding
 from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.sharding import evaluate_shard, merge_detections, score_shards
 
@@ -92,6 +93,19 @@ def test_paths_may_be_strings(model, data_set, tmp_path):
     output = str(tmp_path / "merged.json")
     evaluation = score_shards(annotations, str(tmp_path), world_size=1, output=output)
     assert evaluation.detections == tmp_path / "merged.json"
+
+
+def test_shared_directory_of_a_new_output_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding.distributed, "broadcast_object_list", lambda names: None)
+    with sharding._shared_directory(None, tmp_path / "new" / "detections.json") as shards:
+        assert shards.is_dir() and shards.parent == tmp_path / "new"
+    assert not shards.exists()
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ResultError, match="Pass shards"),
+        sharding._shared_directory(None, tmp_path / "file" / "detections.json"),
+    ):
+        pass
 
 
 def test_merge_empty_files(tmp_path):

@@ -38,7 +38,6 @@ def draw(
         image,
         masks=options.pop("masks", (rectangle_mask(box, image.shape[:2]) for box in boxes)),
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        labels=np.zeros(len(boxes), np.int64),
         names=options.pop("names", ["cat"] * len(boxes)),
         scores=np.linspace(0.9, 0.5, len(boxes)) if scores is None else np.array(scores, np.float32),
         **{"captions": False, **options},
@@ -110,7 +109,6 @@ def test_fractional_box_keeps_the_whole_mask() -> None:
         image,
         masks=[rectangle_mask((10, 20, 31, 41))],
         boxes=np.array([[10.4, 20.6, 30.2, 40.1]], np.float32),
-        labels=np.zeros(1, int),
         names=["cat"],
         scores=np.ones(1),
         captions=False,
@@ -269,7 +267,6 @@ def test_invalid_image_raises_error(image: Any) -> None:
             image,
             masks=[],
             boxes=np.zeros((0, 4), np.float32),
-            labels=np.zeros(0, int),
             names=[],
             scores=np.zeros(0),
         )
@@ -287,7 +284,6 @@ def test_alpha_out_of_range_raises_error(alpha: float) -> None:
         ({"boxes": np.zeros((3, 4), np.float32)}, r"boxes.*\(3, 4\).*expected \(2, 4\)"),
         ({"boxes": np.zeros((2, 5), np.float32)}, r"boxes.*\(2, 5\)"),
         ({"boxes": np.full((2, 4), np.nan, np.float32)}, "NaN"),
-        ({"labels": np.zeros(1, int)}, r"labels.*\(1,\).*expected \(2,\)"),
         ({"names": ["cat"]}, "names"),
         ({"scores": np.ones(1)}, "for 1 scores"),
         ({"scores": np.ones((2, 1))}, "scores"),
@@ -301,7 +297,6 @@ def test_mismatched_sizes_raise_error(change: dict[str, Any], message: str) -> N
     arguments: dict[str, Any] = {
         "masks": [np.ones((4, 6), bool)] * 2,
         "boxes": np.array([[0, 0, 6, 4]] * 2, np.float32),
-        "labels": np.zeros(2, int),
         "names": ["cat", "cat"],
         "scores": np.array([0.5, 0.4]),
     }

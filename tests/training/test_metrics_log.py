@@ -1,6 +1,7 @@
 """CSV files, plot and TensorBoard events of a run."""
 
 import logging
+import math
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -50,6 +51,13 @@ def test_evaluation_log_finds_the_best_and_drops_repeated_rows(tmp_path):
     assert resumed.is_best
     EvaluationLog(tmp_path, 0)
     assert not (tmp_path / "evaluation.csv").exists()
+
+
+def test_undefined_metrics_are_never_the_best(tmp_path):
+    log = EvaluationLog(tmp_path, 0)
+    for epoch, (ap, is_best) in enumerate(((math.nan, False), (0.1, True), (math.nan, False), (0.2, True))):
+        log.add(epoch, 10 * epoch, {"AP": ap})
+        assert log.is_best == is_best
 
 
 def test_run_without_matplotlib_is_not_plotted(tmp_path, monkeypatch, caplog):

@@ -133,6 +133,27 @@ def test_interrupted_run_saves_its_state(tmp_path):
     assert SOLO.from_pretrained(tmp_path, device="cpu").config.architecture.num_classes == 3
 
 
+def test_interruption_while_averaged_weights_are_loaded_keeps_the_trained_weights(tmp_path):
+    model, before = small_start(), {}
+    load = model.network.load_state_dict
+
+    def load_and_interrupt(weights):
+        before.update(state_tensors(tmp_path))
+        monkeypatch.undo()
+        load(weights)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(model.network, "load_state_dict", load_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, Rectangles(), tmp_path, QUICK, device="cpu", evaluate=lambda model: {"AP": 0.0})
+    after = state_tensors(tmp_path)
+    assert before.keys() == after.keys()
+    for group, tensors in before.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(after[group][name], tensor), name
+
+
 def test_killed_run_loses_at_most_an_interval(tmp_path):
     script = f"""
 import os, signal, sys

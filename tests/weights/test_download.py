@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import tqdm
 from helpers.faulty_server import (
     Behavior,
     Server,
@@ -25,7 +26,6 @@ from helpers.faulty_server import (
 
 from solo_infer.errors import DownloadError
 from solo_infer.runtime import environment
-from solo_infer.weights import download
 from solo_infer.weights.cache_files import checksum_error, file_sha256, matches
 from solo_infer.weights.download import download_file
 
@@ -216,12 +216,12 @@ def test_interrupt_keeps_a_part_that_can_be_resumed(
 ) -> None:
     url = server.at(PATH, content(BODY))
 
-    class Interrupting(download.tqdm):
+    class Interrupting(tqdm.tqdm):
         def update(self, n: float | None = 1) -> None:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(download, "tqdm", Interrupting)
+        patched.setattr(tqdm, "tqdm", Interrupting)
         download_file(url, target, sha256=SHA256)
     assert files_at(target.parent) == [PART]
     part_size = (target.parent / PART).stat().st_size
@@ -240,12 +240,12 @@ def test_progress_bar_starts_at_the_resumed_offset(
     write_half_part(target)
     bars = []
 
-    class Recording(download.tqdm):
-        def __init__(self, **options: object) -> None:
-            super().__init__(**options)
+    class Recording(tqdm.tqdm):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
             bars.append(options)
 
-    monkeypatch.setattr(download, "tqdm", Recording)
+    monkeypatch.setattr(tqdm, "tqdm", Recording)
     download_file(server.at(PATH, content(BODY)), target, sha256=SHA256, progress=progress)
     (bar,) = bars
     assert (bar["initial"], bar["total"], bar["unit"]) == (HALF, len(BODY), "B")

@@ -356,5 +356,18 @@ def test_is_cached_includes_the_hub_cache(
     assert hub_calls == []
 
 
+def test_is_cached_is_false_for_an_unreadable_hub_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "SOLO_R50.pth")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fetching, "cached_hub_file", lambda source: path)
+    monkeypatch.setattr(fetching, "_has_size", lambda found, size: found == path and refuse())
+    assert not is_cached(entry_of(HUB, size=len(BODY)))
+
+
 def test_is_cached_is_false_for_an_invalid_repo() -> None:
     assert not is_cached(entry_of(Source("hub", repo="no/valid/repo", filename="x")))

@@ -8,7 +8,7 @@ from solo_infer.ops.group_norm_relu import group_norm_relu
 
 
 class GroupNormReLU(nn.Module):
-    """GroupNorm and ReLU; one fused kernel on CUDA.
+    """GroupNorm and ReLU; fused Triton kernels on CUDA.
 
     Args:
         norm: GroupNorm whose weights are shared.

@@ -8,7 +8,7 @@
 - Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
 - ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_bottleneck``).
-- GroupNorm and ReLU are one kernel on CUDA (``group_norm_relu``).
+- GroupNorm and ReLU run in fused Triton kernels on CUDA (``group_norm_relu``).
 """
 
 from __future__ import annotations

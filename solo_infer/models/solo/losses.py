@@ -22,7 +22,7 @@ def solo_losses(
     class_logits: Sequence[Tensor],
     masks: Sequence[LevelMasks],
     batch: BatchTargets,
-    parameters: Iterable[nn.Parameter] = (),
+    parameters: Iterable[nn.Parameter],
 ) -> dict[str, Tensor]:
     """Return {"loss_cls", "loss_mask"}, scalars.
 
@@ -73,7 +73,7 @@ def dice_losses(scores: Tensor, targets: Tensor) -> Tensor:
     return 1 - 2 * intersection / squares
 
 
-def mask_loss(losses: Tensor, num_positive: float, batch_fraction: float = 1.0) -> Tensor:
+def mask_loss(losses: Tensor, num_positive: float, batch_fraction: float) -> Tensor:
     """Return the weighted mean of dice losses over the positive cells, 0 if there are none.
 
     Args:
@@ -89,8 +89,8 @@ def class_loss(
     logits: Tensor,
     labels: Tensor,
     num_positive: float,
-    ignored: Tensor | None = None,
-    batch_fraction: float = 1.0,
+    ignored: Tensor,
+    batch_fraction: float,
 ) -> Tensor:
     """Return the focal loss over all cells and classes, divided by the number of positive cells plus one.
 
@@ -106,6 +106,4 @@ def class_loss(
     rows = torch.nonzero(labels < logits.shape[1]).flatten()
     expected[rows, labels[rows]] = 1
     losses = sigmoid_focal_loss(logits, expected, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="none")
-    if ignored is not None:
-        losses = losses.masked_fill(ignored, 0.0)
-    return losses.sum() / ((num_positive + 1.0) * batch_fraction)
+    return losses.masked_fill(ignored, 0.0).sum() / ((num_positive + 1.0) * batch_fraction)

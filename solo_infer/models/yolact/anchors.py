@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of mmdet's three anchors per cell
 _ORIGINAL_RATIOS = (1.0, 0.5, 2.0)  # their square roots scale both sides of the original square anchors
@@ -122,13 +122,7 @@ def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Ten
     centers, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
     moved = torch.cat([centers + deltas[:, :2] * sides, sides * logs.exp()], dim=1)
     boxes = box_convert(moved, "cxcywh", "xyxy")
-    return boxes if size is None else clip(boxes, size)
-
-
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes (K, 4) to an image of (height, width) pixels."""
-    height, width = size
-    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    return boxes if size is None else clip_boxes_to_image(boxes, size)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:

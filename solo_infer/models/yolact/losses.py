@@ -139,7 +139,7 @@ def _downsample(masks: Tensor, size: torch.Size) -> Tensor:
 
 
 def _evenly_spaced(members: Tensor, limit: int) -> Tensor:
-    """Return members (P,), or ``limit`` of them evenly spaced from first to last."""
+    """Return members (P,), or ``limit`` of them evenly spaced from the first on."""
     if len(members) <= limit:
         return members
     return members[torch.arange(limit, device=members.device) * len(members) // limit]
