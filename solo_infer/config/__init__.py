@@ -9,6 +9,7 @@ from solo_infer.config.model import ModelConfig
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.presets import PRESETS, find_preset
 from solo_infer.config.solo import PostprocessConfig, SOLOConfig
+from solo_infer.config.tiny import TinyConfig, TinyPostprocessConfig
 from solo_infer.config.yolact import YOLACTConfig, YOLACTPostprocessConfig
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "PostprocessConfig",
     "PreprocessConfig",
     "SOLOConfig",
+    "TinyConfig",
+    "TinyPostprocessConfig",
     "YOLACTConfig",
     "YOLACTPostprocessConfig",
     "find_preset",

@@ -13,6 +13,7 @@ from typing import Any
 
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.solo import SOLO_PRESETS, PostprocessConfig, SOLOConfig
+from solo_infer.config.tiny import TINY_PRESETS, TinyConfig, TinyPostprocessConfig
 from solo_infer.config.validation import require
 from solo_infer.config.yolact import YOLACT_PRESETS, YOLACTConfig, YOLACTPostprocessConfig
 
@@ -29,7 +30,8 @@ class Family:
         segmenter: Import path of the ``Segmenter`` subclass.
         checkpoints: Import path of the module that recognizes the family's checkpoints
             (``solo_infer.weights.families``).
-        parity: Import path of the function that compares a model with mmdet's goldens.
+        parity: Import path of the function that compares a model with mmdet's goldens, None if mmdet has no
+            such model.
         exporter: Import path of the module that exports the network and decodes its raw outputs, None if the
             family cannot be exported.
     """
@@ -40,7 +42,7 @@ class Family:
     network: str
     segmenter: str
     checkpoints: str
-    parity: str
+    parity: str | None = None
     exporter: str | None = None
 
     def load(self, field: str) -> Any:
@@ -69,6 +71,15 @@ FAMILIES: dict[str, Family] = {
         segmenter="solo_infer.segmenters.yolact:YOLACT",
         checkpoints="solo_infer.weights.families.yolact",
         parity="solo_infer.diagnostics.parity_yolact:check_yolact",
+    ),
+    TinyConfig.family: Family(
+        architecture=TinyConfig,
+        postprocess=TinyPostprocessConfig,
+        presets=TINY_PRESETS,
+        network="solo_infer.models.tiny.network:TinyNetwork",
+        segmenter="solo_infer.segmenters.tiny:Tiny",
+        checkpoints="solo_infer.weights.families.tiny",
+        exporter="solo_infer.export.tiny_heads",
     ),
 }
 

@@ -7,8 +7,7 @@ resize to the original size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
+from solo_infer.inference.nms import nms_function
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.solo.head import class_scores_from_logits
 from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.models.solo.network import SOLONetwork
-from solo_infer.ops.greedy_nms import greedy_nms_packed
-from solo_infer.ops.matrix_nms import NMSResult, matrix_nms_packed
+from solo_infer.ops.matrix_nms import NMSResult
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -144,7 +143,7 @@ def apply_nms(
     if len(large) == 0:
         return None
     mask_index = mask_index[large]
-    kept = _nms_function(thresholds)(
+    kept = nms_function(thresholds)(
         packed,
         areas[mask_index],
         candidates.labels[large],
@@ -155,12 +154,6 @@ def apply_nms(
         mask_index=mask_index,
     )
     return kept._replace(keep=large[kept.keep])
-
-
-def _nms_function(thresholds: PostprocessConfig) -> Callable[..., NMSResult]:
-    if thresholds.nms == "greedy":
-        return partial(greedy_nms_packed, iou_thr=thresholds.nms_iou)
-    return partial(matrix_nms_packed, kernel=thresholds.kernel, sigma=thresholds.sigma)
 
 
 def full_size_masks(

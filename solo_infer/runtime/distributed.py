@@ -79,7 +79,7 @@ def is_main_process_env() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def sum_over_processes(count: int, device: torch.device) -> tuple[float, float]:
+def sum_over_processes(count: float, device: torch.device) -> tuple[float, float]:
     """Return the sum of a number over all processes, and the fraction of the batch that one process has.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
-from solo_infer.config.families import family_of
+from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
 from solo_infer.data.sources import ImageSource, is_single_source
@@ -111,7 +111,7 @@ class Segmenter(ABC):
             config=config,
             revision=revision,
             offline=offline,
-            family=cls.family,
+            families=cls._families(),
         )
         model = cls.from_checkpoint(checkpoint).to(resolved_device, resolved_dtype)
         return model.with_thresholds(thresholds) if thresholds is not None else model
@@ -124,9 +124,14 @@ class Segmenter(ABC):
             ConfigError: The checkpoint belongs to another family of models.
         """
         network = checkpoint.network.requires_grad_(False).to(memory_format=torch.channels_last)
-        architecture = checkpoint.config.architecture
-        segmenter = cls if cls.family is not None else family_of(architecture).load("segmenter")
-        return segmenter(checkpoint.config, network)
+        segmenter = family_of(checkpoint.config.architecture).load("segmenter")
+        # A class that the family's does not derive from refuses the configuration.
+        return (segmenter if issubclass(segmenter, cls) else cls)(checkpoint.config, network)
+
+    @classmethod
+    def _families(cls) -> list[str]:
+        """Return the names of the families whose models this class loads."""
+        return [name for name, family in FAMILIES.items() if issubclass(family.load("segmenter"), cls)]
 
     @property
     def device(self) -> torch.device:

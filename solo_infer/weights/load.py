@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from solo_infer.config import ModelConfig, find_preset
@@ -25,7 +26,7 @@ def load_checkpoint(
     config: ModelConfig | None = None,
     revision: str = "main",
     offline: bool | None = None,
-    family: str | None = None,
+    families: Collection[str] | None = None,
 ) -> Checkpoint:
     """Find and read a checkpoint.
 
@@ -36,8 +37,8 @@ def load_checkpoint(
             or is inferred from the tensors of a file.
         revision: Branch, tag or commit of a Hub repo.
         offline: Whether to refuse network use. Defaults to the environment's setting.
-        family: Key in ``solo_infer.config.families.FAMILIES`` that the model must have. Published models of
-            another family are refused before anything is downloaded. Defaults to any family.
+        families: Keys of ``solo_infer.config.families.FAMILIES``, one of which the model must have. Published
+            models of other families are refused before anything is downloaded. Defaults to all families.
 
     Raises:
         UnknownModelError: There is no such path, model or repo; the message suggests similar names.
@@ -48,12 +49,12 @@ def load_checkpoint(
     name = os.fsdecode(name_or_path)
     path = _existing_path(name)
     if path is None and name in load_manifest():
-        checkpoint = _load_published(find_entry(name), config, offline, family)
+        checkpoint = _load_published(find_entry(name), config, offline, families)
     elif path is None:
         checkpoint = _load_from_hub(_require_repo_id(name), config, revision, offline)
     else:
         checkpoint = read_checkpoint(path, config)
-    _require_family(name, checkpoint.config, family)
+    _require_families(name, checkpoint.config, families)
     return checkpoint
 
 
@@ -62,12 +63,12 @@ def published_config(entry: ManifestEntry) -> ModelConfig:
     return find_preset(entry.preset) if entry.folder is None else read_config(entry.folder / CONFIG_NAME)
 
 
-def _require_family(name: str, config: ModelConfig, family: str | None) -> None:
+def _require_families(name: str, config: ModelConfig, families: Collection[str] | None) -> None:
     architecture = config.architecture
-    if family not in (None, architecture.family):
+    if families is not None and architecture.family not in families:
         raise ConfigError(
             f"{name} is a {architecture.name} model of the family {architecture.family!r}: expected one of "
-            f"{family!r}. Use load_model, which loads every family."
+            f"{', '.join(families)}. Use load_model, which loads every family."
         )
 
 
@@ -105,10 +106,10 @@ def _missing_file_message(name: str) -> str:
 
 
 def _load_published(
-    entry: ManifestEntry, config: ModelConfig | None, offline: bool | None, family: str | None
+    entry: ManifestEntry, config: ModelConfig | None, offline: bool | None, families: Collection[str] | None
 ) -> Checkpoint:
     config = config or published_config(entry)
-    _require_family(entry.name, config, family)
+    _require_families(entry.name, config, families)
     if not entry.commercial_use:
         logger.warning("The weights %s are licensed: %s.", entry.name, entry.license)
     return read_checkpoint(fetch.fetch(entry, offline=offline), config)

@@ -1,0 +1,155 @@
+"""From network inputs to detections of Tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from solo_infer.config import TinyPostprocessConfig
+from solo_infer.inference.detections import Detections, empty_detections
+from solo_infer.inference.nms import nms_function
+from solo_infer.inference.preprocess import Geometry
+from solo_infer.models.tiny.head import CellPredictions
+from solo_infer.models.tiny.masks import decode_boxes, mask_logits, pixels_in_boxes
+from solo_infer.models.tiny.network import TinyNetwork, TinyOutput
+from solo_infer.ops.mask_statistics import mask_statistics
+from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.runtime.stopwatch import Stopwatch
+
+# A mask ends where the box of its cell, widened by a fraction of its sides and by input pixels, ends.
+_MARGIN, _MARGIN_PIXELS = 0.2, 8.0
+_OUTSIDE = -30.0  # logit of the pixels outside: no score above 0 in float32
+
+
+class Instances(NamedTuple):
+    """Instances of one image before their masks are resized."""
+
+    scores: Tensor  # (K,) float32, descending
+    labels: Tensor  # (K,) int64
+    masks: Tensor  # (K, h, w) float32 scores in 0..1 at stride 4
+
+
+def detect_batch(
+    network: TinyNetwork,
+    inputs: Tensor,
+    geometries: Sequence[Geometry],
+    thresholds: TinyPostprocessConfig,
+    class_mask: Tensor | None,
+    stopwatch: Stopwatch,
+) -> list[Detections]:
+    """Return the detections of each image of a batch.
+
+    Args:
+        network: Network, plain or optimized.
+        inputs: (N, 3, H, W) network inputs.
+        geometries: Sizes of the images.
+        thresholds: Post-processing settings.
+        class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
+        stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
+    """
+    stem, *maps = network.backbone(inputs)
+    stopwatch.mark("backbone")
+    levels = network.neck(maps)
+    stopwatch.mark("pyramid")
+    cells = network.head(levels)
+    stopwatch.mark("classes")
+    output = TinyOutput(cells, network.points(levels), network.mask_branch(stem, levels[:3]))
+    stopwatch.mark("masks")
+    detections = decode_output(output, geometries, thresholds, class_mask)
+    stopwatch.mark("post")
+    return detections
+
+
+def decode_output(
+    output: TinyOutput,
+    geometries: Sequence[Geometry],
+    thresholds: TinyPostprocessConfig,
+    class_mask: Tensor | None = None,
+) -> list[Detections]:
+    """Turn the raw outputs of a network for a batch into detections; see ``detect_batch``."""
+    detections = []
+    for index, geometry in enumerate(geometries):
+        cells = CellPredictions(*(values[index] for values in output.cells))
+        scores = class_scores(cells.class_logits, class_mask)
+        instances = find_instances(scores, cells, output.points, output.features[index], thresholds)
+        detections.append(_full_size(instances, geometry, thresholds.mask_thr))
+    return detections
+
+
+def class_scores(class_logits: Tensor, class_mask: Tensor | None = None) -> Tensor:
+    """Return the scores, float32 in 0..1, of class logits (..., classes); 0 for excluded classes."""
+    scores = class_logits.float().sigmoid()
+    return scores if class_mask is None else scores * class_mask
+
+
+def find_instances(
+    scores: Tensor,
+    cells: CellPredictions,
+    points: Tensor,
+    features: Tensor,
+    thresholds: TinyPostprocessConfig,
+) -> Instances:
+    """Select cells by score and box, compute their masks and run NMS.
+
+    Args:
+        scores: (cells, classes) float32 of one image.
+        cells: Predictions of its cells, without the batch axis.
+        points: (cells, 3) float32 x, y and stride of the cells.
+        features: (C, h, w) mask features of the image.
+        thresholds: Post-processing settings.
+    """
+    index, labels, candidate_scores = _best_candidates(scores, thresholds)
+    boxes = decode_boxes(cells.distance_logits[index], points[index])
+    # Masks are costly: most duplicates are removed by their boxes before masks are computed.
+    kept = batched_nms(boxes, candidate_scores, labels, thresholds.box_iou)
+    index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
+    masks = cell_masks(cells.kernels[index], boxes, features)
+    if not len(masks):
+        return Instances(candidate_scores, labels, masks)
+    areas, sums, packed = mask_statistics(masks, thresholds.mask_thr)
+    maskness = sums / areas.clamp(min=1)  # mean mask score inside the mask
+    result = nms_function(thresholds)(
+        packed,
+        areas,
+        labels,
+        candidate_scores * maskness * (areas > 0),
+        nms_pre=thresholds.nms_pre,
+        max_num=thresholds.max_per_image,
+        filter_thr=thresholds.filter_thr,
+    )
+    return Instances(result.scores, result.labels, masks[result.keep])
+
+
+def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cells (K,), labels (K,) and scores (K,) of the best (cell, class) pairs of one image."""
+    cells, labels = torch.nonzero(scores > thresholds.score_thr, as_tuple=True)
+    values = scores[cells, labels]
+    best = values.argsort(descending=True, stable=True)[: thresholds.nms_pre]
+    return cells[best], labels[best], values[best]
+
+
+def cell_masks(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
+    """Return the mask scores (K, h, w) float32 of cells, 0 far outside of their boxes.
+
+    Args:
+        kernels: (K, C + 6) predicted kernels.
+        boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
+        features: (C, h, w) mask features of the image.
+    """
+    logits = mask_logits(kernels, boxes, features)
+    margin = _MARGIN * (boxes[:, 2:] - boxes[:, :2]) + _MARGIN_PIXELS
+    widened = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
+    outside = ~pixels_in_boxes(widened, logits.shape[1], logits.shape[2])
+    return logits.masked_fill_(outside, _OUTSIDE).sigmoid_()
+
+
+def _full_size(instances: Instances, geometry: Geometry, mask_thr: float) -> Detections:
+    """Return instances with packed masks and boxes at the original size of the image."""
+    if not len(instances.scores):
+        return empty_detections(geometry.original, instances.scores.device)
+    pasted = paste_masks(instances.masks, geometry.padded, geometry.resized, geometry.original, mask_thr)
+    return Detections(instances.scores, instances.labels, pasted.boxes, pasted.packed)
