@@ -1,54 +1,112 @@
-"""Train the embedded model "tiny" from ImageNet weights, on data sets that label different classes.
+"""Train the embedded model "tiny" from the weights of NanoDet-Plus, on data sets that label different classes.
 
-    python examples/train_tiny.py coco/images coco efficientnet-lite0-57934424.pth run
+    python examples/nanodet_to_tiny.py nanodet_plus_1.5x.npz start
+    python examples/train_tiny.py start sets.json run
 
-The second argument is a directory with {all80,road4,person}_{train,val}.json. An interrupted run continues
-when the command is repeated. On CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000,
-which avoids returning the memory of every layer to the system and requesting it again.
+``sets.json`` lists the data sets, [images, annotations, share] each: the folder of the images, a COCO file, and the
+share of its images that take part. {"train": [...], "validation": [...]} keeps all images of the validation files out of
+the training. An interrupted run continues when the command is repeated. On CPUs with glibc, set MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=20000000000, which avoids returning the memory of every layer to the system and requesting it
+again.
+
+In the first stage only the branches of the masks are trained. In the second all layers are; there the class scores and
+boxes of the start, which was trained on far more photos, are targets beside the labels.
 """
 
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from solo_infer import SOLO, ModelConfig, PreprocessConfig, SOLOConfig
+import torch
+from torch.nn import functional as F
+
+from solo_infer import SOLO, PreprocessConfig
+from solo_infer.config import COCO
+from solo_infer.models.tiny.losses import tiny_losses
+from solo_infer.models.tiny.network import TinyNetwork
+from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.training import (
     CocoDataset,
     DatasetBatches,
     Recipe,
     fit,
     fixed_input_size,
-    init_model,
-    load_backbone_weights,
     make_augmentation,
     union,
 )
 
-DATASETS = ("all80", "road4", "person")
 SETTINGS = Path(__file__).with_name("tiny.json")
+MIN_TEACHER_SCORE = 0.1  # best class score of a cell whose box the teacher is asked for
 
 
-def main(images, annotations, backbone, output, settings=SETTINGS):
+class DistilledNetwork(TinyNetwork):
+    """Network whose class scores and boxes also learn those of a teacher, which keeps them from drifting."""
+
+    losses = (*TinyNetwork.losses, "loss_teacher")
+
+    def __init__(self, network, teacher):
+        super().__init__(network.config)
+        self.load_state_dict(network.state_dict())
+        self.__dict__["teacher"] = teacher  # no submodule: it is neither trained nor saved
+
+    def forward(self, images, targets=None):
+        if not self.training:
+            return super().forward(images)
+        output = self.raw_outputs(images)
+        with torch.no_grad():
+            expected = self.teacher.raw_outputs(images).cells
+        losses = tiny_losses(*output, targets)
+        return {**losses, "loss_teacher": teacher_loss(output.cells, expected)}
+
+
+def teacher_loss(cells, expected):
+    """Return the divergence of class scores and distances from those of the teacher."""
+    scores, logits = expected.class_logits.sigmoid(), expected.class_logits
+    best = scores.amax(dim=-1)
+    entropy = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+    cross_entropy = F.binary_cross_entropy_with_logits(cells.class_logits, scores, reduction="none")
+    classes = (cross_entropy - entropy).sum() / best.sum().clamp(min=1)
+    known = best > MIN_TEACHER_SCORE
+    bins, expected_bins = (
+        values[known].unflatten(-1, (4, -1)).log_softmax(dim=-1)
+        for values in (cells.distance_logits, expected.distance_logits)
+    )
+    divergence = F.kl_div(bins, expected_bins, log_target=True, reduction="none").sum(dim=(1, 2))
+    return classes + (divergence * best[known]).sum() / best[known].sum().clamp(min=1)
+
+
+def read_sets(path):
+    """Return the training sets of a JSON file and the file names to keep out of the training."""
+    sets = json.loads(Path(path).read_text())
+    excluded = set()
+    for images, annotations in sets["validation"]:
+        excluded |= CocoDataset(images, annotations).file_names
+    datasets = []
+    for images, annotations, share in sets["train"]:
+        dataset = CocoDataset(images, annotations)
+        names = sorted(dataset.file_names)
+        kept = {names[int(index / share)] for index in range(int(len(names) * share))}
+        excluded |= dataset.file_names - kept
+        datasets.append(dataset)
+    return datasets, frozenset(excluded)
+
+
+def main(start, sets, output, settings=SETTINGS):
     settings = json.loads(Path(settings).read_text())
-    datasets = {
-        split: [CocoDataset(images, Path(annotations) / f"{name}_{split}.json") for name in DATASETS]
-        for split in ("train", "val")
-    }
-    validation_files = frozenset().union(*(dataset.file_names for dataset in datasets["val"]))
-    categories = union(datasets["train"], exclude=validation_files).categories
-    architecture = SOLOConfig(**settings["architecture"], num_classes=len(categories))
+    model = SOLO.from_pretrained(start, device="cpu")
     preprocessing = PreprocessConfig(**settings["preprocessing"])
-    recipes = [Recipe.from_dict(stage) for stage in settings["stages"]]
-    model = init_model(ModelConfig(architecture, preprocessing, categories=categories), recipes[0].seed)
-    load_backbone_weights(model.network, backbone)
-    for number, recipe in enumerate(recipes, start=1):
+    model = build_segmenter(replace(model.config, preprocessing=preprocessing), model.network)
+    teacher = SOLO.from_pretrained(start, device="cpu").network.to(memory_format=torch.channels_last)
+    datasets, excluded = read_sets(sets)
+    for number, recipe in enumerate(map(Recipe.from_dict, settings["stages"]), start=1):
         dataset = union(
-            datasets["train"],
-            exclude=validation_files,
+            datasets,
+            classes=COCO.names,
+            exclude=excluded,
             augment=make_augmentation(recipe, preprocessing),
             seed=recipe.seed,
-            filter_empty=False,
             cache=True,
         )
         batches = DatasetBatches(
@@ -59,6 +117,8 @@ def main(images, annotations, backbone, output, settings=SETTINGS):
             workers=recipe.workers,
             size=fixed_input_size(recipe, preprocessing),
         )
+        if recipe.lr_mult_of("head.class_out.0.weight"):
+            model = build_segmenter(model.config, DistilledNetwork(model.network, teacher).eval())
         folder = fit(model, batches, Path(output) / f"stage{number}", recipe, resume=True)
         # The next stage starts from the saved weights, which are the moving average.
         model = SOLO.from_pretrained(folder, device="cpu")
@@ -67,4 +127,5 @@ def main(images, annotations, backbone, output, settings=SETTINGS):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
     main(*sys.argv[1:])

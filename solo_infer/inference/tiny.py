@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from solo_infer.runtime.stopwatch import Stopwatch
 
 # A mask ends where the box of its cell, widened by a fraction of its sides and by input pixels, ends.
 _MARGIN, _MARGIN_PIXELS = 0.2, 8.0
-_OUTSIDE = -30.0  # logit of the pixels outside: no score above 0 in float32
+# Logits are clipped to this before masks are resized, so that one pixel cannot outweigh its neighbors.
+_LOGIT_LIMIT = 15.0
 
 
 class Instances(NamedTuple):
@@ -30,7 +32,7 @@ class Instances(NamedTuple):
 
     scores: Tensor  # (K,) float32, descending
     labels: Tensor  # (K,) int64
-    masks: Tensor  # (K, h, w) float32 scores in 0..1 at stride 4
+    mask_logits: Tensor  # (K, h, w) float32 at stride 4
 
 
 def detect_batch(
@@ -107,10 +109,10 @@ def find_instances(
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
     kept = batched_nms(boxes, candidate_scores, labels, thresholds.box_iou)
     index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
-    masks = cell_masks(cells.kernels[index], boxes, features)
-    if not len(masks):
-        return Instances(candidate_scores, labels, masks)
-    areas, sums, packed = mask_statistics(masks, thresholds.mask_thr)
+    logits = cell_mask_logits(cells.kernels[index], boxes, features)
+    if not len(logits):
+        return Instances(candidate_scores, labels, logits)
+    areas, sums, packed = mask_statistics(logits.sigmoid(), thresholds.mask_thr)
     maskness = sums / areas.clamp(min=1)  # mean mask score inside the mask
     result = nms_function(thresholds)(
         packed,
@@ -121,7 +123,7 @@ def find_instances(
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
     )
-    return Instances(result.scores, result.labels, masks[result.keep])
+    return Instances(result.scores, result.labels, logits[result.keep])
 
 
 def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,8 +134,8 @@ def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple
     return cells[best], labels[best], values[best]
 
 
-def cell_masks(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
-    """Return the mask scores (K, h, w) float32 of cells, 0 far outside of their boxes.
+def cell_mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
+    """Return the mask logits (K, h, w) float32 of cells, clipped, and lowest far outside of their boxes.
 
     Args:
         kernels: (K, C + 6) predicted kernels.
@@ -144,12 +146,22 @@ def cell_masks(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
     margin = _MARGIN * (boxes[:, 2:] - boxes[:, :2]) + _MARGIN_PIXELS
     widened = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
     outside = ~pixels_in_boxes(widened, logits.shape[1], logits.shape[2])
-    return logits.masked_fill_(outside, _OUTSIDE).sigmoid_()
+    return logits.clamp_(-_LOGIT_LIMIT, _LOGIT_LIMIT).masked_fill_(outside, -_LOGIT_LIMIT)
 
 
 def _full_size(instances: Instances, geometry: Geometry, mask_thr: float) -> Detections:
-    """Return instances with packed masks and boxes at the original size of the image."""
+    """Return instances with packed masks and boxes at the original size of the image.
+
+    Logits are resized, not scores: between two pixels, the outline then lies where the nearly linear logit
+    crosses the threshold.
+    """
     if not len(instances.scores):
         return empty_detections(geometry.original, instances.scores.device)
-    pasted = paste_masks(instances.masks, geometry.padded, geometry.resized, geometry.original, mask_thr)
+    soft = instances.mask_logits / (2 * _LOGIT_LIMIT) + 0.5  # paste_masks takes 0..1
+    threshold = min(max(_logit(mask_thr) / (2 * _LOGIT_LIMIT) + 0.5, 0.0), 1.0)
+    pasted = paste_masks(soft, geometry.padded, geometry.resized, geometry.original, threshold)
     return Detections(instances.scores, instances.labels, pasted.boxes, pasted.packed)
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

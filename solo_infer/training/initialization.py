@@ -13,11 +13,13 @@ from torch import Tensor
 
 from solo_infer.config import Categories, ModelConfig
 from solo_infer.config.solo import LITE0
+from solo_infer.config.validation import require
 from solo_infer.errors import CheckpointError
 from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.training.recipe import Recipe
 from solo_infer.weights.pickles.reader import read_pickled
 
 
@@ -102,16 +104,31 @@ def keep_classes(model: Segmenter, names: Sequence[str]) -> Segmenter:
     return smaller
 
 
-def prepare_for_training(network: SegmentationNetwork, freeze_stem: bool) -> SegmentationNetwork:
-    """Put a network into train mode in float32, with all parameters trainable.
+def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> SegmentationNetwork:
+    """Put a network into train mode in float32, with all parameters trainable that the recipe does not freeze.
 
     Args:
         network: Network, changed in place.
-        freeze_stem: Whether to freeze the stem and the first stage of the backbone.
+        recipe: Settings of the run.
+
+    Raises:
+        ConfigError: The recipe freezes all parameters, or has a multiplier for a part that does not exist.
     """
     network.float().requires_grad_(True).train()
-    if freeze_stem:
+    if recipe.freeze_stem:
         network.backbone.freeze_stem()  # type: ignore[operator]  # nn.Module may return tensors
+    names = [name for name, _ in network.named_parameters()]
+    for start in recipe.lr_mults:
+        require(
+            any(name == start or name.startswith(f"{start}.") for name in names),
+            f"lr_mults has {start!r}, but no parameter has such a name: expected the start of one, e.g. "
+            f"{names[0].rpartition('.')[0]!r}.",
+        )
+    for name, parameter in network.named_parameters():
+        if recipe.lr_mult_of(name) == 0:
+            parameter.requires_grad_(False)
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    require(trains, "The recipe freezes all parameters: expected a multiplier above 0 in lr_mults.")
     return network
 
 

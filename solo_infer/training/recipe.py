@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from solo_infer.config.suggestions import did_you_mean
@@ -56,6 +56,9 @@ class Recipe:
         lr: Peak learning rate (mmdet: 0.01 for 16 images with SGD).
         backbone_lr_mult: Multiplier of ``lr`` for the backbone. Values below 1 preserve more of its
             pretrained features.
+        lr_mults: Multipliers of ``lr`` for other parts of the network, by the start of the names of their
+            parameters, e.g. {"neck": 0.3, "head.class_out": 5.0}; the longest matching start counts, also
+            before ``backbone_lr_mult``. 0 freezes a part.
         weight_decay: Weight decay of all parameters (mmdet: 1e-4).
         schedule: "step" (a tenth after each milestone) or "cosine" (to zero at the end).
         milestones: Epochs after which the "step" schedule lowers the learning rate.
@@ -85,6 +88,7 @@ class Recipe:
     optimizer: Optimizer = "sgd"
     lr: float = 0.01
     backbone_lr_mult: float = 1.0
+    lr_mults: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-4
     schedule: Schedule = "step"
     milestones: tuple[int, ...] = (8, 11)
@@ -118,6 +122,7 @@ class Recipe:
         require_unit_interval({"copy_paste": self.copy_paste})
         require_bools({"freeze_stem": self.freeze_stem})
         self._check_milestones()
+        self._check_lr_mults()
         coerce_tuple(self, "scale_range", 2)
         low, high = self.scale_range
         require(
@@ -133,6 +138,23 @@ class Recipe:
             f"milestones={milestones!r}: expected a list of epochs, integers of at least 0.",
         )
         object.__setattr__(self, "milestones", tuple(milestones))
+
+    def _check_lr_mults(self) -> None:
+        mults = self.lr_mults
+        valid = isinstance(mults, Mapping) and all(
+            isinstance(start, str) and start and is_finite(mult) and mult >= 0 for start, mult in mults.items()
+        )
+        require(
+            valid,
+            f"lr_mults={mults!r}: expected {{start of parameter names: multiplier}}, numbers of at least 0.",
+        )
+        object.__setattr__(self, "lr_mults", dict(mults))
+
+    def lr_mult_of(self, parameter: str) -> float:
+        """Return the multiplier of the learning rate of a parameter."""
+        mults = {"backbone": self.backbone_lr_mult, **self.lr_mults}
+        starts = [start for start in mults if parameter == start or parameter.startswith(f"{start}.")]
+        return mults[max(starts, key=len)] if starts else 1.0
 
     def lr_at(self, iteration: int, iters_per_epoch: int) -> float:
         """Return the learning rate of an iteration.

@@ -116,7 +116,7 @@ class _TrainingRun:
             )
         self.model, self.batches, self.output = model, batches, output
         self.recipe, self.device = recipe, device
-        network = prepare_for_training(model.network.to(device), recipe.freeze_stem)
+        network = prepare_for_training(model.network.to(device), recipe)
         self.network = network.to(memory_format=torch.channels_last)  # a quarter faster, also on CPUs
         self.train_network: nn.Module = self.network
         if is_distributed():
@@ -272,14 +272,14 @@ def _make_optimizer(
 
     The entry "lr_mult" of a parameter group is its multiplier of the learning rate.
     """
-    backbone = [item for item in parameters if item[0].startswith("backbone.")]
-    others = [item for item in parameters if not item[0].startswith("backbone.")]
+    members: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        members.setdefault(recipe.lr_mult_of(name), []).append((name, parameter))
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for _, parameter in members], "lr_mult": lr_mult}
-        for members, lr_mult in ((backbone, recipe.backbone_lr_mult), (others, 1.0))
-        if members
+        {"params": [parameter for _, parameter in group], "lr_mult": lr_mult}
+        for lr_mult, group in members.items()
     ]
-    names = [name for name, _ in (*backbone, *others)]
+    names = [name for group in members.values() for name, _ in group]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay), names
     return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay), names
