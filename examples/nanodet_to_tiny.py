@@ -2,9 +2,9 @@
 
     python examples/nanodet_to_tiny.py nanodet_plus_1.5x.npz start
 
-The first argument holds the weights of NanoDet-Plus-m-1.5x (RangiLyu/nanodet, Apache-2.0) as arrays, with BatchNorm
-folded into the convolutions, under the names of ``RULES``. Backbone, pyramid and class branch take them over. The mask
-branch starts from random numbers, and the kernel branch as a copy of the class branch.
+The first argument holds the weights of NanoDet-Plus-m-1.5x (RangiLyu/nanodet, Apache-2.0) as arrays, with
+BatchNorm folded into the convolutions, under the names of ``RULES``. Backbone, pyramid and class branch take
+them over. The mask branch starts from random numbers, and the kernel branch as a copy of the class branch.
 """
 
 import re
@@ -47,7 +47,8 @@ def main(weights, output):
         tensors = renamed(dict(arrays))
     config = find_preset("tiny")
     if len(tensors["neck.lateral.0.bias"]) == 96:
-        config = replace(config, architecture=replace(config.architecture, backbone="shufflenet_1x", pyramid_channels=96))
+        smaller = replace(config.architecture, backbone="shufflenet_1x", pyramid_channels=96)
+        config = replace(config, architecture=smaller)
     model = init_model(config, seed=0)
     unknown = sorted(set(tensors) - set(model.network.state_dict()))
     if unknown:

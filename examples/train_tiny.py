@@ -1,16 +1,16 @@
-"""Train the embedded model "tiny" from the weights of NanoDet-Plus, on data sets that label different classes.
+"""Train the embedded model "tiny" from the weights of NanoDet-Plus, on sets that label different classes.
 
     python examples/nanodet_to_tiny.py nanodet_plus_1.5x.npz start
     python examples/train_tiny.py start sets.json run
 
-``sets.json`` lists the data sets, [images, annotations, share] each: the folder of the images, a COCO file, and the
-share of its images that take part. {"train": [...], "validation": [...]} keeps all images of the validation files out of
-the training. An interrupted run continues when the command is repeated. On CPUs with glibc, set MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=20000000000, which avoids returning the memory of every layer to the system and requesting it
-again.
+``sets.json`` holds {"train": [[images, annotations, share], ...], "validation": [[images, annotations],
+...]}: folders of images, COCO files, and the share of a set's images that take part. All images of the
+validation sets are kept out of the training. An interrupted run continues when the command is repeated. On
+CPUs with glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000, which avoids returning the memory
+of every layer to the system and requesting it again.
 
-In the first stage only the branches of the masks are trained. In the second all layers are; there the class scores and
-boxes of the start, which was trained on far more photos, are targets beside the labels.
+In the first stage only the branches of the masks are trained. In the second all layers are; there the class
+scores and boxes of the start, which was trained on far more photos, are targets beside the labels.
 """
 
 import json
@@ -52,6 +52,7 @@ class DistilledNetwork(TinyNetwork):
         self.__dict__["teacher"] = teacher  # no submodule: it is neither trained nor saved
 
     def forward(self, images, targets=None):
+        """Return the losses, with that of the teacher."""
         if not self.training:
             return super().forward(images)
         output = self.raw_outputs(images)

@@ -10,7 +10,7 @@ from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.solo import PostprocessConfig
 from solo_infer.config.validation import require, require_choice, require_positive_ints, require_unit_interval
 
-# Channels of the stem and of the three stages, as in ShuffleNetV2 of these widths (arXiv 1807.11164, table 5).
+# Channels of the stem and of the three stages of ShuffleNetV2 (arXiv 1807.11164, table 5).
 SHUFFLENET_CHANNELS = {
     "shufflenet_1x": (24, 116, 232, 464),
     "shufflenet_1.5x": (24, 176, 352, 704),
@@ -77,7 +77,7 @@ class TinyPostprocessConfig(PostprocessConfig):
 TINY_PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         TinyConfig(),
-        PreprocessConfig(short_side=448, long_side=448),
+        PreprocessConfig(short_side=512, long_side=512),
         TinyPostprocessConfig(),
     )
 }

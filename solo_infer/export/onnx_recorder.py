@@ -274,6 +274,32 @@ def _clip(graph: GraphRecorder, output: Tensor, x: Tensor, minimum: float, maxim
     return graph.add("Clip", [graph.name(x), *limits])
 
 
+def _leaky_relu(graph: GraphRecorder, output: Tensor, x: Tensor, slope: float = 0.01) -> str:
+    return graph.add("LeakyRelu", [graph.name(x)], alpha=slope)
+
+
+def _permute(graph: GraphRecorder, output: Tensor, x: Tensor, axes: list[int]) -> str:
+    return graph.add("Transpose", [graph.name(x)], perm=[axis % x.dim() for axis in axes])
+
+
+def _transpose(graph: GraphRecorder, output: Tensor, x: Tensor, first: int, second: int) -> str:
+    axes = list(range(x.dim()))
+    axes[first], axes[second] = axes[second], axes[first]
+    return _permute(graph, output, x, axes)
+
+
+def _reshape(graph: GraphRecorder, output: Tensor, x: Tensor, shape: list[int]) -> str:
+    return graph.add("Reshape", [graph.name(x), graph.integers(*output.shape)])
+
+
+def _stack(graph: GraphRecorder, output: Tensor, tensors: list[Tensor], axis: int = 0) -> str:
+    axis %= output.dim()
+    shape = list(output.shape)
+    shape[axis] = 1
+    parts = [graph.add("Reshape", [graph.name(x), graph.integers(*shape)]) for x in tensors]
+    return graph.add("Concat", parts, axis=axis)
+
+
 def _concat(graph: GraphRecorder, output: Tensor, tensors: list[Tensor], axis: int = 0) -> str:
     return graph.add("Concat", [graph.name(tensor) for tensor in tensors], axis=axis)
 
@@ -308,6 +334,12 @@ _CONVERTERS: dict[str, Callable[..., str]] = {
     "constant_pad_nd": _pad,
     "hardtanh": _clip,
     "cat": _concat,
+    "stack": _stack,
+    "permute": _permute,
+    "transpose": _transpose,
+    "view": _reshape,
+    "_unsafe_view": _reshape,
+    "leaky_relu": _leaky_relu,
     "relu": _without_attributes("Relu"),
     "sigmoid": _without_attributes("Sigmoid"),
     "add": _without_attributes("Add"),

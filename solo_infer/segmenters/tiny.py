@@ -22,7 +22,7 @@ class Tiny(SOLO):
     family = TinyConfig.family
     network: TinyNetwork  # type: ignore[assignment]
 
-    def _detect(
+    def _detect(  # type: ignore[override]  # the base class checks the type of the thresholds
         self,
         inputs: Tensor,
         geometries: Sequence[Geometry],

@@ -105,7 +105,7 @@ def keep_classes(model: Segmenter, names: Sequence[str]) -> Segmenter:
 
 
 def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> SegmentationNetwork:
-    """Put a network into train mode in float32, with all parameters trainable that the recipe does not freeze.
+    """Put a network into train mode in float32, and freeze the parts that a recipe freezes.
 
     Args:
         network: Network, changed in place.

@@ -142,7 +142,8 @@ class Recipe:
     def _check_lr_mults(self) -> None:
         mults = self.lr_mults
         valid = isinstance(mults, Mapping) and all(
-            isinstance(start, str) and start and is_finite(mult) and mult >= 0 for start, mult in mults.items()
+            isinstance(start, str) and start and is_finite(mult) and mult >= 0
+            for start, mult in mults.items()
         )
         require(
             valid,

@@ -5,28 +5,14 @@ The BatchNorm of the weights that it starts from is folded into the convolutions
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from solo_infer.config.tiny import SHUFFLENET_CHANNELS
+from solo_infer.models.layers.leaky_conv import conv3x3, depthwise, pointwise
 
 _BLOCKS = (4, 8, 4)  # blocks of each stage, at every width
-SLOPE = 0.1  # of LeakyReLU, as in NanoDet-Plus
-
-leaky_relu = partial(F.leaky_relu, negative_slope=SLOPE)
-
-
-def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a 1x1 convolution."""
-    return nn.Conv2d(in_channels, out_channels, 1)
-
-
-def depthwise(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a depthwise convolution that pads its input by half a kernel."""
-    return nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels)
 
 
 class ShuffleNet(nn.Module):
@@ -43,7 +29,7 @@ class ShuffleNet(nn.Module):
         super().__init__()
         stem, *widths = SHUFFLENET_CHANNELS[name]
         self.out_channels = (stem, *widths)
-        self.stem = nn.Conv2d(3, stem, 3, stride=2, padding=1)
+        self.stem = conv3x3(3, stem, stride=2, leaky=True)
         self.stages = nn.ModuleList(
             nn.Sequential(DownBlock(before, after), *(Block(after) for _ in range(blocks - 1)))
             for before, after, blocks in zip(self.out_channels, widths, _BLOCKS, strict=False)
@@ -51,7 +37,7 @@ class ShuffleNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (N, 3, H, W) to the maps of the stem, at stride 2, and of the stages, at strides 8, 16, 32."""
-        maps = [leaky_relu(self.stem(images))]
+        maps = [self.stem(images)]
         x = quarter(maps[0])
         for stage in self.stages:
             x = stage(x)
@@ -71,16 +57,16 @@ class DownBlock(nn.Module):
         super().__init__()
         half = out_channels // 2
         self.left_depthwise = depthwise(in_channels, 3, stride=2)
-        self.left_pointwise = pointwise(in_channels, half)
-        self.expand = pointwise(in_channels, half)
+        self.left_pointwise = pointwise(in_channels, half, leaky=True)
+        self.expand = pointwise(in_channels, half, leaky=True)
         self.depthwise = depthwise(half, 3, stride=2)
-        self.pointwise = pointwise(half, half)
+        self.pointwise = pointwise(half, half, leaky=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H / 2, W / 2), rounded up."""
-        left = leaky_relu(self.left_pointwise(self.left_depthwise(x)))
-        right = leaky_relu(self.pointwise(self.depthwise(leaky_relu(self.expand(x)))))
-        return shuffle(torch.cat([left, right], dim=1))
+        left = self.left_pointwise(self.left_depthwise(x))
+        right = self.pointwise(self.depthwise(self.expand(x)))
+        return interleave(left, right)
 
 
 class Block(nn.Module):
@@ -89,20 +75,23 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.expand = pointwise(half, half)
+        self.expand = pointwise(half, half, leaky=True)
         self.depthwise = depthwise(half, 3)
-        self.pointwise = pointwise(half, half)
+        self.pointwise = pointwise(half, half, leaky=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same size."""
-        left, right = x.chunk(2, dim=1)
-        right = leaky_relu(self.pointwise(self.depthwise(leaky_relu(self.expand(right)))))
-        return shuffle(torch.cat([left, right], dim=1))
+        half = x.shape[1] // 2
+        return interleave(x[:, :half], self.pointwise(self.depthwise(self.expand(x[:, half:]))))
 
 
-def shuffle(x: Tensor) -> Tensor:
-    """Interleave the two halves of the channels (N, C, H, W)."""
-    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+def interleave(left: Tensor, right: Tensor) -> Tensor:
+    """Return the channels of two maps (N, C, H, W) in turn, (N, 2 C, H, W) in channels_last.
+
+    This is the concatenation and the shuffle of ShuffleNet in one copy.
+    """
+    pairs = torch.stack([left.movedim(1, -1), right.movedim(1, -1)], dim=-1)
+    return pairs.flatten(-2).movedim(-1, 1)
 
 
 def quarter(stem: Tensor) -> Tensor:

@@ -8,6 +8,7 @@
 - Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
 - ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_bottleneck``).
+- Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
 - GroupNorm and ReLU run in fused Triton kernels on CUDA (``group_norm_relu``).
 """
 
@@ -26,13 +27,16 @@ from torchvision.models.resnet import Bottleneck
 from solo_infer.models.backbones.resnet import ResNet
 from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
 from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
+from solo_infer.models.optimized import fused_conv
 from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
 from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
+from solo_infer.models.optimized.fused_conv import FusedConv2d
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
 from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
 from solo_infer.models.solo.neck import SOLONeck
+from solo_infer.models.tiny.network import TinyNetwork
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -95,6 +99,10 @@ def optimize_for_inference(network: _Module) -> _Module:
             setattr(parent, name, FastUpsampledConv2d(child))
         elif type(child) is nn.Conv2d and is_wide(child):
             setattr(parent, name, WinogradConv2d(child))
+    if isinstance(optimized, TinyNetwork) and fused_conv.can_fuse(first.device, first.dtype):
+        for parent, name, child in _named_children(optimized):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, FusedConv2d(child))
     # Containers after their contents.
     for parent, name, child in _named_children(optimized):
         if isinstance(child, ConvBranch):

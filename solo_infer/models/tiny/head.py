@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from solo_infer.config.tiny import TINY_STRIDES, TinyConfig
-from solo_infer.models.backbones.shufflenet import leaky_relu, pointwise, quarter
+from solo_infer.models.backbones.shufflenet import quarter
+from solo_infer.models.layers.leaky_conv import SLOPE, conv3x3, pointwise
 from solo_infer.models.tiny.masks import NUM_SHAPE_TERMS
 from solo_infer.models.tiny.neck import SeparableConv, resize_like
 
@@ -73,22 +75,22 @@ class MaskBranch(nn.Module):
         super().__init__()
         width = config.mask_channels
         self.from_pyramid = nn.ModuleList(pointwise(config.pyramid_channels, width) for _ in range(3))
-        self.coarse1, self.coarse2 = _conv3x3(width, width), _conv3x3(width, width)
+        self.coarse1, self.coarse2 = conv3x3(width, width), conv3x3(width, width)
         self.to_fine = pointwise(width, width)
-        self.detail = _conv3x3(stem_channels, width, stride=2)
+        self.detail = conv3x3(stem_channels, width, stride=2)
         self.quarter = pointwise(stem_channels, width)
-        self.fine1, self.fine2 = _conv3x3(width, width), _conv3x3(width, width)
+        self.fine1, self.fine2 = conv3x3(width, width), conv3x3(width, width)
         self.out = pointwise(width, config.mask_features)
 
     def forward(self, stem: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """Map the stem's map at stride 2 and P3, P4, P5 to mask features (N, C, H / 4, W / 4)."""
         p3, p4, p5 = (conv(x) for conv, x in zip(self.from_pyramid, levels, strict=True))
-        x = self.coarse1(leaky_relu(p3 + resize_like(p4, p3) + resize_like(p5, p3)))
-        x = leaky_relu(x + self.coarse2(leaky_relu(x)))
+        x = self.coarse1(_leaky_relu(p3 + resize_like(p4, p3) + resize_like(p5, p3)))
+        x = _leaky_relu(x + self.coarse2(_leaky_relu(x)))
         detail = self.detail(stem) + self.quarter(quarter(stem))
-        x = self.fine1(leaky_relu(resize_like(self.to_fine(x), detail) + detail))
-        return self.out(leaky_relu(x + self.fine2(leaky_relu(x))))
+        x = self.fine1(_leaky_relu(resize_like(self.to_fine(x), detail) + detail))
+        return self.out(_leaky_relu(x + self.fine2(_leaky_relu(x))))
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+def _leaky_relu(x: Tensor) -> Tensor:
+    return leaky_relu(x, SLOPE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_infer.models.backbones.shufflenet import depthwise, leaky_relu, pointwise
+from solo_infer.models.layers.leaky_conv import depthwise, pointwise
 
 
 class GhostPAN(nn.Module):
@@ -21,7 +21,7 @@ class GhostPAN(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(pointwise(width, channels) for width in in_channels)
+        self.lateral = nn.ModuleList(pointwise(width, channels, leaky=True) for width in in_channels)
         self.top_down = nn.ModuleList(GhostBlock(2 * channels, channels) for _ in range(2))
         self.downsample = nn.ModuleList(SeparableConv(channels, stride=2) for _ in range(2))
         self.bottom_up = nn.ModuleList(GhostBlock(2 * channels, channels) for _ in range(2))
@@ -30,7 +30,7 @@ class GhostPAN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C3, C4, C5 at strides 8, 16, 32 to P3, P4, P5, P6 at strides 8, 16, 32, 64."""
-        c3, c4, c5 = (leaky_relu(conv(x)) for conv, x in zip(self.lateral, maps, strict=True))
+        c3, c4, c5 = (conv(x) for conv, x in zip(self.lateral, maps, strict=True))
         middle = self.top_down[0](torch.cat([resize_like(c5, c4), c4], dim=1))
         p3 = self.top_down[1](torch.cat([resize_like(middle, c3), c3], dim=1))
         p4 = self.bottom_up[0](torch.cat([self.downsample[0](p3), middle], dim=1))
@@ -43,29 +43,27 @@ class SeparableConv(nn.Module):
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.depthwise, self.pointwise = depthwise(channels, 5, stride), pointwise(channels, channels)
+        self.depthwise = depthwise(channels, 5, stride, leaky=True)
+        self.pointwise = pointwise(channels, channels, leaky=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H / stride, W / stride), rounded up."""
-        return leaky_relu(self.pointwise(leaky_relu(self.depthwise(x))))
+        return self.pointwise(self.depthwise(x))
 
 
 class GhostConv(nn.Module):
     """Half of the channels from a 1x1 convolution, the other half from a depthwise one of these."""
 
-    def __init__(self, in_channels: int, out_channels: int, activate: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, leaky: bool) -> None:
         super().__init__()
         half = out_channels // 2
-        self.primary, self.cheap = pointwise(in_channels, half), depthwise(half, 3)
-        self.activate = activate
+        self.primary = pointwise(in_channels, half, leaky=leaky)
+        self.cheap = depthwise(half, 3, leaky=leaky)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H, W)."""
-        first = self._activate(self.primary(x))
-        return torch.cat([first, self._activate(self.cheap(first))], dim=1)
-
-    def _activate(self, x: Tensor) -> Tensor:
-        return leaky_relu(x) if self.activate else x
+        first = self.primary(x)
+        return torch.cat([first, self.cheap(first)], dim=1)
 
 
 class GhostBlock(nn.Module):
@@ -73,8 +71,8 @@ class GhostBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.ghost1 = GhostConv(in_channels, channels, activate=True)
-        self.ghost2 = GhostConv(channels, channels, activate=False)
+        self.ghost1 = GhostConv(in_channels, channels, leaky=True)
+        self.ghost2 = GhostConv(channels, channels, leaky=False)
         self.shortcut_depthwise = depthwise(in_channels, 5)
         self.shortcut_pointwise = pointwise(in_channels, channels)
 

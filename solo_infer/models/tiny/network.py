@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from solo_infer.config.tiny import TinyConfig
-from solo_infer.models.backbones.shufflenet import SLOPE, ShuffleNet
+from solo_infer.models.backbones.shufflenet import ShuffleNet
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.models.layers.leaky_conv import SLOPE
 from solo_infer.models.target import Target, check_targets
 from solo_infer.models.tiny.head import CellPredictions, MaskBranch, TinyHead
 from solo_infer.models.tiny.losses import tiny_losses
@@ -95,7 +96,7 @@ class TinyNetwork(SegmentationNetwork):
             (self.head.kernel_out, 0.0),
         ):
             for layer in layers:
-                nn.init.normal_(layer.weight, std=INIT_STD)
+                nn.init.normal_(layer.get_parameter("weight"), std=INIT_STD)
                 nn.init.constant_(layer.get_parameter("bias"), bias)
         nn.init.normal_(self.mask_branch.out.weight, std=0.05)
         for residual in (self.mask_branch.coarse2, self.mask_branch.fine2):

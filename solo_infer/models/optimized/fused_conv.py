@@ -1,0 +1,75 @@
+"""Convolutions whose LeakyReLU is applied by oneDNN, torch's convolution library on the CPU.
+
+torch computes small 1x1 convolutions of channels_last maps by a slower method, which copies them. The
+operator here, which torch offers to its own compiler, always calls oneDNN and keeps the layout.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from solo_infer.models.layers.leaky_conv import SLOPE, LeakyConv2d
+from solo_infer.ops.dispatch import is_compiling
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class FusedConv2d(nn.Module):
+    """A convolution with or without LeakyReLU, on the CPU.
+
+    Args:
+        conv: Convolution whose weights are used as they are.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self._activation: tuple[str, list[float]] = ("none", [])
+        if isinstance(conv, LeakyConv2d):
+            self._activation = ("leaky_relu", [SLOPE])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        conv = self.conv
+        if torch.is_grad_enabled() or is_compiling():
+            return conv(x)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x.contiguous(memory_format=torch.channels_last),
+            conv.weight,
+            conv.bias,
+            conv.padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            *self._activation,
+            "",
+        )
+
+
+def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN's convolutions with LeakyReLU work on a device in a dtype."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _fused_operators_work(dtype)
+
+
+@cache
+def _fused_operators_work(dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 9, 9, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    for conv in (
+        LeakyConv2d(16, 24, 1, dtype=dtype, device="cpu"),
+        nn.Conv2d(16, 16, 5, 2, 2, groups=16, dtype=dtype, device="cpu"),
+    ):
+        try:
+            with torch.no_grad():
+                output, expected = FusedConv2d(conv)(x), conv(x)
+        except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
+            _LOGGER.info("Convolutions are not fused with LeakyReLU: %s", error)
+            return False
+        if not torch.allclose(output, expected, rtol=limit, atol=limit):
+            return False
+    return True
