@@ -28,6 +28,8 @@ class PreprocessConfig:
         keep_ratio: Whether to keep the aspect ratio. If ``False``, the image becomes a square of
             ``short_side``, which must equal ``long_side``.
         round_to_uint8: Whether scaled pixel values are rounded to integers, as OpenCV does for uint8 images.
+        antialias: Whether images are scaled down by averaging all pixels. mmdet interpolates between the four
+            nearest ones, which loses detail of images much larger than the network input.
     """
 
     short_side: int = 800
@@ -37,12 +39,13 @@ class PreprocessConfig:
     size_divisor: int = 32
     keep_ratio: bool = True
     round_to_uint8: bool = True
+    antialias: bool = False
 
     def __post_init__(self) -> None:
         require_positive_ints(
             {name: getattr(self, name) for name in ("short_side", "long_side", "size_divisor")}
         )
-        require_bools({name: getattr(self, name) for name in ("keep_ratio", "round_to_uint8")})
+        require_bools({name: getattr(self, name) for name in ("keep_ratio", "round_to_uint8", "antialias")})
         sides = f"short_side={self.short_side}, long_side={self.long_side}"
         require(self.short_side <= self.long_side, f"{sides}: expected short_side <= long_side.")
         is_square = self.short_side == self.long_side

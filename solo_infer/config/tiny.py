@@ -77,7 +77,7 @@ class TinyPostprocessConfig(PostprocessConfig):
 TINY_PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         TinyConfig(),
-        PreprocessConfig(short_side=512, long_side=512),
+        PreprocessConfig(short_side=512, long_side=512, antialias=True),
         TinyPostprocessConfig(),
     )
 }

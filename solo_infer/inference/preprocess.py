@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.config import PreprocessConfig
@@ -69,8 +70,11 @@ def prepare(
         (N, 3, padded height, padded width), channels_last, zero in the padding. With
         ``round_to_uint8``, equal to the last bit on every device.
     """
+    pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+    if config.antialias:
+        pixels = [reduce(image, geometry.resized) for image, geometry in zip(pixels, geometries, strict=True)]
     return preprocess(
-        [torch.from_numpy(np.ascontiguousarray(image)) for image in images],
+        pixels,
         [geometry.resized for geometry in geometries],
         geometries[0].padded,
         config.mean,
@@ -79,3 +83,15 @@ def prepare(
         device,
         dtype,
     )
+
+
+def reduce(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale an image (H, W, 3) uint8 on the CPU down to (height, width), averaging over all its pixels.
+
+    An image that is not larger is returned unchanged.
+    """
+    if image.shape[0] <= size[0] and image.shape[1] <= size[1]:
+        return image
+    planes = image.permute(2, 0, 1)[None]
+    reduced = F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return reduced[0].permute(1, 2, 0).contiguous()

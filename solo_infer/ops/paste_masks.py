@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +23,9 @@ from solo_infer.ops.dispatch import triton_kernel
 
 # Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
-_CHUNK_BYTES_CPU = 4 << 20
-# Output rows or columns of one product: small enough to need few inputs, large enough to be efficient.
-_BAND_LENGTH = 32
+# Output rows or columns of one product, a multiple of 8: small enough to need few inputs, large enough to be
+# efficient.
+_BAND_LENGTH = 64
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -71,24 +72,41 @@ def _paste_by_interpolation(
 
 
 def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
-    """Return packed masks, computed by products with banded matrices."""
+    """Return packed masks, computed by products with banded matrices.
+
+    An output pixel is a mean of inputs, so that only outputs near an input above the threshold can be inside.
+    """
     _, rows = _bands(soft.shape[1], padded[0], resized[0], original[0], multiple=1)
     width, columns = _bands(soft.shape[2], padded[1], resized[1], original[1], multiple=8)
-    packed = soft.new_empty((len(soft), original[0], width // 8), dtype=torch.uint8)
-    length = max(_CHUNK_BYTES_CPU // (4 * soft.shape[1] * width), 1)
-    for start in range(0, len(soft), length):
-        chunk = soft[start : start + length]
-        # The rows of the masks are the first axis, so that a band of rows of all masks is one matrix.
-        lines = chunk.transpose(0, 1).reshape(-1, soft.shape[2])
-        widened = soft.new_empty((len(lines), width))
-        for band in columns:
-            torch.mm(lines[:, band.inputs], band.matrix.T, out=widened[:, band.outputs])
-        widened = widened.view(soft.shape[1], -1)
-        for band in rows:
-            inside = torch.mm(band.matrix, widened[band.inputs]) > threshold
-            bits = packed_masks.pack(inside.view(-1, len(chunk), width))
-            packed[start : start + length, band.outputs] = bits.transpose(0, 1)
+    packed = torch.zeros((len(soft), original[0], width // 8), dtype=torch.uint8, device=soft.device)
+    above = soft > threshold
+    filled_rows, filled_columns = above.any(dim=2).numpy(), above.any(dim=1).numpy()
+    for mask, bits, row_used, column_used in zip(soft, packed, filled_rows, filled_columns, strict=True):
+        if row_used.any():
+            _paste_mask(mask, _in_use(rows, row_used), _in_use(columns, column_used), threshold, bits)
     return packed
+
+
+def _in_use(bands: list[_Band], used: np.ndarray) -> list[_Band]:
+    """Return the consecutive bands that read any input from the first to the last one in use."""
+    (indices,) = used.nonzero()
+    first, last = indices[0], indices[-1]
+    return [band for band in bands if band.inputs.stop > first and band.inputs.start <= last]
+
+
+def _paste_mask(
+    mask: Tensor, rows: list[_Band], columns: list[_Band], threshold: float, bits: Tensor
+) -> None:
+    """Write the pixels of some bands of one mask (h, w) to its bits (height, bytes)."""
+    top, bottom = rows[0].inputs.start, rows[-1].inputs.stop
+    left, right = columns[0].outputs.start, columns[-1].outputs.stop
+    widened = mask.new_empty((bottom - top, right - left))
+    for band in columns:
+        outputs = slice(band.outputs.start - left, band.outputs.stop - left)
+        torch.mm(mask[top:bottom, band.inputs], band.matrix.T, out=widened[:, outputs])
+    for band in rows:
+        inside = torch.mm(band.matrix, widened[band.inputs.start - top : band.inputs.stop - top]) > threshold
+        bits[band.outputs, left // 8 : right // 8] = packed_masks.pack(inside)
 
 
 class _Band(NamedTuple):

@@ -45,12 +45,32 @@ def test_both_implementations_equal_two_interpolations(size, padded, resized, or
         assert not (result & ~packed_masks.pack(scores > threshold - 1e-5)).any()
 
 
+@pytest.mark.parametrize("size, padded, resized, original", CASES)
+def test_single_pixels_are_pasted_where_two_interpolations_put_them(size, padded, resized, original):
+    soft = torch.zeros(size[0] * size[1], *size)
+    soft.view(len(soft), -1).fill_diagonal_(1.0)
+    scores = reference_scores(soft, padded, resized, original)
+    packed = paste_masks(soft, padded, resized, original, 0.3).packed
+    assert not (packed_masks.pack(scores > 0.3 + 1e-5) & ~packed).any()
+    assert not (packed & ~packed_masks.pack(scores > 0.3 - 1e-5)).any()
+
+
+@pytest.mark.parametrize("band_length", [8, 16, 256])
+def test_length_of_bands_does_not_change_masks(monkeypatch, band_length):
+    arguments = random_masks((20, 24)), (80, 96), (77, 91), (145, 202), 0.5
+    expected = paste_masks(*arguments).packed
+    monkeypatch.setattr(paste_masks_module, "_BAND_LENGTH", band_length)
+    paste_masks_module._bands.cache_clear()
+    try:
+        assert torch.equal(paste_masks(*arguments).packed, expected)
+    finally:
+        paste_masks_module._bands.cache_clear()
+
+
 def test_chunks_give_equal_masks(monkeypatch):
     arguments = random_masks((8, 8)), (32, 32), (27, 31), (45, 52), 0.5
-    packed, interpolated = paste_masks(*arguments).packed, _paste_by_interpolation(*arguments)
+    interpolated = _paste_by_interpolation(*arguments)
     monkeypatch.setattr(paste_masks_module, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(paste_masks_module, "_CHUNK_BYTES_CPU", 1)
-    assert torch.equal(paste_masks(*arguments).packed, packed)
     assert torch.equal(_paste_by_interpolation(*arguments), interpolated)
 
 
