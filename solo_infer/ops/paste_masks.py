@@ -82,14 +82,20 @@ def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, t
     above = soft > threshold
     filled_rows, filled_columns = above.any(dim=2).numpy(), above.any(dim=1).numpy()
     for mask, bits, row_used, column_used in zip(soft, packed, filled_rows, filled_columns, strict=True):
-        if row_used.any():
-            _paste_mask(mask, _in_use(rows, row_used), _in_use(columns, column_used), threshold, bits)
+        mask_rows, mask_columns = _in_use(rows, row_used), _in_use(columns, column_used)
+        if mask_rows and mask_columns:
+            _paste_mask(mask, mask_rows, mask_columns, threshold, bits)
     return packed
 
 
 def _in_use(bands: list[_Band], used: np.ndarray) -> list[_Band]:
-    """Return the consecutive bands that read any input from the first to the last one in use."""
+    """Return the consecutive bands that read inputs from the first to the last one in use.
+
+    There are none if no input is in use, or only inputs in the padding.
+    """
     (indices,) = used.nonzero()
+    if not len(indices):
+        return []
     first, last = indices[0], indices[-1]
     return [band for band in bands if band.inputs.stop > first and band.inputs.start <= last]
 

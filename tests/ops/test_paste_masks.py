@@ -55,6 +55,13 @@ def test_single_pixels_are_pasted_where_two_interpolations_put_them(size, padded
     assert not (packed & ~packed_masks.pack(scores > 0.3 - 1e-5)).any()
 
 
+def test_mask_in_the_padding_only_is_empty():
+    soft = torch.zeros(1, 8, 8)
+    soft[0, 7, 7] = 1.0
+    pasted = paste_masks(soft, (32, 32), (16, 16), (40, 40), 0.5)
+    assert not pasted.packed.any() and pasted.boxes.tolist() == [[0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("band_length", [8, 16, 256])
 def test_length_of_bands_does_not_change_masks(monkeypatch, band_length):
     arguments = random_masks((20, 24)), (80, 96), (77, 91), (145, 202), 0.5
