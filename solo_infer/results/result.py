@@ -183,8 +183,8 @@ class Result:
             raise ResultError(f"min_score={min_score!r}: expected a score in 0..1.")
         keep = self.scores >= min_score
         if classes is not None:
-            labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64)
-            keep &= torch.isin(self.labels, labels.to(self.device))
+            labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64, device=self.device)
+            keep &= torch.isin(self.labels, labels)
         return self._select(keep)
 
     def to(self, device: str | torch.device) -> Result:

@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.weights.infer_config import infer_config, with_class_names
 from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
 from solo_infer.weights.named_tensors import quoted, translate
@@ -44,6 +46,7 @@ class Checkpoint:
         return dict(self.network.state_dict())
 
 
+@neutral_state()
 def read_checkpoint(path: Path, config: ModelConfig | None = None) -> Checkpoint:
     """Read a checkpoint of mmdet, of the original implementations or of this library.
 
@@ -159,7 +162,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device="cpu")
+        with torch.device("cpu"):  # the library creates tensors on the default device
+            return load_file(path, device="cpu")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:

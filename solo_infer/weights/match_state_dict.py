@@ -60,7 +60,8 @@ def compare(tensors: NamedTensors, network: SegmentationNetwork) -> Comparison:
     """Compare the names, shapes and kinds of numbers of tensors with those of a network."""
     expected = network.state_dict()
     # Older writers omit this counter, which inference does not read.
-    counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(_COUNTER)}
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    counters = {name: zero for name in expected if name.endswith(_COUNTER)}
     loaded = {**counters, **tensors.tensors}
     matching: dict[str, Tensor] = {}
     misfits, missing = [], []

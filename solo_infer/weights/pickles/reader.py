@@ -144,7 +144,7 @@ class _Storages:
         if nbytes > self.remaining:
             raise EOFError(f"storage {key} of {nbytes} bytes, of which the file has at most {self.remaining}")
         self.remaining -= nbytes
-        storage = _Storage(torch.empty(count, dtype=dtype))
+        storage = _Storage(torch.empty(count, dtype=dtype, device="cpu"))
         self.on_new(key, storage)
         self.by_key[key] = storage
 
