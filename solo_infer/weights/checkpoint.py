@@ -18,7 +18,7 @@ from solo_infer.models.base import SegmentationNetwork
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.weights.infer_config import infer_config, with_class_names
 from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
-from solo_infer.weights.named_tensors import quoted, translate
+from solo_infer.weights.named_tensors import quoted_name, translate
 from solo_infer.weights.pickles.reader import read_pickled
 from solo_infer.weights.pickles.unpickler import OpaqueObject
 
@@ -139,10 +139,10 @@ def _find_state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
 
 def _describe_contents(contents: Any) -> str:
     if isinstance(contents, Mapping):
-        keys = ", ".join(quoted(str(key)) for key in islice(contents, MAX_LISTED))
+        keys = ", ".join(quoted_name(str(key)) for key in islice(contents, MAX_LISTED))
         return f"the entries {keys}" if contents else "an empty one"
     if isinstance(contents, OpaqueObject):
-        return f"an object of the class {quoted(contents.name)}; save its state_dict() instead"
+        return f"an object of the class {quoted_name(contents.name)}; save its state_dict() instead"
     return f"a value of the type {type(contents).__name__}"
 
 
