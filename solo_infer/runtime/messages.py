@@ -41,8 +41,24 @@ def quoted(value: object, limit: int = 80) -> str:
     text = _BoundedRepr(limit).repr(value)
     if not text.isprintable():  # the repr of an object of another library
         text = repr(text)[1:-1]
-    if len(text) <= limit:
-        return text
+    return text if len(text) <= limit else _without_middle(text, limit)
+
+
+def shortened(text: object, limit: int = 300) -> str:
+    """Return a text for a message that another library or a file wrote: on one line, escaped and short.
+
+    Args:
+        text: Text, or an error whose message is taken.
+        limit: Greatest number of characters, at least 16. A longer text has "..." in place of its middle.
+    """
+    words = str(text)
+    if len(words) > 4 * limit:
+        words = words[: 2 * limit] + words[-2 * limit :]
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
+    return plain if len(plain) <= limit else _without_middle(plain, limit)
+
+
+def _without_middle(text: str, limit: int) -> str:
     end = limit // 3
     return text[: limit - end - len(_FILL)] + _FILL + text[len(text) - end :]
 

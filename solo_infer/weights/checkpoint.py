@@ -15,6 +15,7 @@ from torch import Tensor
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.runtime.messages import shortened
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.weights.infer_config import infer_config, with_class_names
 from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
@@ -85,7 +86,7 @@ def read_config(path: Path) -> ModelConfig:
             raise ConfigError(f"expected a JSON object, got {type(values).__name__}.")
         return ModelConfig.from_dict(values)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {shortened(error, 1000)}") from error
 
 
 def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConfig, Path]:
@@ -167,7 +168,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged, or not a safetensors file: {error}.") from error
+        cause = shortened(error)
+        raise CheckpointError(f"{path} is damaged, or not a safetensors file: {cause}.") from error
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:

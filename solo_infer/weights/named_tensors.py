@@ -14,7 +14,7 @@ from solo_infer.runtime.messages import quoted
 from solo_infer.weights.families import find_checkpoint_family
 from solo_infer.weights.key_mapping import KeyMap, mmdet_name, strip_wrappers
 
-_PLAIN_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w.]{1,80}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -82,4 +82,4 @@ def _key_map_of(names: Iterable[str]) -> KeyMap:
 
 def quoted_name(name: str) -> str:
     """Return the name of a tensor or class in a file for a message: as it is, or quoted if it is unusual."""
-    return name if _PLAIN_NAME.fullmatch(name) else quoted(name, limit=200)
+    return name if _PLAIN_NAME.fullmatch(name) else quoted(name)

@@ -112,7 +112,7 @@ def test_commands_on_a_machine_with_broken_torch(error, tmp_path):
          {"torch": "2.1.0"}, "Reinstall torch with its CUDA libraries"),
         ("torch", "OSError: libcuda.so.1: cannot open shared object file", {}, "Install the driver"),
         ("torch", "OSError: libgomp.so.1: cannot open shared object file", {}, "contains libgomp.so.1"),
-        ("torch", "ImportError: /lib/libm.so.6: version `GLIBC_2.27' not found", {}, "newer operating system"),
+        ("torch", "ImportError: libm.so.6: version `GLIBC_2.27' not found", {}, "newer operating system"),
         ("torch", "ModuleNotFoundError: No module named 'typing_extensions'",
          {"torch": "2.1.0"}, "pip install typing_extensions"),
         ("torch", "ImportError: DLL load failed while importing _C", {}, "Visual C++"),

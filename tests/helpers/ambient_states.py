@@ -72,22 +72,30 @@ class PassThrough(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def harmless():
+    """Set what torch and numpy offer for debugging and reproducibility."""
+    with (
+        torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(True, check_nan=True),
+        deterministic_algorithms(),
+        flush_denormals(),
+        PassThrough(),
+        np.errstate(all="raise"),
+        warnings_as_errors(),
+    ):
+        yield
+
+
 STATES = {
     "float64": lambda: default_dtype(torch.float64),
     "float16": lambda: default_dtype(torch.float16),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
     "device_context": lambda: torch.device("meta"),
     "default_device": lambda: default_device("meta"),
-    "enable_grad": torch.enable_grad,
-    "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=True),
-    "flush_denormals": flush_denormals,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "deterministic": deterministic_algorithms,
-    "function_mode": PassThrough,
-    "numpy_errors": lambda: np.errstate(all="raise"),
-    "warnings_as_errors": warnings_as_errors,
+    "harmless": harmless,
     "everything": everything,
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_infer.runtime.messages import describe_error, first_line, quoted
+from solo_infer.runtime.messages import describe_error, first_line, quoted, shortened
 from solo_infer.runtime.urls import origin, redact_credentials
 
 
@@ -92,3 +92,17 @@ def test_objects_with_a_repr_of_several_lines_take_one():
             return "odd\n\x1b[0m"
 
     assert quoted(Odd()) == r"odd\n\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("no such\n  file", "no such file"),
+        ("a\x00b\x1b[31m\u202e\ud800", "a\\x00b\\x1b[31m\\u202e\\ud800"),
+        (ValueError("it's"), "it's"),
+        ("", ""),
+        ("x" * 10**7 + "end", "x" * 197 + "..." + "x" * 97 + "end"),
+    ],
+)
+def test_shortened(text, expected):
+    assert shortened(text) == expected

@@ -47,4 +47,4 @@ def test_mmdet_names_are_mapped_back() -> None:
 def test_quoted_names_are_short_and_plain() -> None:
     assert quoted_name("backbone.conv1.weight") == "backbone.conv1.weight"
     assert quoted_name("a\nb") == "'a\\nb'"
-    assert len(quoted_name("x" * 10_000)) == 200
+    assert len(quoted_name("x" * 10_000)) == 80
