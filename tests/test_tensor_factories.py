@@ -45,6 +45,19 @@ def test_tensors_have_explicit_dtype_and_device():
     assert found == {}
 
 
+def test_cached_functions_compute_in_a_neutral_state():
+    """A cache outlives the autocast or the inference mode of the call that filled it."""
+    found = []
+    for name, tree in modules():
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            decorators = " ".join(ast.unparse(decorator) for decorator in function.decorator_list)
+            body = " ".join(ast.unparse(statement) for statement in function.body)
+            is_cached = any(word in decorators for word in ("lru_cache", "cache"))
+            if is_cached and "torch." in body and "neutral_state()" not in decorators:
+                found.append(f"{name}: {function.name}")
+    assert found == ["runtime/device.py: _fast_paths"]  # asks for the properties of the device
+
+
 @pytest.mark.parametrize(
     "code, count",
     [

@@ -1,17 +1,21 @@
 """Captions in any script: no boxes, nothing invisible, no two names that look the same."""
 
 import unicodedata
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.results import make_result
+from PIL import Image
 
 from solo_infer.errors import ResultError
 from solo_infer.results import caption_text as module
 from solo_infer.results.caption_text import caption_text
 from solo_infer.results.drawing import draw_instances
 from solo_infer.results.system_fonts import system_fonts
+from solo_infer.results.writers import ImageFolder
 
 SANS = next((path for path in system_fonts() if Path(path).name == "DejaVuSans.ttf"), None)
 
@@ -123,6 +127,22 @@ def test_unreadable_fonts_are_refused(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(ResultError, match=r"Font '.*font\\n.ttf' cannot be read"):
         draw("cat", font=path)
+
+
+def test_the_font_of_a_folder_is_checked_before_the_first_image(tmp_path):
+    folder = ImageFolder(tmp_path / "out", font=tmp_path / "font.ttf")
+    with pytest.raises(ResultError, match="Expected a scalable font"):
+        folder.make()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(SANS is None, reason="the font DejaVu Sans is not installed")
+def test_results_and_folders_use_the_font(tmp_path):
+    result = make_result(2)
+    plain, other = result.plot(), result.plot(font=SANS)
+    assert plain.tobytes() != other.tobytes()
+    path = ImageFolder(tmp_path, font=SANS).add(replace(result, source="a.png"))
+    assert Image.open(path).tobytes() == other.tobytes()
 
 
 def test_broken_fonts_of_the_system_are_skipped(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from solo_infer.runtime.neutral_state import neutral_state
+
 RATIOS = (0.5, 1.0, 2.0)  # height / width of mmdet's three anchors per cell
 _ORIGINAL_RATIOS = (1.0, 0.5, 2.0)  # their square roots scale both sides of the original square anchors
 _VARIANCES = (0.1, 0.1, 0.2, 0.2)  # cx, cy, w, h (SSD's; mmdet's target_stds)
@@ -67,6 +69,7 @@ def square_anchors(
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
+@neutral_state()
 def _anchors(
     levels: LevelSizes,
     sizes: tuple[float, ...],
@@ -84,10 +87,9 @@ def _anchors(
         device: Device of the anchors.
     """
     # In float32 and in mmdet's order: the last bit often decides which anchor overlaps a box most.
-    with torch.inference_mode(False):
-        boxes = [_level_anchors(*level, shapes) for level in zip(levels, sizes, steps, strict=True)]
-        # A blocking copy: every user of the cached tensor, on any stream, finds it filled.
-        return torch.cat(boxes).to(device)
+    boxes = [_level_anchors(*level, shapes) for level in zip(levels, sizes, steps, strict=True)]
+    # A blocking copy: every user of the cached tensor, on any stream, finds it filled.
+    return torch.cat(boxes).to(device)
 
 
 def _level_anchors(
