@@ -61,6 +61,12 @@ def add_parser(subparsers: Any) -> None:
     )
     output.add_argument("--no-save", action="store_true", help="save no drawings")
     output.add_argument("--boxes", action="store_true", help="draw boxes in addition to masks")
+    output.add_argument(
+        "--font",
+        type=options.path,
+        metavar="FILE",
+        help="font file for the captions (default: a font of the system that has the characters)",
+    )
     options.add_json(output, "a list with one object per image")
     options.add_save_json(output)
     output.add_argument(
@@ -160,7 +166,9 @@ def _image_folder(args: argparse.Namespace, files: list[str]) -> ImageFolder:
     """Create the folder of the drawings; no drawing overwrites a source."""
     from solo_infer.results.writers import ImageFolder
 
-    folder = ImageFolder(args.output, min_score=_draw_threshold(args), boxes=args.boxes, keep=files)
+    folder = ImageFolder(
+        args.output, min_score=_draw_threshold(args), boxes=args.boxes, font=args.font, keep=files
+    )
     folder.make()
     return folder
 

@@ -15,55 +15,56 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from solo_infer._version import __version__
+from solo_infer.diagnostics.packages import MODULES, PACKAGES, require_working
 from solo_infer.diagnostics.problems import find_problems
-from solo_infer.errors import CacheError
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import describe_error
 from solo_infer.runtime.urls import origin, redact_credentials
-from solo_infer.weights.manifest import load_manifest
+from solo_infer.weights.manifest import Source, load_manifest
 
-MODULES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "numpy": "numpy",
-    "pillow": "PIL.Image",
-    "huggingface-hub": "huggingface_hub",
-    "safetensors": "safetensors.torch",
-    "pycocotools": "pycocotools.mask",
-    "tqdm": "tqdm",
-    "filelock": "filelock",
-}
-PACKAGES = (*MODULES, "triton")
 _REPORTED_VARIABLES = re.compile(
     r"SOLO_INFER_\w+|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT|TRANSFORMERS_OFFLINE|XDG_CACHE_HOME"
     r"|CUDA_VISIBLE_DEVICES|PYTORCH_(CUDA_)?ALLOC_CONF|OMP_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
 )
 _TIMEOUT_SECONDS = 3.0
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"  # vendor and class of graphics cards on the PCI bus
 
 
 def collect_report() -> dict[str, Any]:
     """Return versions, devices, cache, sources and problems with their fixes, as JSON-ready values.
 
     Each host of the manifest gets one request with a timeout of three seconds, none in offline mode.
-    Credentials in addresses are redacted.
+    Credentials in addresses are redacted. A section whose collection fails is empty, and its error is in
+    "errors".
     """
+    errors: dict[str, str] = {}
+
+    def section(name: str, collect: Callable[[], Any], default: Any) -> Any:
+        try:
+            return collect()
+        except Exception as error:  # broken packages raise errors of any type
+            errors[name] = describe_error(error)
+            return default
+
     imports = describe_imports()
+    has_torch = imports["torch"] == "ok"
     report: dict[str, Any] = {
         "solo_infer": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "imports": imports,
-        "torch": describe_torch() if imports["torch"] == "ok" else None,
-        "devices": _describe_devices() if imports["torch"] == "ok" else [],
+        "torch": section("torch", describe_torch, None) if has_torch else None,
+        "devices": section("devices", _describe_devices, []) if has_torch else [],
         "cache": describe_cache(),
         "offline": environment.is_offline(),
         "mirror": redact_credentials(environment.mirror() or "") or None,
@@ -74,6 +75,7 @@ def collect_report() -> dict[str, Any]:
             if _REPORTED_VARIABLES.fullmatch(name)
         },
     }
+    report["errors"] = errors
     report["problems"] = find_problems(report)
     return report
 
@@ -92,7 +94,7 @@ def describe_imports() -> dict[str, str]:
 
 def _try_import(module: str) -> str:
     try:
-        importlib.import_module(module)
+        require_working(module, importlib.import_module(module))
     except Exception as error:  # incompatible binaries raise errors of many types
         return describe_error(error)
     return "ok"
@@ -104,16 +106,31 @@ def describe_torch() -> dict[str, Any]:
 
     from solo_infer.runtime.device import cuda_problem, is_corex
 
+    is_available = torch.cuda.is_available()
     return {
         "cuda_build": torch.version.cuda,
-        "cuda_available": torch.cuda.is_available(),
+        "cuda_available": is_available,
         "cuda_problem": cuda_problem(),
         "cuda_devices_seen": torch.cuda.device_count(),
         "nvidia_driver": _NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
+        "nvidia_card": _has_nvidia_card(),
+        "triton": _try_import("triton") if is_available and _version("triton") else None,
         "corex": is_corex(),
         "threads": torch.get_num_threads(),
         "mkldnn": torch.backends.mkldnn.is_available(),
     }
+
+
+def _has_nvidia_card() -> bool:
+    """Return whether Linux lists an NVIDIA graphics card on the PCI bus, with or without a driver."""
+    try:
+        return any(
+            (device / "vendor").read_text().strip() == _NVIDIA
+            and (device / "class").read_text().startswith(_DISPLAY_CLASS)
+            for device in _PCI_DEVICES.iterdir()
+        )
+    except OSError:  # another system, or a container without the list
+        return False
 
 
 def _describe_devices() -> list[dict[str, Any]]:
@@ -147,19 +164,25 @@ def describe_cache() -> dict[str, Any]:
         "writable": not obstacle,
         "obstacle": obstacle,
         "free_bytes": free,
-        "models": _cached_models(),
+        **_cached_models(),
     }
 
 
-def _cached_models() -> list[str]:
+def _cached_models() -> dict[str, Any]:
+    """Return the published models in the cache, and the hosts of each model that is missing there."""
+    published = [entry for entry in load_manifest().values() if not entry.folder]
     try:
         from solo_infer.weights import fetch
 
-        return [
-            entry.name for entry in load_manifest().values() if not entry.folder and fetch.is_cached(entry)
-        ]
-    except (CacheError, ImportError):  # the report shows both, under the cache and the imports
-        return []
+        cached = [entry.name for entry in published if fetch.is_cached(entry)]
+    except Exception:  # the report shows the reason, under the cache and the imports
+        cached = []
+    missing = {
+        entry.name: [origin(_address(source)) for source in entry.sources]
+        for entry in published
+        if entry.name not in cached
+    }
+    return {"models": cached, "missing": missing}
 
 
 def describe_sources() -> dict[str, str]:
@@ -188,17 +211,22 @@ def _state_of_directory(directory: Path | None) -> str:
 def _addresses() -> Iterator[str]:
     for entry in load_manifest().values():
         for source in entry.sources:
-            yield _hub_endpoint() if source.kind == "hub" else source.address
+            yield _address(source)
     if mirror := environment.mirror():
         yield mirror
+
+
+def _address(source: Source) -> str:
+    return _hub_endpoint() if source.kind == "hub" else source.address
 
 
 def _hub_endpoint() -> str:
     try:
         from huggingface_hub import constants
-    except ImportError:  # reported under the imports
-        return "https://huggingface.co"
-    return constants.ENDPOINT
+
+        return constants.ENDPOINT
+    except Exception:  # reported under the imports
+        return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def _request_state(host: str) -> str:
@@ -259,14 +287,18 @@ def _feature_lines(device: dict[str, Any]) -> list[str]:
     failed = [name for name, state in states.items() if state != "ok"]
     suffix = f"; different: {', '.join(failed)}" if failed else ""
     names = [name for name in ("triton", "graphs", "compile") if paths[name]]
-    return [
+    lines = [
         f"    operations: {len(states) - len(failed)} of {len(states)} as on the CPU{suffix}",
         f"    fast paths: {', '.join(names) or 'none'}; recommended dtype {paths['dtype']}",
     ]
+    if rates := device.get("rates"):
+        measured = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items())
+        lines.append(f"    3x3 convolution, 256 channels, in GFLOP/s: {measured}")
+    return lines
 
 
 def _cuda_line(torch_facts: dict[str, Any] | None) -> str:
     if torch_facts is None:
-        return "unknown, because torch cannot be imported"
+        return "unknown, because torch does not work"
     build = torch_facts["cuda_build"] or "none"
     return f"build {build}, {torch_facts['cuda_problem'] or 'available'}"

@@ -68,8 +68,7 @@ def _kernel_path(name: str, check: Callable[[torch.device], bool], device: torch
 
 
 def _preprocessing_agrees(device: torch.device) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (37, 53, 3), dtype=torch.uint8, generator=generator)
+    image = _random(37, 53, 3).mul(256).to(torch.uint8)
     arguments = [image], [(48, 69)], (64, 96), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True
     output = preprocess(*arguments, device, torch.float32)
     return torch.equal(output.cpu(), preprocess.reference(*arguments, torch.device("cpu"), torch.float32))
@@ -86,20 +85,20 @@ def _group_norm_agrees(device: torch.device) -> bool:
 def _cell_masks_agree(device: torch.device) -> bool:
     sizes = ((8, 12), (4, 6), (2, 3))  # of the distinct level sizes
     logits = _random(1, 40, sum(height * width for height, width in sizes)).mul(6).sub(3).to(device)
-    levels = (torch.arange(40) % 5)[None].to(device)
+    levels = _integers(40, device) % 5
     return _masks_agree(cell_mask_statistics, logits, levels, sizes, (16, 24), threshold=0.25, margin=1e-4)
 
 
 def _axis_masks_agree(device: torch.device) -> bool:
     maps = _random(2, 1, 9, 16, 24).to(device)  # of the columns and rows of a decoupled head
-    columns, rows = (torch.arange(40) % 9)[None].to(device), (torch.arange(40) // 9)[None].to(device)
+    columns, rows = _integers(40, device) % 9, _integers(40, device) // 9
     return _masks_agree(axis_mask_statistics, *maps, columns, rows, threshold=0.25, margin=1e-4)
 
 
 def _matrix_nms_agrees(device: torch.device) -> bool:
     masks = (_random(1, 40, 30, 34) > 0.4).flatten(2)
     packed, areas = packed_masks.pack(masks).to(device), masks.sum(2).float().to(device)
-    labels = (torch.arange(40) % 3)[None].to(device)
+    labels = _integers(40, device) % 3
     arguments = packed, areas, labels, "gaussian", 2.0
     return torch.allclose(decay_factors(*arguments), decay_factors.reference(*arguments), rtol=0, atol=1e-5)
 
@@ -125,7 +124,13 @@ def _masks_agree(function: Any, *arguments: Any, threshold: float, margin: float
 
 
 def _random(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _integers(count: int, device: torch.device) -> Tensor:
+    """Return 0..count-1 as (1, count) int64."""
+    return torch.arange(count, dtype=torch.int64, device=device)[None]
 
 
 # By the name of the kernel in ``dispatch.failures``.

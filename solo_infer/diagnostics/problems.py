@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from solo_infer.diagnostics.packages import package_fix
 from solo_infer.errors import ConfigError
 from solo_infer.runtime import environment
 from solo_infer.runtime.urls import origin
@@ -28,10 +29,22 @@ def _import_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if state != "ok":
             version = report["packages"][package] or "not installed"
             yield (
-                f"{package} ({version}) cannot be imported: {state}.",
-                "Reinstall it in a version that is compatible with the others. Vendor builds of torch and "
-                "torchvision are available from the vendor only.",
+                f"{package} ({version}) cannot be imported: {state.rstrip('.')}.",
+                package_fix(package, report["imports"], report["packages"]),
             )
+    for name, error in report["errors"].items():
+        yield (
+            f"The check of {name} failed: {error.rstrip('.')}.",
+            "Solve the problems of the packages first. If there is none, report the output of "
+            "'solo-infer doctor --json'.",
+        )
+    triton = (report["torch"] or {}).get("triton")
+    if triton not in (None, "ok"):
+        yield (
+            f"triton ({report['packages']['triton']}) cannot be imported: {triton.rstrip('.')}.",
+            "The kernels of the GPU are slower without it: install the version that this torch needs, or "
+            "uninstall it.",
+        )
 
 
 def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -40,7 +53,8 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"CUDA cannot be used: {facts['cuda_problem'].rstrip('.')}.", fix
     for device in report["devices"]:
         for dtype, state in device["works"].items():
-            if state != "ok":
+            is_slow_cpu = device["device"] == "cpu" and state.startswith("slow")
+            if state != "ok" and not is_slow_cpu:  # the recommended dtype says what to use instead
                 yield f"{dtype} on {device['device']}: {state}.", _dtype_fix(dtype, state)
         yield from _kernel_problems(device)
         yield from _operation_problems(device)
@@ -74,17 +88,18 @@ def _operation_problems(device: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _cuda_fix(facts: dict[str, Any], environment: dict[str, str]) -> str:
-    """Return how to make CUDA work, "" for a CPU build of torch on a machine without a CUDA device."""
+    """Return how to make CUDA work, "" for a machine without a CUDA device."""
     if facts["cuda_devices_seen"]:
         return "Install matching versions of the driver and of the SDK that torch was built with."
+    if not (facts["nvidia_driver"] or facts["nvidia_card"] or facts["corex"]):
+        return ""
     if not (facts["cuda_build"] or facts["corex"]):
-        has_driver = facts["nvidia_driver"]
-        return "This machine has an NVIDIA driver: install a CUDA build of torch." if has_driver else ""
+        return "This machine has an NVIDIA card or driver: install a CUDA build of torch."
     if "CUDA_VISIBLE_DEVICES" in environment:
         return f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']!r} may hide the card: unset it."
     if facts["nvidia_driver"]:
         return "Update the driver, or install a build of torch for the driver's CUDA version."
-    return "If this machine has a CUDA device, install its driver. Otherwise the CPU is used."
+    return "This machine has a card, but no driver: install its driver. Until then the CPU is used."
 
 
 def _dtype_fix(dtype: str, state: str) -> str:
@@ -111,6 +126,16 @@ def _cache_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
+def _models_only_on(address: str, report: dict[str, Any]) -> list[str]:
+    """Return the models that are not in the cache, and that no host but unreachable ones provides."""
+    is_reachable = {host: not state.startswith("unreachable") for host, state in report["sources"].items()}
+    return [
+        name
+        for name, hosts in report["cache"]["missing"].items()
+        if address in hosts and not any(is_reachable.get(host) for host in hosts)
+    ]
+
+
 def _network_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     try:
         environment.network_timeout()
@@ -124,8 +149,9 @@ def _network_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         if address in mirrors:
             yield f"The mirror {address} is {state}.", f"Correct {environment.MIRROR} or unset it."
-        elif not has_mirror:
+        elif not has_mirror and (names := _models_only_on(address, report)):
             yield (
-                f"{address} is {state}; models that only this host has cannot be downloaded.",
+                f"{address} is {state}; models that are not in the cache cannot be downloaded from it: "
+                f"{', '.join(names)}.",
                 f"Check network and proxy, {_ALTERNATIVES}.",
             )

@@ -154,7 +154,9 @@ def _check_outputs(
         outputs = [outputs[name] for name in names]
     if len(outputs) != len(names):
         raise ExportError(f"{len(outputs)} outputs: expected {len(names)}: {', '.join(names)}.")
-    tensors = [torch.as_tensor(output) for output in outputs]
+    tensors = [
+        output if isinstance(output, Tensor) else torch.from_numpy(np.asarray(output)) for output in outputs
+    ]
     for name, tensor, expected in zip(names, tensors, shapes, strict=True):
         if tuple(tensor.shape) != expected:
             raise ExportError(

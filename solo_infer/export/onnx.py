@@ -63,7 +63,9 @@ def export_onnx(
     # A copy, because moving and casting change the weights of a module in place.
     network = exporter.export_network(copy.deepcopy(model.network).cpu().float())
     names = exporter.output_names(architecture)
-    graph = onnx_recorder.record(network, torch.zeros(1, 3, height, width), names, opset)
+    graph = onnx_recorder.record(
+        network, torch.zeros(1, 3, height, width, dtype=torch.float32, device="cpu"), names, opset
+    )
     metadata = {
         CONFIG_KEY: json.dumps(model.config.to_dict()),
         SIZE_KEY: json.dumps([height, width]),

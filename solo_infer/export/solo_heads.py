@@ -139,5 +139,5 @@ def _cell_logits(num_grids: Sequence[int], maps: Sequence[Tensor], cells: LevelC
 
 def _axis_scores(logits: Tensor, size: tuple[int, int]) -> AxisScores:
     """Return the scores of all columns or rows of one level from their logits (g, 2h, 2w)."""
-    lines = torch.arange(len(logits), device=logits.device)
+    lines = torch.arange(len(logits), dtype=torch.int64, device=logits.device)
     return AxisScores(lines, logits.float().sigmoid(), size)

@@ -132,11 +132,11 @@ def select_candidates(scores: Tensor, score_thr: float, capacity: int) -> Static
     position = above.cumsum(1) - 1
     # One more position than the capacity takes everything else.
     position = position.masked_fill(~above, capacity).clamp(max=capacity)
-    pairs = torch.arange(flat.shape[1], device=flat.device).expand_as(position)
+    pairs = torch.arange(flat.shape[1], dtype=torch.int64, device=flat.device).expand_as(position)
     selected = torch.zeros((images, capacity + 1), dtype=torch.int64, device=flat.device)
     selected = selected.scatter_(1, position, pairs)[:, :capacity]
     counts = above.sum(1)
-    valid = torch.arange(capacity, device=flat.device) < counts[:, None]
+    valid = torch.arange(capacity, dtype=torch.int64, device=flat.device) < counts[:, None]
     cells = selected.div(classes, rounding_mode="floor")
     return StaticCandidates(cells, selected % classes, flat.gather(1, selected), valid, counts)
 

@@ -19,4 +19,5 @@ def build_network(config: ArchitectureConfig, device: str = "cpu") -> Any:
     """
     network = family_of(config).load("network")
     with torch.device(device):
-        return network(config).eval()
+        # float32, also where the caller has set another default dtype
+        return network(config).float().eval()

@@ -160,7 +160,7 @@ def axis_mask_statistics(
 
 def axis_mask_scores(column_masks: Tensor, row_masks: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """Return the mask scores (N, K, h, w) of candidates of a decoupled head; see ``axis_mask_statistics``."""
-    image = torch.arange(len(columns), device=columns.device)[:, None]
+    image = torch.arange(len(columns), dtype=torch.int64, device=columns.device)[:, None]
     return column_masks[image, columns].mul_(row_masks[image, rows])
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo_infer.runtime.neutral_state import neutral_state
+
 # Multiplication by this constant moves the lowest bits of eight bytes into the highest byte of an int64, the
 # bit of the first byte in front. The product wraps around.
 _GATHER = 0x8040201008040201 if sys.byteorder == "little" else 0x0102040810204080
@@ -43,6 +45,7 @@ def unpack_float(packed: Tensor) -> Tensor:
 
 
 @cache
+@neutral_state()
 def _bits_of_bytes(device: torch.device) -> Tensor:
     """Return the bits (256, 8) float32 of each byte, the highest bit first."""
     values = torch.arange(256, dtype=torch.uint8, device="cpu")[:, None]

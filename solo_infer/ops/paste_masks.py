@@ -20,6 +20,7 @@ from torch import Tensor
 
 from solo_infer.ops import packed_masks
 from solo_infer.ops.dispatch import triton_kernel
+from solo_infer.runtime.neutral_state import neutral_state
 
 # Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
@@ -124,6 +125,7 @@ class _Band(NamedTuple):
 
 
 @lru_cache(maxsize=32)
+@neutral_state()
 def _bands(soft: int, padded: int, resized: int, original: int, multiple: int) -> tuple[int, list[_Band]]:
     """Return the output length, rounded up to a multiple by zeros, and the bands of a side."""
     matrix = _resize_matrix(soft, padded, resized, original)

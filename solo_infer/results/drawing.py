@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from solo_infer.errors import ResultError
+from solo_infer.results.caption_text import Font, caption_text, load_font
 from solo_infer.runtime.atomic_files import write_whole
 
 Rgb = tuple[int, int, int]
@@ -60,6 +61,7 @@ class _Sizes:
 @dataclass(frozen=True)
 class _Caption:
     text: str
+    font_path: str | None
     color: Rgb
     box: Rectangle
 
@@ -74,8 +76,9 @@ def draw_instances(
     alpha: float = 0.5,
     boxes_visible: bool = False,
     captions: bool = True,
+    font: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
-    """Draw instances on a copy of an image, those with the highest scores on top.
+    r"""Draw instances on a copy of an image, those with the highest scores on top.
 
     Colors are selected by the index of an instance, so that neighbors of one class differ.
 
@@ -90,12 +93,15 @@ def draw_instances(
         alpha: Opacity of the masks, 0..1.
         boxes_visible: Whether to draw the boxes.
         captions: Whether to write class names and scores. Captions larger than the image are omitted.
+        font: Font file for the captions. Texts with characters that it lacks use Pillow's font or one of the
+            system. Characters that no font has are written as escapes, such as ``\u732b``.
 
     Returns:
         Drawing of mode RGB and the size of the image.
 
     Raises:
-        ResultError: The image is not (H, W, 3) uint8, alpha is out of range, or sizes do not match.
+        ResultError: The image is not (H, W, 3) uint8, alpha is out of range, sizes do not match, or the font
+            cannot be read.
     """
     _check_image(image, alpha)
     _check_instances(boxes, names, scores)
@@ -111,8 +117,14 @@ def draw_instances(
         for index in best_last:
             _draw_box(canvas, rectangles[index], _color(index), sizes)
     if captions:
+        drawn = {name: caption_text(name, font) for name in set(names)}
         texts = [
-            _Caption(f"{names[index]} {scores[index]:.2f}", _color(index), rectangles[index])
+            _Caption(
+                f"{drawn[names[index]].text} {scores[index]:.2f}",
+                drawn[names[index]].font_path,
+                _color(index),
+                rectangles[index],
+            )
             for index in best_last
         ]
         _draw_captions(canvas, texts, sizes)
@@ -230,19 +242,21 @@ def _draw_box(canvas: Image.Image, rectangle: Rectangle, color: Rgb, sizes: _Siz
 def _draw_captions(canvas: Image.Image, captions: Sequence[_Caption], sizes: _Sizes) -> None:
     """Write captions, ordered from the lowest to the highest score; the highest are placed first."""
     draw = ImageDraw.Draw(canvas)
-    font = _fitting_font([caption.text for caption in captions], sizes.font, canvas.width)
+    fonts = _fitting_fonts(captions, sizes.font, canvas.width)
     margin = max(1, sizes.font // 5)
-    ascent, descent = font.getmetrics()
     placed: list[tuple[_Caption, Rectangle]] = []
     for caption in reversed(captions):
+        font = fonts[caption.font_path]
+        ascent, descent = font.getmetrics()
         size = (int(np.ceil(font.getlength(caption.text))) + 2 * margin, ascent + descent + margin)
         if size[0] <= canvas.width and size[1] <= canvas.height:
             plate = _place_caption(size, caption.box, canvas.size, [rectangle for _, rectangle in placed])
             placed.append((caption, plate))
     for caption, (x1, y1, x2, y2) in reversed(placed):
+        font = fonts[caption.font_path]
         draw.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=margin, fill=caption.color)
         draw.text(
-            (x1 + margin, y1 + margin // 2 + ascent),
+            (x1 + margin, y1 + margin // 2 + font.getmetrics()[0]),
             caption.text,
             fill=_text_color(caption.color),
             font=font,
@@ -250,17 +264,16 @@ def _draw_captions(canvas: Image.Image, captions: Sequence[_Caption], sizes: _Si
         )
 
 
-def _fitting_font(texts: Sequence[str], size: int, width: int) -> ImageFont.FreeTypeFont:
-    """Return the font, reduced to a legible size if the longest text is wider than the image."""
-    font = _font(size)
-    longest = max((font.getlength(text) for text in texts), default=0) + 2 * max(1, size // 5)
+def _fitting_fonts(captions: Sequence[_Caption], size: int, width: int) -> dict[str | None, Font]:
+    """Return the fonts by path, reduced to a legible size if the longest text is wider than the image."""
+    paths = {caption.font_path for caption in captions}
+    fonts = {path: load_font(path, size) for path in paths}
+    lengths = [fonts[caption.font_path].getlength(caption.text) for caption in captions]
+    longest = max(lengths, default=0) + 2 * max(1, size // 5)
     if longest > width:
-        font = _font(max(_MIN_FONT_SIZE, int(size * width / longest)))
-    return font
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # FreeType, because a size is given
+        size = max(_MIN_FONT_SIZE, int(size * width / longest))
+        fonts = {path: load_font(path, size) for path in paths}
+    return fonts
 
 
 def _place_caption(

@@ -183,8 +183,8 @@ class Result:
             raise ResultError(f"min_score={min_score!r}: expected a score in 0..1.")
         keep = self.scores >= min_score
         if classes is not None:
-            labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64)
-            keep &= torch.isin(self.labels, labels.to(self.device))
+            labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64, device=self.device)
+            keep &= torch.isin(self.labels, labels)
         return self._select(keep)
 
     def to(self, device: str | torch.device) -> Result:
@@ -267,6 +267,7 @@ class Result:
         alpha: float = 0.5,
         boxes: bool = False,
         captions: bool = True,
+        font: str | os.PathLike[str] | None = None,
     ) -> Image.Image:
         """Return the image with the instances drawn on it.
 
@@ -276,9 +277,11 @@ class Result:
             alpha: Opacity of the masks, 0..1.
             boxes: Whether to draw boxes.
             captions: Whether to write class names and scores.
+            font: Font file for the captions. Defaults to a font of the system that has the characters.
 
         Raises:
-            ResultError: The image was not kept, or is of another size than the masks.
+            ResultError: The image was not kept, is of another size than the masks, or the font cannot be
+                read.
         """
         from solo_infer.results.drawing import draw_instances
 
@@ -295,6 +298,7 @@ class Result:
             alpha=alpha,
             boxes_visible=boxes,
             captions=captions,
+            font=font,
         )
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Path:

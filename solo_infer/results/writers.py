@@ -14,6 +14,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from solo_infer.errors import ResultError
+from solo_infer.results.caption_text import require_font
 from solo_infer.results.result import Result
 from solo_infer.runtime.atomic_files import discard, put_in_place, staging_path
 
@@ -35,6 +36,7 @@ class ImageFolder:
         folder: Path of the folder, which is created when the first drawing is written.
         min_score: Lowest score to draw, 0..1.
         boxes: Whether to draw boxes.
+        font: Font file for the captions. Defaults to a font of the system that has the characters.
         keep: Paths of files that must not be overwritten, such as images that are still to be read.
     """
 
@@ -44,17 +46,20 @@ class ImageFolder:
         *,
         min_score: float = 0.0,
         boxes: bool = False,
+        font: str | os.PathLike[str] | None = None,
         keep: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        self.folder, self.min_score, self.boxes = Path(folder), min_score, boxes
+        self.folder, self.min_score, self.boxes, self.font = Path(folder), min_score, boxes, font
         self._used = {_normalized(path) for path in keep}
 
     def make(self) -> None:
-        """Create the folder and check that it is writable.
+        """Create the folder, and check that it is writable and that the font can be read.
 
         Raises:
-            ResultError: The folder cannot be created or written to.
+            ResultError: The folder cannot be created or written to, or the font cannot be read.
         """
+        if self.font is not None:
+            require_font(self.font)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -73,7 +78,7 @@ class ImageFolder:
         if not self.folder.is_dir():
             self.make()
         path = self._unused_path(source_path(result.source))
-        result.save(path, min_score=self.min_score, boxes=self.boxes)
+        result.save(path, min_score=self.min_score, boxes=self.boxes, font=self.font)
         self._used.add(_normalized(path))
         return path
 

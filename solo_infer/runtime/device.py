@@ -36,7 +36,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     if resolved.type == "cuda":
         _require_cuda(resolved)
     try:
-        torch.zeros(1, device=resolved)
+        torch.zeros(1, dtype=torch.float32, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"device={str(device)!r} does not work here: {first_line(error)}") from error
     return resolved
@@ -143,9 +143,16 @@ def _fast_paths(device_type: str, index: int | None) -> FastPaths:
         return NO_FAST_PATHS
     # Tensor cores and Triton's code generator need compute capability 7.0.
     is_modern = torch.cuda.get_device_capability(index) >= (7, 0)
-    triton = is_modern and importlib.util.find_spec("triton") is not None
+    triton = is_modern and _has_triton()
     dtype = torch.float16 if is_modern else torch.float32
     return FastPaths(triton=triton, graphs=True, compile=triton, dtype=dtype)
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except (ImportError, ValueError):  # a module without a specification
+        return False
 
 
 def triton_allowed(device: torch.device) -> bool:
@@ -197,9 +204,12 @@ def probe(device: torch.device, dtype: torch.dtype) -> str:
     Returns:
         "ok", "wrong by 0.12", or "fails: ..." with the first line of the error.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 32, 16, 16, generator=generator)
-    weight = torch.randn(32, 32, 3, 3, generator=generator) / 17
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        for shape in ((1, 32, 16, 16), (32, 32, 3, 3))
+    )
+    weight = weight / 17
     expected = torch.nn.functional.conv2d(x, weight, padding=1)
     try:
         output = torch.nn.functional.conv2d(x.to(device, dtype), weight.to(device, dtype), padding=1)

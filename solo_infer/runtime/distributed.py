@@ -88,6 +88,6 @@ def sum_over_processes(count: float, device: torch.device) -> tuple[float, float
     """
     if not is_distributed():
         return float(count), 1.0
-    total = torch.tensor(float(count), device=device)
+    total = torch.tensor(float(count), dtype=torch.float32, device=device)
     distributed.all_reduce(total)
     return float(total), 1.0 / distributed.get_world_size()

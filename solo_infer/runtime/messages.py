@@ -1,6 +1,66 @@
-"""Short forms of errors for messages and reports."""
+"""Short forms of errors and values for messages and reports."""
 
 from __future__ import annotations
+
+import os
+import reprlib
+
+_MAX_BITS = 1024  # of an integer that is written in decimal; the conversion takes quadratic time
+_FILL = "..."
+
+
+class _BoundedRepr(reprlib.Repr):
+    """``repr`` of at most about ``limit`` characters for each part, in time that the size does not affect."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = limit // 2 + 1
+        self.maxstring = self.maxother = limit
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x if len(x) <= self.maxstring else x[: self.maxstring])
+
+
+def quoted(value: object, limit: int = 80) -> str:
+    """Return a value from a file or a user for a message: its ``repr``, on one line and short.
+
+    Control characters, line separators, bidirectional overrides and lone surrogates are escaped. Large values
+    take no more time and memory than small ones.
+
+    Args:
+        value: Any value. Paths are quoted like strings.
+        limit: Greatest number of characters, at least 16. A longer text has "..." in place of its middle.
+    """
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        value = path if isinstance(path, bytes) else str.__str__(path)  # subclasses may have another repr
+    text = _BoundedRepr(limit).repr(value)
+    if not text.isprintable():  # the repr of an object of another library
+        text = repr(text)[1:-1]
+    return text if len(text) <= limit else _without_middle(text, limit)
+
+
+def shortened(text: object, limit: int = 300) -> str:
+    """Return a text for a message that another library or a file wrote: on one line, escaped and short.
+
+    Args:
+        text: Text, or an error whose message is taken.
+        limit: Greatest number of characters, at least 16. A longer text has "..." in place of its middle.
+    """
+    words = str(text)
+    if len(words) > 4 * limit:
+        words = words[: 2 * limit] + words[-2 * limit :]
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
+    return plain if len(plain) <= limit else _without_middle(plain, limit)
+
+
+def _without_middle(text: str, limit: int) -> str:
+    end = limit // 3
+    return text[: limit - end - len(_FILL)] + _FILL + text[len(text) - end :]
 
 
 def first_line(error: BaseException) -> str:

@@ -28,6 +28,8 @@ from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
+from solo_infer.runtime.fork import require_own_cuda
+from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.batching import forward_groups, make_result
 from solo_infer.weights.checkpoint import Checkpoint
@@ -117,6 +119,7 @@ class Segmenter(ABC):
         return model.with_thresholds(thresholds) if thresholds is not None else model
 
     @classmethod
+    @neutral_state()
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Return the model of a checkpoint, on the CPU; it takes over the network of the checkpoint.
 
@@ -143,6 +146,7 @@ class Segmenter(ABC):
         """Dtype of the network."""
         return next(self.network.parameters()).dtype
 
+    @neutral_state()
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the network to a device, a dtype or both, in place, and return this model.
 
@@ -161,6 +165,7 @@ class Segmenter(ABC):
         other.config = replace(self.config, thresholds=thresholds)
         return other
 
+    @neutral_state()
     def only(self, classes: str | int | Iterable[str | int]) -> Self:
         """Return a copy that detects only some of the classes and shares the network.
 
@@ -197,6 +202,7 @@ class Segmenter(ABC):
         return other
 
     @property
+    @neutral_state()
     def inference_network(self) -> Any:
         """Optimized copy of the network (``solo_infer.models.optimized``), which predictions use."""
         return self._optimized.get()
@@ -299,6 +305,7 @@ class Segmenter(ABC):
         for result, prefetched in zip(results, batch, strict=True):
             yield replace(result, timings={**prefetched.timings, **result.timings})
 
+    @neutral_state()
     def predict_batch(
         self,
         batch: Sequence[LoadedImage],
@@ -351,7 +358,7 @@ class Segmenter(ABC):
             for image, image_detections in zip(batch, detections, strict=True)
         ]
 
-    @torch.no_grad()
+    @neutral_state()
     def detect(
         self,
         inputs: Tensor,
@@ -367,7 +374,11 @@ class Segmenter(ABC):
             geometries: Sizes of the images.
             thresholds: Post-processing settings. Defaults to the model's own.
             stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
+
+        Raises:
+            DeviceError: The process was forked from one that uses the same CUDA device.
         """
+        require_own_cuda(self.device)
         return self._detect(inputs, geometries, self._settings(thresholds), stopwatch or Stopwatch())
 
     @abstractmethod

@@ -14,6 +14,7 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, extract_features
 from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 
@@ -53,7 +54,7 @@ class SOLO(Segmenter):
             )
         return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
 
-    @torch.no_grad()
+    @neutral_state()
     def count_candidates(self, inputs: Tensor) -> list[int]:
         """Return the number of (cell, class) pairs above ``score_thr`` of each image."""
         class_mask = self._class_mask_on(inputs.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from solo_infer.config import YOLACTConfig, YOLACTPostprocessConfig
@@ -12,6 +11,7 @@ from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.yolact import class_scores, detect_batch
 from solo_infer.models.yolact.network import YOLACTNetwork
+from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 
@@ -35,7 +35,7 @@ class YOLACT(Segmenter):
         network, class_mask = self.inference_network, self._class_mask_on(inputs.device)
         return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
 
-    @torch.no_grad()
+    @neutral_state()
     def count_candidates(self, inputs: Tensor) -> list[int]:
         """Return the number of (anchor, class) pairs above ``score_thr`` of each image."""
         network: YOLACTNetwork = self.inference_network

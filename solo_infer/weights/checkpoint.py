@@ -9,14 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from solo_infer.config import ModelConfig
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.runtime.messages import shortened
+from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.weights.infer_config import infer_config, with_class_names
 from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
-from solo_infer.weights.named_tensors import quoted, translate
+from solo_infer.weights.named_tensors import quoted_name, translate
 from solo_infer.weights.pickles.reader import read_pickled
 from solo_infer.weights.pickles.unpickler import OpaqueObject
 
@@ -44,6 +47,7 @@ class Checkpoint:
         return dict(self.network.state_dict())
 
 
+@neutral_state()
 def read_checkpoint(path: Path, config: ModelConfig | None = None) -> Checkpoint:
     """Read a checkpoint of mmdet, of the original implementations or of this library.
 
@@ -82,7 +86,7 @@ def read_config(path: Path) -> ModelConfig:
             raise ConfigError(f"expected a JSON object, got {type(values).__name__}.")
         return ModelConfig.from_dict(values)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {shortened(error, 1000)}") from error
 
 
 def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConfig, Path]:
@@ -136,10 +140,10 @@ def _find_state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
 
 def _describe_contents(contents: Any) -> str:
     if isinstance(contents, Mapping):
-        keys = ", ".join(quoted(str(key)) for key in islice(contents, MAX_LISTED))
+        keys = ", ".join(quoted_name(str(key)) for key in islice(contents, MAX_LISTED))
         return f"the entries {keys}" if contents else "an empty one"
     if isinstance(contents, OpaqueObject):
-        return f"an object of the class {quoted(contents.name)}; save its state_dict() instead"
+        return f"an object of the class {quoted_name(contents.name)}; save its state_dict() instead"
     return f"a value of the type {type(contents).__name__}"
 
 
@@ -159,11 +163,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device="cpu")
+        with torch.device("cpu"):  # the library creates tensors on the default device
+            return load_file(path, device="cpu")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged, or not a safetensors file: {error}.") from error
+        cause = shortened(error)
+        raise CheckpointError(f"{path} is damaged, or not a safetensors file: {cause}.") from error
 
 
 def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from solo_infer.config import COCO, Categories, ModelConfig, categories
 from solo_infer.config.presets import config_from_preset
 from solo_infer.errors import CheckpointError, ConfigError
+from solo_infer.runtime.messages import shortened
 from solo_infer.weights.families import checkpoint_families, find_checkpoint_family
 from solo_infer.weights.match_state_dict import (
     build_empty_network,
@@ -34,7 +35,7 @@ def infer_config(tensors: NamedTensors) -> ModelConfig:
     try:
         preset = family.infer_preset(tensors.tensors)
     except ConfigError as error:
-        raise CheckpointError(f"{tensors.path} fits no known model: {error}") from error
+        raise CheckpointError(f"{tensors.path} fits no known model: {shortened(error)}") from error
     check_limits(preset.architecture, tensors.path)
     return config_from_preset(preset, categories.unnamed(preset.architecture.num_classes))
 

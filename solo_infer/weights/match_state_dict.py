@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from solo_infer.config import ArchitectureConfig
 from solo_infer.errors import CheckpointError
 from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.runtime.messages import quoted, shortened
 from solo_infer.weights.families import checkpoint_family_of
 from solo_infer.weights.named_tensors import NamedTensors
 
 MAX_LISTED = 5  # names in each list of an error message
 
+_MAX_CHARACTERS = 400  # in each of these lists
 _COUNTER = ".num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -60,19 +63,20 @@ def compare(tensors: NamedTensors, network: SegmentationNetwork) -> Comparison:
     """Compare the names, shapes and kinds of numbers of tensors with those of a network."""
     expected = network.state_dict()
     # Older writers omit this counter, which inference does not read.
-    counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(_COUNTER)}
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    counters = {name: zero for name in expected if name.endswith(_COUNTER)}
     loaded = {**counters, **tensors.tensors}
     matching: dict[str, Tensor] = {}
     misfits, missing = [], []
     for name, parameter in expected.items():
         if name not in loaded:
-            missing.append(f"{tensors.display_name(name)} {tuple(parameter.shape)} is missing")
+            missing.append(f"{tensors.display_name(name)} {_shape(parameter)} is missing")
         elif difference := _difference(loaded[name], parameter):
             misfits.append(f"{tensors.display_name(name)} is {difference}")
         else:
             matching[name] = loaded[name]
     unknown = [
-        f"{tensors.display_name(name)} {tuple(tensor.shape)} is unknown"
+        f"{tensors.display_name(name)} {_shape(tensor)} is unknown"
         for name, tensor in loaded.items()
         if name not in expected
     ]
@@ -94,7 +98,9 @@ def build_empty_network(architecture: ArchitectureConfig, path: Path | str) -> S
     try:
         network: SegmentationNetwork = build_network(architecture, device="meta")
     except (RuntimeError, TypeError, ValueError) as error:  # PyTorch cannot represent such sizes
-        raise CheckpointError(f"{path}: no network can be built with {architecture}: {error}") from error
+        raise CheckpointError(
+            f"{path}: no network can be built with {shortened(architecture, 600)}: {shortened(error)}"
+        ) from error
     return network
 
 
@@ -103,7 +109,9 @@ def check_limits(architecture: ArchitectureConfig, path: Path | str) -> None:
     for name, limit in checkpoint_family_of(architecture).LIMITS.items():
         value = getattr(architecture, name)
         if (max(value) if isinstance(value, tuple) else value) > limit:
-            raise CheckpointError(f"{path} is of a model with {name}={value}: at most {limit} is supported.")
+            raise CheckpointError(
+                f"{path} is of a model with {name}={quoted(value)}: at most {limit} is supported."
+            )
 
 
 def describe_architecture(architecture: ArchitectureConfig) -> str:
@@ -126,12 +134,19 @@ def unshare_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _difference(tensor: Tensor, expected: Tensor) -> str:
     if tensor.shape != expected.shape:
-        return f"{tuple(tensor.shape)} instead of {tuple(expected.shape)}"
+        return f"{_shape(tensor)} instead of {_shape(expected)}"
     if tensor.dtype not in (_FLOATS if expected.is_floating_point() else _INTEGERS):
         return f"{tensor.dtype} instead of {expected.dtype}"
     return ""
 
 
+def _shape(tensor: Tensor) -> str:
+    return quoted(tuple(tensor.shape))
+
+
 def _shortened(problems: list[str]) -> str:
-    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-    return "; ".join(problems[:MAX_LISTED] + more)
+    """Return the first problems, fewer if they are long."""
+    lengths = accumulate(len(problem) for problem in problems[:MAX_LISTED])
+    listed = problems[: max(sum(length <= _MAX_CHARACTERS for length in lengths), 1)]
+    more = [f"and {len(problems) - len(listed)} more"] if len(problems) > len(listed) else []
+    return "; ".join(listed + more)

@@ -10,10 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from solo_infer.errors import CheckpointError
+from solo_infer.runtime.messages import quoted
 from solo_infer.weights.families import find_checkpoint_family
 from solo_infer.weights.key_mapping import KeyMap, mmdet_name, strip_wrappers
 
-_PLAIN_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w.]{1,80}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class NamedTensors:
         ours.
         """
         is_foreign = any(ours != theirs for ours, theirs in self.file_names.items())
-        return quoted(self.file_names.get(name, mmdet_name(name) if is_foreign else name))
+        return quoted_name(self.file_names.get(name, mmdet_name(name) if is_foreign else name))
 
 
 def translate(tensors: Mapping[str, Tensor], path: Path | str) -> NamedTensors:
@@ -58,7 +59,7 @@ def translate(tensors: Mapping[str, Tensor], path: Path | str) -> NamedTensors:
         if name is None:
             continue
         if name in file_names:
-            both = f"{quoted(file_names[name])} and {quoted(file_name)}"
+            both = f"{quoted_name(file_names[name])} and {quoted_name(file_name)}"
             raise CheckpointError(f"{path} holds a tensor twice: as {both}.")
         file_names[name] = file_name
         translated[name] = key_map.transform(name, tensor)
@@ -79,6 +80,6 @@ def _key_map_of(names: Iterable[str]) -> KeyMap:
     return KeyMap() if family is None else family.key_map(plain)
 
 
-def quoted(name: str) -> str:
-    """Return a name from a file for a message: short, on one line, without control characters."""
-    return name if _PLAIN_NAME.fullmatch(name) else repr(name[:200])
+def quoted_name(name: str) -> str:
+    """Return the name of a tensor or class in a file for a message: as it is, or quoted if it is unusual."""
+    return name if _PLAIN_NAME.fullmatch(name) else quoted(name)

@@ -26,6 +26,10 @@ def test_slow_dtypes_of_the_cpu_are_reported(monkeypatch):
         "float16": "slow: 12 times the time of float32",
         "bfloat16": "ok",
     }
+    assert cpu["rates"] == {"float32": 1.8, "float16": 0.2, "bfloat16": 0.9}
+    assert cpu["fast_paths"]["dtype"] == "float32"
+    seconds[torch.bfloat16] = 0.5
+    assert describe_devices()[0]["fast_paths"]["dtype"] == "bfloat16"
 
 
 def test_description_of_cards(two_cards, monkeypatch):

@@ -9,7 +9,7 @@ from solo_infer.diagnostics.doctor import find_problems, format_report
 @pytest.mark.parametrize(
     "facts, environment, fix",
     [
-        ({"nvidia_driver": False}, {}, "install its driver. Otherwise the CPU"),
+        ({"nvidia_driver": False}, {}, "install its driver. Until then the CPU"),
         ({}, {}, "Update the driver"),
         ({"nvidia_driver": False, "cuda_devices_seen": 2}, {}, "Install matching versions"),
         ({"cuda_build": None}, {}, "install a CUDA build of torch"),
@@ -24,8 +24,10 @@ def test_unusable_cuda(facts, environment, fix):
     assert fix in problem["fix"]
 
 
-def test_cpu_build_without_a_card_is_not_a_problem():
-    facts = {"cuda_problem": "CPU-only", "cuda_build": None, "nvidia_driver": False, "cuda_devices_seen": 0}
+@pytest.mark.parametrize("build", [None, "13.0"])
+def test_machines_without_a_card_have_no_problem(build):
+    facts = {"cuda_problem": "no card", "cuda_build": build, "cuda_devices_seen": 0}
+    facts |= {"nvidia_driver": False, "nvidia_card": False}
     assert find_problems(make_report(torch=facts)) == []
 
 

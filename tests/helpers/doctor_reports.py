@@ -16,6 +16,8 @@ HEALTHY = {
         "cuda_problem": "",
         "cuda_devices_seen": 1,
         "nvidia_driver": True,
+        "nvidia_card": True,
+        "triton": None,
         "corex": False,
         "threads": 2,
         "mkldnn": True,
@@ -38,11 +40,13 @@ HEALTHY = {
         "obstacle": "",
         "free_bytes": 1 << 40,
         "models": ["solo_r50_1x"],
+        "missing": {"solo_r50_3x": ["https://host"]},
     },
     "offline": False,
     "mirror": None,
     "sources": {"https://host": "reachable"},
     "environment": {},
+    "errors": {},
 }
 
 

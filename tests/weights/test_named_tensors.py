@@ -7,7 +7,7 @@ import torch
 
 from solo_infer.errors import CheckpointError
 from solo_infer.weights.key_mapping import KeyMap, mmdet_name, strip_wrappers
-from solo_infer.weights.named_tensors import NamedTensors, quoted, translate
+from solo_infer.weights.named_tensors import NamedTensors, quoted_name, translate
 
 
 def test_translation_keeps_the_tensors_and_both_names() -> None:
@@ -45,6 +45,6 @@ def test_mmdet_names_are_mapped_back() -> None:
 
 
 def test_quoted_names_are_short_and_plain() -> None:
-    assert quoted("backbone.conv1.weight") == "backbone.conv1.weight"
-    assert quoted("a\nb") == "'a\\nb'"
-    assert len(quoted("x" * 10_000)) == 202
+    assert quoted_name("backbone.conv1.weight") == "backbone.conv1.weight"
+    assert quoted_name("a\nb") == "'a\\nb'"
+    assert len(quoted_name("x" * 10_000)) == 80

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.runtime.neutral_state import neutral_state
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,20 +53,22 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @cache
+@neutral_state()
 def _fused_operators_work(dtype: torch.dtype) -> bool:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         values = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
         return _channels_last(values.to(dtype))
 
-    conv = nn.Conv2d(16, 16, 3, padding=1, dtype=dtype, device="cpu").to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=()):  # keeps the caller's random numbers
+        conv = nn.Conv2d(16, 16, 3, padding=1, dtype=dtype, device="cpu")
+    conv = conv.to(memory_format=torch.channels_last)
     x, other = noise(1, 16, 9, 9), noise(1, 16, 9, 9)
     try:
-        with torch.no_grad():
-            conv.weight.copy_(noise(16, 16, 3, 3) / 12)
-            outputs = _fused_relu(conv, x), _add_convolution_relu(other.clone(), conv, x)
-            expected = F.relu(conv(x)), F.relu(conv(x) + other)
+        conv.weight.copy_(noise(16, 16, 3, 3) / 12)
+        outputs = _fused_relu(conv, x), _add_convolution_relu(other.clone(), conv, x)
+        expected = F.relu(conv(x)), F.relu(conv(x) + other)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
         _LOGGER.info("ResNet blocks are not fused: %s", error)
         return False

@@ -30,7 +30,7 @@ def cell_table(config: SOLOConfig) -> CellTable:
     levels = []
     first_line = 0
     for level, (grid, stride) in enumerate(zip(config.num_grids, config.strides, strict=True)):
-        local = torch.arange(grid * grid, device="cpu")
+        local = torch.arange(grid * grid, dtype=torch.int64, device="cpu")
         column, row = local % grid, local.div(grid, rounding_mode="floor")
         levels.append(
             (
@@ -57,7 +57,8 @@ class LevelCells(NamedTuple):
 def split_cells(num_grids: Sequence[int], cells: Tensor) -> Iterator[LevelCells]:
     """Yield the cells (K,) int64, ascending, of each level that has any."""
     starts = [0, *accumulate(grid * grid for grid in num_grids)]
-    offsets = torch.searchsorted(cells, torch.tensor(starts, device=cells.device)).tolist()
+    bounds = torch.tensor(starts, dtype=torch.int64, device=cells.device)
+    offsets = torch.searchsorted(cells, bounds).tolist()
     for level, grid in enumerate(num_grids):
         slice_ = slice(offsets[level], offsets[level + 1])
         if slice_.start < slice_.stop:

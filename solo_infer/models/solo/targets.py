@@ -120,8 +120,8 @@ def centers_of_mass(masks: Tensor) -> Tensor:
     columns = masks.sum(dim=1, dtype=torch.float32)  # (n, W)
     rows = masks.sum(dim=2, dtype=torch.float32)  # (n, H)
     count = columns.sum(dim=1).clamp(min=1)
-    x = (columns * torch.arange(width, device=masks.device)).sum(dim=1) / count
-    y = (rows * torch.arange(height, device=masks.device)).sum(dim=1) / count
+    x = (columns * torch.arange(width, dtype=torch.float32, device=masks.device)).sum(dim=1) / count
+    y = (rows * torch.arange(height, dtype=torch.float32, device=masks.device)).sum(dim=1) / count
     return torch.stack([x, y], dim=1)
 
 
@@ -131,12 +131,13 @@ def _cell_owners(centers: Tensor, sizes: Tensor, extent: Tensor, grid: int) -> T
     middle = _cell_of(centers, extent, grid)  # (n, 2) column, row
     first = torch.maximum(_cell_of(centers - half, extent, grid).clamp(min=0), middle - 1)
     last = torch.minimum(_cell_of(centers + half, extent, grid).clamp(max=grid - 1), middle + 1)
-    steps = torch.arange(-1, 2, device=centers.device)
+    steps = torch.arange(-1, 2, dtype=torch.int64, device=centers.device)
     claimed = middle[:, None] + steps[None, :, None]  # (n, 3, 2) columns and rows around the middle
     inside = (claimed >= first[:, None]) & (claimed <= last[:, None])
     cells = claimed[:, :, None, 1] * grid + claimed[:, None, :, 0]  # (n, 3 rows, 3 columns)
     valid = inside[:, :, None, 1] & inside[:, None, :, 0]
-    order = torch.arange(len(centers), device=centers.device)[:, None, None].expand_as(cells)
+    order = torch.arange(len(centers), dtype=torch.int64, device=centers.device)
+    order = order[:, None, None].expand_as(cells)
     owners = torch.full((grid * grid,), -1, dtype=torch.int64, device=centers.device)
     return owners.scatter_reduce(0, cells[valid], order[valid], "amax")
 
@@ -154,12 +155,11 @@ def downsample_masks(masks: Tensor, factor: int) -> Tensor:
     """
     near, far = factor // 2 - 1, factor // 2
     height, width = masks.shape[1] // factor, masks.shape[2] // factor
-    count = sum(
-        masks[:, row::factor, column::factor][:, :height, :width].to(torch.uint8)
-        for row in (near, far)
-        for column in (near, far)
-    )
-    return torch.as_tensor(count) >= 2
+    count = masks.new_zeros((len(masks), height, width), dtype=torch.uint8)
+    for row in (near, far):
+        for column in (near, far):
+            count += masks[:, row::factor, column::factor][:, :height, :width].to(torch.uint8)
+    return count >= 2
 
 
 def _ignored_pairs(target: Target, config: SOLOConfig, size: tuple[int, int]) -> Tensor:
@@ -175,7 +175,7 @@ def _ignored_pairs(target: Target, config: SOLOConfig, size: tuple[int, int]) ->
 
 def _cells_inside(mask: Tensor, grid: int, size: tuple[int, int]) -> Tensor:
     """Return the cells (g * g,), bool, with their center inside a mask (h, w) of the input's top left."""
-    centers = (torch.arange(grid, device=mask.device) + 0.5) / grid
+    centers = (torch.arange(grid, dtype=torch.float32, device=mask.device) + 0.5) / grid
     rows, columns = (centers * size[0]).long(), (centers * size[1]).long()
     padded = pad(mask, (0, size[1] - mask.shape[1], 0, size[0] - mask.shape[0]))
     return padded[rows][:, columns].flatten()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
+
+from solo_infer.runtime.neutral_state import neutral_state
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of mmdet's three anchors per cell
 _ORIGINAL_RATIOS = (1.0, 0.5, 2.0)  # their square roots scale both sides of the original square anchors
@@ -37,7 +40,7 @@ def strided_anchors(
     Returns:
         (A, 4) float32. The tensor is cached and shared: do not modify it.
     """
-    roots = torch.tensor(RATIOS, dtype=torch.float32, device="cpu").sqrt()
+    roots = _on_cpu(RATIOS).sqrt()
     shapes = torch.stack([1 / roots, roots], dim=1).tolist()
     steps = tuple((stride, stride) for stride in strides)
     return _anchors(levels, sizes, tuple(map(tuple, shapes)), steps, device)
@@ -66,6 +69,7 @@ def square_anchors(
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
+@neutral_state()
 def _anchors(
     levels: LevelSizes,
     sizes: tuple[float, ...],
@@ -83,10 +87,9 @@ def _anchors(
         device: Device of the anchors.
     """
     # In float32 and in mmdet's order: the last bit often decides which anchor overlaps a box most.
-    with torch.inference_mode(False), torch.device("cpu"):
-        boxes = [_level_anchors(*level, shapes) for level in zip(levels, sizes, steps, strict=True)]
-        # A blocking copy: every user of the cached tensor, on any stream, finds it filled.
-        return torch.cat(boxes).to(device)
+    boxes = [_level_anchors(*level, shapes) for level in zip(levels, sizes, steps, strict=True)]
+    # A blocking copy: every user of the cached tensor, on any stream, finds it filled.
+    return torch.cat(boxes).to(device)
 
 
 def _level_anchors(
@@ -98,14 +101,18 @@ def _level_anchors(
     """Return the anchors (h * w * shapes, 4) of one level; see ``_anchors``."""
     height, width = level
     step_y, step_x = step
-    halves = torch.tensor(shapes, dtype=torch.float32) * size * 0.5  # (3, 2)
-    middle = torch.tensor([step_x * 0.5, step_y * 0.5], dtype=torch.float32)
+    halves = _on_cpu(shapes) * size * 0.5  # (3, 2)
+    middle = _on_cpu([step_x * 0.5, step_y * 0.5])
     boxes = torch.cat([middle - halves, middle + halves], dim=1)  # (3, 4), of the first cell
-    rows = torch.arange(height) * torch.tensor(step_y, dtype=torch.float32)
-    columns = torch.arange(width) * torch.tensor(step_x, dtype=torch.float32)
+    rows = torch.arange(height, dtype=torch.float32, device="cpu") * step_y
+    columns = torch.arange(width, dtype=torch.float32, device="cpu") * step_x
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
     return (shifts[:, :, None] + boxes).reshape(-1, 4)
+
+
+def _on_cpu(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Tensor:

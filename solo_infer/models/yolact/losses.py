@@ -126,7 +126,7 @@ def semantic_loss(logits: Tensor, image: ImageTargets, channels: Sequence[int]) 
     for mask, label in zip(masks, image.instances.labels.tolist(), strict=True):
         expected[channels[label]] = torch.maximum(expected[channels[label]], mask)
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=(1, 2))
-    labelled = ~image.unlabelled[torch.tensor(channels, device=logits.device).argsort()]
+    labelled = ~image.unlabelled[torch.tensor(channels, dtype=torch.int64, device=logits.device).argsort()]
     return (losses * labelled).sum() * (len(image.instances.labels) > 0)
 
 
@@ -142,4 +142,4 @@ def _evenly_spaced(members: Tensor, limit: int) -> Tensor:
     """Return members (P,), or ``limit`` of them evenly spaced from the first on."""
     if len(members) <= limit:
         return members
-    return members[torch.arange(limit, device=members.device) * len(members) // limit]
+    return members[torch.arange(limit, dtype=torch.int64, device=members.device) * len(members) // limit]

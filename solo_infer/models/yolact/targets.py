@@ -83,7 +83,7 @@ def assign_anchors(anchors: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
         best_iou, best_instance = ious.max(dim=0)
         owners[best_iou >= NEGATIVE_IOU] = NEUTRAL
         owners = torch.where(best_iou >= POSITIVE_IOU, best_instance, owners)
-        order = torch.arange(len(boxes), device=boxes.device)
+        order = torch.arange(len(boxes), dtype=torch.int64, device=boxes.device)
         claims = torch.full_like(owners, -1).scatter_reduce(0, ious.argmax(dim=1), order, "amax")
         owners = torch.where(claims >= 0, claims, owners)
     if len(crowds):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from solo_infer.ops.cv2_resize import tables
 from solo_infer.ops.preprocess import Size, upload
+from solo_infer.runtime.neutral_state import neutral_state
 
 _ROWS, _COLUMNS = 8, 64  # pixels of one program
 
@@ -87,6 +88,7 @@ def preprocess(
 
 
 @functools.lru_cache(maxsize=64)
+@neutral_state()
 def _joined_tables(old: Size, new: Size) -> Tensor:
     """Return the tables of a resize in one host tensor, rows before columns, for a single copy."""
     columns, rows = tables(old, new)
@@ -94,6 +96,7 @@ def _joined_tables(old: Size, new: Size) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+@neutral_state()
 def _normalized_values(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:

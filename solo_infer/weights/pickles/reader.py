@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.errors import CheckpointError
+from solo_infer.runtime.messages import shortened
 from solo_infer.weights.pickles import unpickler
 from solo_infer.weights.pickles.unpickler import AllowedCallable
 
@@ -85,9 +86,9 @@ def read_pickled(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except _DAMAGE_ERRORS as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        cause = shortened(f"{type(error).__name__}: {error}")
         raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint, or it is damaged or truncated ({cause:.200}). Expected a "
+            f"{path} is not a PyTorch checkpoint, or it is damaged or truncated ({cause}). Expected a "
             ".pth file of mmdet or an original implementation, or .safetensors. Download it again if needed."
         ) from error
 
@@ -144,7 +145,7 @@ class _Storages:
         if nbytes > self.remaining:
             raise EOFError(f"storage {key} of {nbytes} bytes, of which the file has at most {self.remaining}")
         self.remaining -= nbytes
-        storage = _Storage(torch.empty(count, dtype=dtype))
+        storage = _Storage(torch.empty(count, dtype=dtype, device="cpu"))
         self.on_new(key, storage)
         self.by_key[key] = storage
 

@@ -1,0 +1,120 @@
+"""The state of torch around a call neither changes results, nor is changed, nor outlives the call."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.ambient_states import STATES, clear_caches, snapshot
+from helpers.models import (
+    DEFORMABLE,
+    YOLACT_VARIANTS,
+    randomize,
+    small_config,
+    small_network,
+    small_yolact_config,
+    small_yolact_network,
+    variant_of,
+)
+from helpers.results import assert_same
+from helpers.smooth_images import smooth_images
+
+from solo_infer import PostprocessConfig, load_image, load_model
+from solo_infer.config.solo import LITE0
+from solo_infer.inference.preprocess import plan, prepare
+from solo_infer.inference.solo_static import StaticDetector
+from solo_infer.segmenters.auto import build_segmenter
+
+IMAGE = smooth_images(1)[0]
+
+
+def _configs():
+    """Every family and head, with each layer and each NMS in at least one of them."""
+    lite = {"backbone": LITE0}
+    wide = {**lite, "pyramid_channels": 256, "head_channels": 256, "stacked_convs": 1}
+    yield "solo", variant_of(small_config("solo"), wide)
+    greedy = replace(small_config("decoupled"), thresholds=PostprocessConfig(nms="greedy"))
+    yield "decoupled", variant_of(greedy, lite)
+    linear = replace(small_config("decoupled_light"), thresholds=PostprocessConfig(kernel="linear"))
+    yield "decoupled_light", variant_of(linear, DEFORMABLE)
+    yield from ((f"yolact_{name}", small_yolact_config(name)) for name in YOLACT_VARIANTS)
+
+
+CONFIGS = dict(_configs())
+STATIC = ("solo", "decoupled_light")  # models whose path with static shapes is run too
+
+
+@pytest.fixture(scope="module")
+def networks():
+    builders = {"solo": small_network, "yolact": small_yolact_network}
+    return {name: randomize(builders[config.architecture.family](config)) for name, config in CONFIGS.items()}
+
+
+def run(name, network):
+    """Return all that a new model of a network computes."""
+    model = build_segmenter(CONFIGS[name], network)
+    image = load_image(IMAGE)
+    geometry = plan(image.pixels, model.config.preprocessing)
+    inputs = prepare([image.pixels], [geometry], model.config.preprocessing, model.device, model.dtype)
+    results = [model(IMAGE), model.only("cat")(torch.from_numpy(IMAGE).permute(2, 0, 1))]
+    outputs = [inputs, *model.detect(inputs, [geometry])[0], *results[0].masks]
+    if name in STATIC:
+        outputs += detect_static(model, inputs, geometry)
+    texts = [result.to_json() for result in (*results, results[0].filter(0.2, "cat"), results[0][::2])]
+    return results, outputs, [model.count_candidates(inputs), *texts]
+
+
+@torch.no_grad()
+def detect_static(model, inputs, geometry):
+    """Return the detections by the path of GPUs, which ``detect`` runs in the same surroundings."""
+    model._static_detector = StaticDetector()
+    model._static_detector.is_supported = lambda *_: True
+    return model.detect(inputs, [geometry])[0]
+
+
+@pytest.fixture(scope="module")
+def expected(networks):
+    clear_caches()
+    return {name: run(name, network) for name, network in networks.items()}
+
+
+def assert_equal(outcome, expected_outcome):
+    for result, expected_result in zip(outcome[0], expected_outcome[0], strict=True):
+        assert_same(result, expected_result)
+        assert not result.packed_masks.is_inference()  # callers may change it
+    for tensor, expected_tensor in zip(outcome[1], expected_outcome[1], strict=True):
+        assert torch.equal(tensor, expected_tensor) and tensor.dtype == expected_tensor.dtype
+    assert outcome[2] == expected_outcome[2]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_predictions_do_not_depend_on_it(state, networks, expected):
+    """First calls of new models in the state fill every cache; later ones outside of it use them."""
+    clear_caches()
+    names = CONFIGS if state == "everything" else ("solo", "decoupled_light", "yolact_mmdet")
+    for name in names:
+        with STATES[state]():
+            before = snapshot()
+            inside = run(name, networks[name])
+            after = snapshot()
+        assert len(inside[0][0]) > 0
+        assert before == after, name
+        assert_equal(inside, expected[name])
+    for name in names if state == "everything" else ("decoupled_light", "yolact_mmdet"):
+        assert_equal(run(name, networks[name]), expected[name])
+
+
+@pytest.mark.parametrize("state", ["float64", "default_device", "inference_mode", "everything"])
+def test_loading_does_not_depend_on_it(state, networks, expected, tmp_path):
+    for name in ("decoupled", "yolact_original"):
+        folder = build_segmenter(CONFIGS[name], networks[name]).save_pretrained(tmp_path / name)
+        with STATES[state]():
+            before = snapshot()
+            model = load_model(folder, device="cpu")
+            result = model(IMAGE)
+            after = snapshot()
+        assert before == after
+        assert_same(result, expected[name][0][0])
+        assert_same(model(IMAGE), expected[name][0][0])
+        tensors = model.network.state_dict()
+        assert not any(tensor.is_inference() or tensor.is_meta for tensor in tensors.values())
+        assert all(torch.equal(tensors[key], value) for key, value in networks[name].state_dict().items())
