@@ -27,21 +27,28 @@ MAX_DETECTIONS = (1, 10, 100)
 DRAW_THRESHOLD = 0.3  # default score above which instances are drawn and counted
 
 
+_MAX_DIGITS = 19  # of 2**63 - 1
+
 # --- Argument types
 
 
 def positive_int(text: str) -> int:
     """Parse an integer of at least 1."""
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return int(text)
+    return _parse_int(text, 1)
 
 
 def non_negative_int(text: str) -> int:
     """Parse an integer of at least 0."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
-    return int(text)
+    return _parse_int(text, 0)
+
+
+def _parse_int(text: str, least: int) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least:
+        return int(text)
+    given = text if len(text) <= 40 else f"{text[:37]}..."
+    raise argparse.ArgumentTypeError(
+        f"expected an integer of at least {least} and at most {_MAX_DIGITS} digits, got {given!r}"
+    )
 
 
 def unit_interval(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from solo_infer.cli import options
 from solo_infer.cli.terminal import info, print_text, show_info_of, usage_error
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import ConfigError
+from solo_infer.runtime.messages import first_line, quoted
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -25,8 +27,10 @@ EXAMPLES = (
     "torchrun --nproc-per-node 4 -m solo_infer train --model solo_r50_3x --images photos "
     "--annotations train.json --output run --resume",
 )
+_MAX_RECIPE_BYTES = 1 << 20
 # Setting of the recipe that each option changes.
 RECIPE_SETTINGS = {
+    "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "lr",
     "seed": "seed",
@@ -177,29 +181,34 @@ def recipe_from_options(args: argparse.Namespace) -> Recipe:
 
     named = RECIPES.get(args.recipe)
     recipe = Recipe.from_dict(_read_recipe(args.recipe, RECIPES)) if named is None else named
-    changes: dict[str, Any] = {
+    changed = {
         setting: getattr(args, option)
         for option, setting in RECIPE_SETTINGS.items()
         if getattr(args, option) is not None
     }
+    settings = replace(recipe, **changed)
     if args.epochs is not None:
-        milestones = (round(epoch * args.epochs / recipe.epochs) for epoch in recipe.milestones)
-        changes.update(epochs=args.epochs, milestones=tuple(milestones))
+        milestones = (round(epoch * settings.epochs / recipe.epochs) for epoch in recipe.milestones)
+        settings = replace(settings, milestones=tuple(milestones))
     if recipe.optimizer == "sgd" and args.batch_size and args.lr is None:
-        changes["lr"] = recipe.lr * args.batch_size / recipe.batch_size
-        info(f"learning rate {changes['lr']:.4g} for a batch size of {args.batch_size}")
-    return replace(recipe, **changes)
+        settings = replace(settings, lr=recipe.lr * settings.batch_size / recipe.batch_size)
+        info(f"learning rate {settings.lr:.4g} for a batch size of {settings.batch_size}")
+    return settings
 
 
 def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     """Return the content of a JSON file of settings."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_RECIPE_BYTES + 1)
+        if len(text) > _MAX_RECIPE_BYTES:
+            raise ValueError(f"the file has more than {_MAX_RECIPE_BYTES} bytes")
+        content = json.loads(text.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"No recipe {name!r} ({error}). {did_you_mean(name, known)}Expected {', '.join(known)}, or a "
-            "JSON file of settings, e.g. the recipe.json of a run."
+            f"No recipe {quoted(name)} ({first_line(error)}). {did_you_mean(name[:60], known)}Expected "
+            f"{', '.join(known)}, or a JSON file of settings, e.g. the recipe.json of a run."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} contains a {type(content).__name__}: expected a JSON object of settings.")

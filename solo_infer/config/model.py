@@ -13,7 +13,7 @@ from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.solo import PostprocessConfig, SOLOConfig
-from solo_infer.config.validation import require, require_choice
+from solo_infer.config.validation import require, require_choice, shown
 from solo_infer.errors import ConfigError
 
 FORMAT = "solo_infer/2"
@@ -60,7 +60,7 @@ class ModelConfig:
         """
         sections = legacy.upgrade(values)
         written = sections.pop("format", None)
-        require(written == FORMAT, f"format={written!r}: expected {FORMAT!r}.")
+        require(written == FORMAT, f"format={shown(written)}: expected {FORMAT!r}.")
         name = sections.pop("family", None)
         require_choice("family", name, FAMILIES)
         types: dict[str, Any] = {
@@ -88,5 +88,7 @@ def _build(section: type[_Config], values: Any) -> _Config:
     tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
         return section(**tuples)
-    except TypeError as error:
-        raise ConfigError(f"{name}: a value has the wrong type ({error}) in {dict(values)}.") from error
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name}: a value is wrong ({error}) in {shown(dict(values))}.") from error

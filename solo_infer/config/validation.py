@@ -3,60 +3,106 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from solo_infer.errors import ConfigError
 
+_CHANNELS, _PIXELS, _EPOCHS = 2**13, 2**15, 10**6
+# Upper bounds of integers by name of the field: larger ones exceed the memory of every machine.
+_LIMITS = {
+    "num_classes": 10**5,
+    "num_grids": 1000,
+    "stacked_convs": 64,
+    "pyramid_channels": _CHANNELS,
+    "head_channels": _CHANNELS,
+    "mask_channels": _CHANNELS,
+    "num_protos": _CHANNELS,
+    "short_side": _PIXELS,
+    "short_sides": _PIXELS,
+    "long_side": _PIXELS,
+    "longest": _PIXELS,
+    "side": _PIXELS,
+    "size": _PIXELS,
+    "size_divisor": _PIXELS,
+    "crop_size": _PIXELS,
+    "epochs": _EPOCHS,
+    "last_epoch": _EPOCHS,
+    "batch_size": 2**16,
+    "workers": 256,
+    "seed": 2**63 - 1,
+}
+_LARGEST_INT = 2**31 - 1  # upper bound of other fields
+_MAX_MESSAGE = 600  # characters
+_MAX_BITS = 256  # of an integer that a message shows
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
 
 def require(condition: bool, message: str) -> None:
-    """Raise ``ConfigError`` with a message if a condition does not hold."""
+    """Raise ``ConfigError`` with a message, cut to a few lines, if a condition does not hold."""
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 3]}...")
+
+
+def shown(value: Any) -> str:
+    """Return a value of any type for a message: its ``repr``, cut to a few dozen characters."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # a huge integer inside a list: Python refuses to write it
+        return f"a {type(value).__name__}"
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Require one of several values."""
     choices = tuple(choices)
-    require(value in choices, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+    require(value in choices, f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}.")
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
-    """Require integers of at least 1."""
-    for name, value in values.items():
-        require(is_int(value) and value >= 1, f"{name}={value!r}: expected an integer of at least 1.")
+    """Require integers of at least 1, up to the limit of each name."""
+    _require_ints(values, 1)
 
 
 def require_non_negative_ints(values: Mapping[str, Any]) -> None:
-    """Require integers of at least 0."""
+    """Require integers of at least 0, up to the limit of each name."""
+    _require_ints(values, 0)
+
+
+def _require_ints(values: Mapping[str, Any], least: int) -> None:
     for name, value in values.items():
-        require(is_int(value) and value >= 0, f"{name}={value!r}: expected an integer of at least 0.")
+        greatest = _LIMITS.get(name.partition("[")[0], _LARGEST_INT)
+        within = is_int(value) and least <= value <= greatest
+        require(within, f"{name}={shown(value)}: expected an integer in {least}..{greatest}.")
 
 
 def require_unit_interval(values: Mapping[str, Any]) -> None:
     """Require numbers in 0..1."""
     for name, value in values.items():
         within = is_finite(value) and 0.0 <= value <= 1.0
-        require(within, f"{name}={value!r}: expected a number in 0..1.")
+        require(within, f"{name}={shown(value)}: expected a number in 0..1.")
 
 
 def require_positive(values: Mapping[str, Any]) -> None:
     """Require finite numbers greater than 0."""
     for name, value in values.items():
-        require(is_finite(value) and value > 0, f"{name}={value!r}: expected a positive finite number.")
+        require(is_finite(value) and value > 0, f"{name}={shown(value)}: expected a positive finite number.")
 
 
 def require_bools(values: Mapping[str, Any]) -> None:
     """Require ``True`` or ``False``."""
     for name, value in values.items():
-        require(isinstance(value, bool), f"{name}={value!r}: expected true or false.")
+        require(isinstance(value, bool), f"{name}={shown(value)}: expected true or false.")
 
 
 def coerce_tuple(owner: object, name: str, length: int) -> None:
     """Replace a list in a field of a frozen dataclass by a tuple, and require its length."""
     value = getattr(owner, name)
     fits = isinstance(value, list | tuple) and len(value) == length
-    require(fits, f"{name}={value!r}: expected {length} values.")
+    require(fits, f"{name}={shown(value)}: expected {length} values.")
     object.__setattr__(owner, name, tuple(value))
 
 
@@ -66,5 +112,10 @@ def is_int(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a finite number; ``bool`` does not count."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a finite number in the range of float; ``bool`` does not count."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of float
+        return False

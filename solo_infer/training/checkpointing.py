@@ -6,18 +6,21 @@ else in its metadata as JSON. A resumed run repeats an uninterrupted one bit for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from solo_infer.errors import CheckpointError
+from solo_infer.errors import CacheError, CheckpointError
 from solo_infer.runtime.atomic_files import write_whole
 
 STATE_NAME = "training_state.safetensors"
@@ -106,6 +109,19 @@ class LossScaler:
         self.factor, self.good_steps = state["scale"], state.get("good_steps", 0)
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Raise ``CacheError``, which names the path, for errors of writing a file or directory of a run."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CacheError(
+            f"{path} cannot be written: {reason}. Free some space or make the directory writable, and resume "
+            "the run, whose last saved state is intact; or choose another directory."
+        ) from error
+
+
 def save_state(
     path: Path,
     weights: dict[str, Tensor],
@@ -123,9 +139,10 @@ def save_state(
         optimizer: Optimizer, of which the momenta and step counts are saved.
         parameter_names: Names of the parameters of the optimizer, in its order.
         facts: JSON-ready values: iteration, recipe, state of the loss scaler.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        CacheError: The file cannot be written; an existing one is unchanged.
+    """
     tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
     tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
     numbers: dict[str, Any] = {}
@@ -138,7 +155,8 @@ def save_state(
                 numbers[name] = value
     metadata = {"format": _FORMAT_2, "facts": json.dumps({**facts, "optimizer_numbers": numbers})}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(copies, temporary, metadata))
+    with written(path):
+        write_whole(path, lambda temporary: save_file(copies, temporary, metadata))
 
 
 def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -147,8 +165,6 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     Raises:
         CheckpointError: The file is damaged or not a training state.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -128,7 +128,7 @@ class InstanceDataset(Dataset[Sample]):
         )
 
     def _draw(self, generator: Generator) -> Sample:
-        return self.load(int(torch.randint(len(self), (), generator=generator)))
+        return self.load(int(torch.randint(len(self), (), generator=generator, device="cpu")))
 
     def _read(self, image: int) -> Tensor:
         height, width = self.index.shapes[image].tolist()
@@ -265,7 +265,7 @@ def union(
 def make_generator(*numbers: int) -> Generator:
     """Return a CPU generator seeded with a hash of integers of at least 0."""
     seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return Generator().manual_seed(int(seed[0]))
+    return Generator("cpu").manual_seed(int(seed[0]))
 
 
 def read_pixels(path: str, height: int, width: int, longest: int | None = None) -> Tensor:

@@ -14,11 +14,15 @@ from solo_infer.config import BasePostprocessConfig
 from solo_infer.errors import ConfigError
 from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
+from solo_infer.runtime.distributed import is_main_process_env
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.training.checkpointing import written
+from solo_infer.training.data_checks import check_image_files, check_validation
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.initialization import replace_classifier
 from solo_infer.training.loader import DatasetBatches
 from solo_infer.training.recipe import FINE_TUNE, Recipe
+from solo_infer.training.torch_state import neutral_torch_state
 from solo_infer.training.trainer import fit
 from solo_infer.training.transforms import fixed_input_size, make_augmentation
 
@@ -68,6 +72,7 @@ class CocoEvaluator:
         return {} if evaluation is None else evaluation.metrics
 
 
+@neutral_torch_state()
 def fine_tune(
     model: Segmenter,
     data: CocoFiles,
@@ -83,13 +88,17 @@ def fine_tune(
 ) -> Path:
     """Train a model on a COCO data set.
 
+    All data, that of the validation included, is read before the first iteration. The images are opened, but
+    not decoded.
+
     Args:
         model: Initial model. If its classes differ from those of the data set, the classification layers of
             the trained model are initialized again. ``model`` itself is not changed.
         data: Training data.
         output: Directory of the run; see ``fit``. ``SOLO.from_pretrained`` loads it, and its folder "best".
         recipe: Settings of the run.
-        validation: Data on which the model is evaluated during training. Defaults to no evaluation.
+        validation: Data on which the model is evaluated during training; classes that it lacks are not
+            evaluated. Defaults to no evaluation.
         classes: Names of the classes of the data set to train, in the order of the labels. Defaults to all.
         max_detections: Detections per image and class that count in the evaluation; see
             ``solo_infer.evaluation.evaluate``. The trained model returns at least the greatest number of
@@ -104,7 +113,10 @@ def fine_tune(
     Raises:
         DataError: The data set is wrong.
         ConfigError: A setting is out of range, or ``output`` is not empty and ``resume`` is not set.
-        TrainingError: A loss is not finite, or the run in ``output`` has other settings.
+        TrainingError: A loss is not finite, the run in ``output`` has other settings or data, or a process
+            that loads images died.
+        CheckpointError: A file of the run in ``output`` is damaged.
+        CacheError: ``output`` cannot be written.
     """
     folder = Path(output)
     require_empty_dir(folder, resume)
@@ -116,6 +128,19 @@ def fine_tune(
         augment=make_augmentation(recipe, preprocessing),
         seed=recipe.seed,
     )
+    checks_files = is_main_process_env()  # once, not in every process of torchrun
+    if checks_files:
+        check_image_files(dataset.index)
+    evaluator = None
+    if validation is not None:
+        present = check_validation(
+            validation.images,
+            validation.annotations,
+            dataset.classes,
+            max_detections,
+            check_files=checks_files,
+        )
+        evaluator = CocoEvaluator(validation, folder / SHARDS_NAME, present, max_detections)
     batches = DatasetBatches(
         dataset,
         min(recipe.batch_size, len(dataset)),
@@ -127,21 +152,23 @@ def fine_tune(
     )
     initial = replace_classifier(model, dataset.categories, recipe.seed)
     initial = initial.with_thresholds(_with_max_detections(initial.config.thresholds, max(max_detections)))
-    evaluator = None
-    if validation is not None:
-        evaluator = CocoEvaluator(validation, folder / SHARDS_NAME, dataset.classes, max_detections)
     return fit(
         initial, batches, folder, recipe, device=device, evaluate=evaluator, resume=resume, progress=progress
     )
 
 
 def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> None:
-    """Raise ``ConfigError`` if a directory exists and is not empty, unless its run is to be resumed."""
+    """Raise ``ConfigError`` if a directory exists and is not empty, unless its run is to be resumed.
+
+    Raises:
+        CacheError: The directory cannot be read.
+    """
     folder = Path(output)
-    if resume or not folder.exists():
-        return
-    if not folder.is_dir() or os.listdir(folder):
-        raise ConfigError(f"{folder} is not an empty directory: choose another one, or resume its run.")
+    with written(folder):
+        if resume or not folder.exists():
+            return
+        if not folder.is_dir() or os.listdir(folder):
+            raise ConfigError(f"{folder} is not an empty directory: choose another one, or resume its run.")
 
 
 def _with_max_detections(thresholds: BasePostprocessConfig, count: int) -> BasePostprocessConfig:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solo_infer.config import Categories, ModelConfig
 from solo_infer.config.solo import LITE0
@@ -20,9 +20,11 @@ from solo_infer.models.base import SegmentationNetwork
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training.recipe import Recipe
+from solo_infer.training.torch_state import neutral_torch_state
 from solo_infer.weights.pickles.reader import read_pickled
 
 
+@neutral_torch_state()
 def init_model(config: ModelConfig, seed: int = 0) -> Segmenter:
     """Return a model with weights initialized as in mmdet, ready for ``load_backbone_weights``.
 
@@ -31,12 +33,13 @@ def init_model(config: ModelConfig, seed: int = 0) -> Segmenter:
         seed: Seed of the weights. The global random state is not changed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         network = build_network(config.architecture)
         network.init_weights()
     return build_segmenter(config, network)
 
 
+@neutral_torch_state()
 def replace_classifier(model: Segmenter, categories: Categories, seed: int = 0) -> Segmenter:
     """Return a copy of a model for other classes; only its classification layers are initialized again.
 
@@ -73,7 +76,7 @@ def _init_layers(network: SegmentationNetwork, layers: Iterable[str], seed: int)
     """Return initial weights of some layers of a network on the meta device."""
     modules = {layer: network.get_submodule(layer).to_empty(device="cpu") for layer in layers}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         network.init_weights()
     return {
         f"{layer}.{name}": tensor
@@ -82,6 +85,7 @@ def _init_layers(network: SegmentationNetwork, layers: Iterable[str], seed: int)
     }
 
 
+@neutral_torch_state()
 def keep_classes(model: Segmenter, names: Sequence[str]) -> Segmenter:
     """Return a copy of a model that predicts only some of its classes, with the same scores.
 
@@ -114,6 +118,7 @@ def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> Segmen
     Raises:
         ConfigError: The recipe freezes all parameters, or has a multiplier for a part that does not exist.
     """
+    _replace_inference_tensors(network)
     network.float().requires_grad_(True).train()
     if recipe.freeze_stem:
         network.backbone.freeze_stem()  # type: ignore[operator]  # nn.Module may return tensors
@@ -132,6 +137,18 @@ def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> Segmen
     return network
 
 
+def _replace_inference_tensors(network: nn.Module) -> None:
+    """Replace the tensors of a network that was built in inference mode, which cannot be trained."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_inference():
+                setattr(module, name, nn.Parameter(parameter.detach().clone()))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_inference():
+                setattr(module, name, buffer.clone())
+
+
+@neutral_torch_state()
 def load_backbone_weights(network: SegmentationNetwork, path: str | os.PathLike[str]) -> None:
     """Load the backbone of a network from the checkpoint of an ImageNet classifier.
 

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.errors import ConfigError
 from solo_infer.models.target import Target
 from solo_infer.runtime.distributed import rank_and_world_size
 from solo_infer.training.dataset import InstanceDataset, make_generator
+from solo_infer.training.run_start import fingerprint
 from solo_infer.training.sample import Sample
+from solo_infer.training.worker_processes import load_batches
 
 Batch = tuple[Tensor, list[Target]]
 
@@ -48,8 +50,11 @@ def collate(
             f"Images of up to {largest[0]} x {largest[1]} pixels (height x width) for a batch of "
             f"{height} x {width}: scale or crop them, or give a greater size."
         )
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    batch = torch.zeros(len(samples), 3, height, width)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    batch = torch.zeros(len(samples), 3, height, width, dtype=torch.float32, device="cpu")
     for padded, sample in zip(batch, samples, strict=True):
         image = padded[:, : sample.shape[0], : sample.shape[1]]
         image.copy_(sample.image.as_subclass(Tensor)).sub_(mean).div_(std)
@@ -103,7 +108,7 @@ class PackedTargets:
         return targets
 
     def pin_memory(self) -> PackedTargets:
-        """Return a copy in page-locked memory; called by ``DataLoader(pin_memory=True)``."""
+        """Return a copy in page-locked memory."""
         return PackedTargets(self.buffer.pin_memory(), self.layout, self.count)
 
 
@@ -171,7 +176,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def _order(self) -> np.ndarray:
         """Return the indices of the images of the epoch, batch after batch."""
         generator = make_generator(self.seed, self.epoch)
-        order = torch.randperm(self.length, generator=generator).numpy()
+        order = torch.randperm(self.length, generator=generator, device="cpu").numpy()
         if self.portrait is None:
             return order
         portrait = np.asarray(self.portrait, dtype=bool)[order]
@@ -181,7 +186,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             full_batches.append(group[: count * self.batch_size].reshape(count, self.batch_size))
             remainders.append(group[count * self.batch_size :])
         batches = np.concatenate(full_batches)
-        shuffled = torch.randperm(len(batches), generator=generator).numpy()
+        shuffled = torch.randperm(len(batches), generator=generator, device="cpu").numpy()
         return np.concatenate([batches[shuffled].ravel(), *remainders])
 
 
@@ -215,7 +220,7 @@ class DatasetBatches:
         by_orientation: bool = False,
     ) -> None:
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
-        self._collate = functools.partial(_collate_packed, preprocessing=preprocessing, size=size)
+        self._load = functools.partial(_load_batch, dataset=dataset, preprocessing=preprocessing, size=size)
         shapes = dataset.shapes
         self._portrait = shapes[:, 0] > shapes[:, 1] if by_orientation else None
         self._length = len(self._sampler(0, 1))
@@ -230,26 +235,50 @@ class DatasetBatches:
         Raises:
             ConfigError: The batches cannot be divided among the processes.
             DataError: An image cannot be read.
+            TrainingError: A worker process died, could not be started, or delivered nothing for ten minutes.
         """
         sampler = self._sampler(*rank_and_world_size())
         sampler.set_epoch(epoch, start)
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=self._collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=make_generator(self.seed),  # the loader would otherwise advance the global generator
-        )
-        for images, targets in loader:
-            yield images, targets.unpack()
+        # A generator of its own: torch would otherwise advance the global one.
+        for batch in load_batches(self._load, sampler, self.workers, make_generator(self.seed)):
+            yield batch.images, batch.targets.unpack()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return JSON-ready values that change with the images and annotations of the data set."""
+        return fingerprint(self.dataset.index)
 
     def _sampler(self, rank: int, world_size: int) -> EpochSampler:
         return EpochSampler(len(self.dataset), self.batch_size, self.seed, rank, world_size, self._portrait)
 
 
-def _collate_packed(
-    samples: Sequence[Sample], preprocessing: PreprocessConfig, size: tuple[int, int] | None
-) -> tuple[Tensor, PackedTargets]:
-    images, targets = collate(samples, preprocessing, size)
-    return images, PackedTargets.pack(targets)
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch whose tensors are few, to be sent from a worker process.
+
+    Attributes:
+        images: (N, 3, H, W) float32.
+        targets: Targets of the images.
+    """
+
+    images: Tensor
+    targets: PackedTargets
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.images.nbytes + self.targets.buffer.nbytes
+
+    def pin_memory(self) -> PackedBatch:
+        """Return a copy in page-locked memory."""
+        return PackedBatch(self.images.pin_memory(), self.targets.pin_memory())
+
+
+def _load_batch(
+    keys: Sequence[tuple[int, int]],
+    dataset: InstanceDataset,
+    preprocessing: PreprocessConfig,
+    size: tuple[int, int] | None,
+) -> PackedBatch:
+    """Return the batch of the keys (epoch, index) of a data set."""
+    images, targets = collate([dataset[key] for key in keys], preprocessing, size)
+    return PackedBatch(images, PackedTargets.pack(targets))

@@ -7,13 +7,16 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from solo_infer.errors import CheckpointError
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.messages import describe_error, quoted
+from solo_infer.training.checkpointing import written
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +38,30 @@ class MetricsLogger:
         iteration: Number of iterations that are done.
         total: Number of iterations of the whole run.
         losses: Names of the losses of the network.
+        state: ``state_dict()`` of the run that is resumed.
+
+    Raises:
+        CacheError: The file cannot be written.
+        CheckpointError: The file of the run is damaged.
     """
 
-    def __init__(self, folder: Path, iteration: int, total: int, losses: Sequence[str]) -> None:
-        self.path, self.total = folder / LOSSES_NAME, total
+    def __init__(
+        self,
+        folder: Path,
+        iteration: int,
+        total: int,
+        losses: Sequence[str],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.path, self.total = folder, folder / LOSSES_NAME, total
         self._columns = (*_FIRST_COLUMNS, *losses, "loss", "grad_norm")
         _drop_rows_after(self.path, iteration, self._columns)
-        self._tensorboard = _open_tensorboard(folder / TENSORBOARD_NAME, iteration)
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._recorders = {"TensorBoard", "matplotlib"}  # those that have not failed yet
+        self._tensorboard: Any = None
+        self._record("TensorBoard", lambda: self._open_tensorboard(iteration))
+        state = state or {}
+        self._sums: dict[str, float] = dict(state.get("sums", {}))
+        self._count = int(state.get("count", 0))
         self._start = time.perf_counter()
         self._iterations = 0
 
@@ -69,18 +87,48 @@ class MetricsLogger:
             "memory": f"{memory:.0f}",
             **{name: f"{value:.6g}" for name, value in means.items()},
         }
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
+        with written(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
         logger.info("%s", "  ".join(f"{name} {row[name]}" for name in self._columns if name in row))
         if self._tensorboard:
-            for name in self._columns[2:]:
-                self._tensorboard.add_scalar(name, float(row[name]), iteration)
+            self._record("TensorBoard", lambda: self._add_scalars(row, iteration))
         self._sums, self._count = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last row, JSON-ready."""
+        return {"sums": self._sums, "count": self._count}
+
+    def plot(self) -> None:
+        """Plot the run if matplotlib is installed."""
+        self._record("matplotlib", lambda: plot_run(self.folder))
 
     def close(self) -> None:
         """Write the remaining events of TensorBoard."""
         if self._tensorboard:
-            self._tensorboard.close()
+            self._record("TensorBoard", self._tensorboard.close)
+
+    def _record(self, name: str, record: Callable[[], object]) -> None:
+        """Call an optional recorder, which is not called again after it has failed."""
+        if name not in self._recorders:
+            return
+        try:
+            record()
+        except Exception as error:  # broken installations raise errors of any type
+            self._recorders.discard(name)
+            logger.warning(
+                "%s does not work and is not used in this run: %s", name, quoted(describe_error(error), 200)
+            )
+
+    def _open_tensorboard(self, iteration: int) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD_NAME), purge_step=iteration + 1)
+
+    def _add_scalars(self, row: Mapping[str, Any], iteration: int) -> None:
+        for name in self._columns[2:]:
+            self._tensorboard.add_scalar(name, float(row[name]), iteration)
 
 
 class EvaluationLog:
@@ -94,30 +142,64 @@ class EvaluationLog:
     def __init__(self, folder: Path, iteration: int) -> None:
         self.path = folder / EVALUATIONS_NAME
         rows = _drop_rows_after(self.path, iteration)
-        self._first_metrics = [float(list(row.values())[2]) for row in rows]
+        try:
+            self._first_metrics = [float(list(row.values())[2]) for row in rows]
+        except (IndexError, ValueError) as error:
+            raise CheckpointError(f"{self.path} is damaged: remove it, then resume the run.") from error
 
-    @property
-    def is_best(self) -> bool:
-        """``True`` if the first metric of the last evaluation exceeds that of all previous ones."""
-        *previous, last = self._first_metrics
-        return last > max((value for value in previous if not math.isnan(value)), default=-math.inf)
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether the first metric of a new evaluation exceeds that of all previous ones."""
+        value = _rounded(next(iter(metrics.values())))
+        return value > max((old for old in self._first_metrics if not math.isnan(old)), default=-math.inf)
 
     def add(self, epoch: int, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of one evaluation, which have the same names each time."""
+        """Add the metrics of one evaluation.
+
+        Raises:
+            CacheError: The file cannot be written.
+        """
         row: dict[str, Any] = {"epoch": epoch, "iteration": iteration}
         row |= {name: f"{value:.6g}" for name, value in metrics.items()}
         rows: list[Mapping[str, Any]] = [*read_rows(self.path), row]
-        write_whole(self.path, lambda temporary: _write_rows(temporary, rows, list(row)))
-        self._first_metrics.append(next(iter(metrics.values())))
+        columns = list(dict.fromkeys(name for item in reversed(rows) for name in item))
+        with written(self.path):
+            write_whole(self.path, lambda temporary: _write_rows(temporary, rows, columns))
+        self._first_metrics.append(_rounded(next(iter(metrics.values()))))
         logger.info("evaluation after %s", "  ".join(f"{name} {value}" for name, value in row.items()))
 
 
+def _rounded(value: float) -> float:
+    """Return a metric as the file has it, so that a resumed run finds the same best evaluation."""
+    return float(f"{value:.6g}")
+
+
+def is_evaluated(folder: Path, iteration: int) -> bool:
+    """Return whether a run has a row for the evaluation after an iteration."""
+    return any(int(row["iteration"]) == iteration for row in read_rows(folder / EVALUATIONS_NAME))
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file of a run, none if the file does not exist."""
+    """Return the complete rows of a CSV file of a run, none if the file does not exist.
+
+    A last row that a full disk cut off is left out.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        if rows and (None in rows[-1] or None in rows[-1].values()):
+            rows.pop()
+        for row in rows:
+            int(row["iteration"])
+        return rows
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({describe_error(error)}): correct or remove it, then resume the run."
+        ) from error
 
 
 def _drop_rows_after(path: Path, iteration: int, columns: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -128,26 +210,19 @@ def _drop_rows_after(path: Path, iteration: int, columns: Sequence[str] = ()) ->
     rows = [row for row in read_rows(path) if int(row["iteration"]) <= iteration]
     if columns or rows:
         names = list(columns) or list(rows[0])
-        write_whole(path, lambda temporary: _write_rows(temporary, rows, names))
+        with written(path):
+            write_whole(path, lambda temporary: _write_rows(temporary, rows, names))
     else:
-        path.unlink(missing_ok=True)
+        with written(path):
+            path.unlink(missing_ok=True)
     return rows
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _open_tensorboard(folder: Path, iteration: int) -> Any:
-    """Return a TensorBoard writer, None if TensorBoard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=iteration + 1)
 
 
 def plot_run(folder: Path) -> Path | None:

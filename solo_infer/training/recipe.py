@@ -20,6 +20,7 @@ from solo_infer.config.validation import (
     require_non_negative_ints,
     require_positive_ints,
     require_unit_interval,
+    shown,
 )
 from solo_infer.errors import ConfigError
 
@@ -31,6 +32,9 @@ Augment = Literal["none", "flip", "multiscale", "jitter"]
 _CHOICES = {"optimizer": Optimizer, "schedule": Schedule, "autocast": Autocast, "augment": Augment}
 _POSITIVE_INTS = ("epochs", "batch_size", "log_every", "save_every", "evaluate_every")
 _NON_NEGATIVE_INTS = ("last_epoch", "warmup_iters", "seed", "workers", "crop_size")
+_LARGEST_NUMBER = 1e9
+_SCALE_LIMITS = (1e-3, 1e3)
+_MAX_MILESTONES, _LARGEST_MILESTONE = 1000, 10**6
 _NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "weight_decay", "grad_clip_norm")
 # Names of fields in recipe.json and in run states of earlier versions.
 _OLD_NAMES = {
@@ -114,28 +118,31 @@ class Recipe:
         require_non_negative_ints({name: getattr(self, name) for name in _NON_NEGATIVE_INTS})
         for name in _NON_NEGATIVE_NUMBERS:
             value = getattr(self, name)
-            require(is_finite(value) and value >= 0, f"{name}={value!r}: expected a number of at least 0.")
+            within = is_finite(value) and 0 <= value <= _LARGEST_NUMBER
+            require(within, f"{name}={shown(value)}: expected a number in 0..{_LARGEST_NUMBER:.0e}.")
         decay = self.ema_decay
-        require(
-            is_finite(decay) and 0 <= decay < 1, f"ema_decay={decay!r}: expected a number in 0..1, below 1."
-        )
+        within = is_finite(decay) and 0 <= decay < 1
+        require(within, f"ema_decay={shown(decay)}: expected a number in 0..1, below 1.")
         require_unit_interval({"copy_paste": self.copy_paste})
         require_bools({"freeze_stem": self.freeze_stem})
         self._check_milestones()
         self._check_lr_mults()
         coerce_tuple(self, "scale_range", 2)
         low, high = self.scale_range
+        least, greatest = _SCALE_LIMITS
         require(
-            is_finite(low) and is_finite(high) and 0 < low <= high,
-            f"scale_range={self.scale_range!r}: expected (least, greatest) factor, both above 0.",
+            is_finite(low) and is_finite(high) and least <= low <= high <= greatest,
+            f"scale_range={shown(self.scale_range)}: expected (least, greatest) factor, both in "
+            f"{least:g}..{greatest:g}.",
         )
 
     def _check_milestones(self) -> None:
         milestones = self.milestones
+        is_list = isinstance(milestones, list | tuple) and len(milestones) <= _MAX_MILESTONES
         require(
-            isinstance(milestones, list | tuple)
-            and all(is_int(epoch) and epoch >= 0 for epoch in milestones),
-            f"milestones={milestones!r}: expected a list of epochs, integers of at least 0.",
+            is_list and all(is_int(epoch) and 0 <= epoch <= _LARGEST_MILESTONE for epoch in milestones),
+            f"milestones={shown(milestones)}: expected a list of at most {_MAX_MILESTONES} epochs in "
+            f"0..{_LARGEST_MILESTONE}.",
         )
         object.__setattr__(self, "milestones", tuple(milestones))
 
@@ -190,13 +197,16 @@ class Recipe:
         Raises:
             ConfigError: A setting is unknown or wrong.
         """
+        require(isinstance(values, Mapping), f"A recipe is {shown(values)}: expected an object of settings.")
         known = [field.name for field in dataclasses.fields(cls)]
         settings: dict[str, Any] = {}
         for key, value in values.items():
             name = _OLD_NAMES.get(key, key)
             if name not in known:
-                hint = did_you_mean(str(name), known)
-                raise ConfigError(f"Unknown setting {key!r} in a recipe. {hint}Expected: {', '.join(known)}.")
+                hint = did_you_mean(str(name)[:60], known)
+                raise ConfigError(
+                    f"Unknown setting {shown(key)} in a recipe. {hint}Expected: {', '.join(known)}."
+                )
             if name in settings:
                 raise ConfigError(f"A recipe has {name!r} twice, also under its old name: keep one of them.")
             settings[name] = value

@@ -6,6 +6,7 @@ the boxes, which keeps images with hundreds of small instances fast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ def mask_bounds(masks: Tensor, within: Tensor | None = None) -> Tensor:
     """
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     if within is None:
-        within = torch.tensor([0, 0, masks.shape[-1], masks.shape[-2]]).repeat(len(masks), 1)
+        within = _on_cpu([0, 0, masks.shape[-1], masks.shape[-2]], torch.int64).repeat(len(masks), 1)
     windows = zip(masks.numpy(), _to_int(within), strict=True)
     for index, (mask, (left, top, right, bottom)) in enumerate(windows):
         window = mask[top:bottom, left:right]
@@ -83,7 +84,7 @@ def mask_areas(masks: Tensor, boxes: Tensor) -> Tensor:
         np.count_nonzero(mask[top:bottom, left:right])
         for mask, (left, top, right, bottom) in zip(masks.numpy(), _to_int(boxes), strict=True)
     ]
-    return torch.tensor(counts, dtype=torch.int64)
+    return torch.tensor(counts, dtype=torch.int64, device="cpu")
 
 
 def resize(sample: Sample, height: int, width: int) -> Sample:
@@ -92,7 +93,7 @@ def resize(sample: Sample, height: int, width: int) -> Sample:
         return sample
     image = F.resize(sample.image, [height, width], antialias=False)
     masks = resize_masks(sample.target["masks"], sample.target["boxes"], height, width)
-    scale = torch.tensor([width / sample.shape[1], height / sample.shape[0]]).repeat(2)
+    scale = _on_cpu([width / sample.shape[1], height / sample.shape[0]], torch.float32).repeat(2)
     scaled = sample.target["boxes"].as_subclass(Tensor) * scale
     # One more pixel on each side absorbs the rounding of float32.
     within = torch.cat([scaled[:, :2].floor() - 1, scaled[:, 2:].ceil() + 1], dim=1)
@@ -128,7 +129,7 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     if (height, width) == sample.shape:
         return sample
     image, masks = (F.crop(item, top, left, height, width) for item in (sample.image, sample.target["masks"]))
-    moved = sample.target["boxes"].as_subclass(Tensor) - torch.tensor([left, top, left, top])
+    moved = sample.target["boxes"].as_subclass(Tensor) - _on_cpu([left, top, left, top], torch.int64)
     return _with_masks(sample, image, masks, moved)
 
 
@@ -159,10 +160,14 @@ def _with_masks(sample: Sample, image: Tensor, masks: Tensor, within: Tensor) ->
         within: (n, 4) boxes that contain the masks; they may exceed the image.
     """
     height, width = masks.shape[-2:]
-    limits = torch.tensor([width, height, width, height])
+    limits = _on_cpu([width, height, width, height], torch.int64)
     target = sample.target
     boxes = mask_bounds(masks, torch.minimum(within.clamp(min=0), limits))
     return make_sample(image, masks, boxes, target["labels"], target["iscrowd"], target.get("labelled"))
+
+
+def _on_cpu(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 def _to_int(boxes: Tensor) -> np.ndarray:

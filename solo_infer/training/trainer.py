@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,18 +20,27 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from solo_infer.errors import ConfigError, TrainingError
+from solo_infer.errors import CheckpointError, ConfigError, SoloInferError, TrainingError
 from solo_infer.models.target import Target
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.device import resolve_dtype
 from solo_infer.runtime.distributed import is_distributed, is_main_process, process_group
+from solo_infer.runtime.messages import describe_error
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.loader import Batch
-from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, plot_run
+from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, is_evaluated
 from solo_infer.training.recipe import Recipe
+from solo_infer.training.run_start import (
+    data_differences,
+    model_differences,
+    recipe_differences,
+    summarize,
+)
+from solo_infer.training.torch_state import deferred_interrupt, flushed_denormals, neutral_torch_state
+from solo_infer.training.worker_processes import worker_errors
 from solo_infer.weights.save import save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -43,7 +52,11 @@ Evaluator = Callable[[Segmenter], dict[str, float]]
 
 
 class Batches(Protocol):
-    """Source of batches; each process gets its share of every batch."""
+    """Source of batches; each process gets its share of every batch.
+
+    A method ``fingerprint()``, if there is one, returns JSON-ready values that identify the data set. A run
+    is resumed only with the same ones.
+    """
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, equal in all processes."""
@@ -87,19 +100,20 @@ def fit(
         The directory.
 
     Raises:
-        TrainingError: A loss is not finite, or the state in ``output`` belongs to another recipe.
+        TrainingError: A loss is not finite, the state in ``output`` belongs to another recipe, model or data
+            set, or a process that loads images died.
+        CheckpointError: A file of the run in ``output`` is damaged.
         CacheError: The directory cannot be written.
     """
     folder = Path(output)
-    with process_group(device) as process_device:
+    with process_group(device) as process_device, neutral_torch_state(), flushed_denormals(), worker_errors():
         run = _TrainingRun(model, batches, folder, recipe, process_device)
         if resume and (folder / checkpointing.STATE_NAME).is_file():
             run.restore()
         try:
             run.train(evaluate, progress)
         except KeyboardInterrupt:
-            run.save()
-            logger.warning("Interrupted after iteration %d: resume continues from there.", run.iteration)
+            run.save_interrupted()
             raise
     return folder
 
@@ -116,6 +130,7 @@ class _TrainingRun:
             )
         self.model, self.batches, self.output = model, batches, output
         self.recipe, self.device = recipe, device
+        self.fingerprint: dict[str, Any] = getattr(batches, "fingerprint", dict)()
         network = prepare_for_training(model.network.to(device), recipe)
         self.network = network.to(memory_format=torch.channels_last)  # a quarter faster, also on CPUs
         self.train_network: nn.Module = self.network
@@ -130,8 +145,10 @@ class _TrainingRun:
         if recipe.ema_decay:
             self.average = checkpointing.WeightAverage(self.network.state_dict(), recipe.ema_decay)
         self.iteration = 0
-        # Vanishing gradients are full of denormal numbers, which slow CPUs down many times.
-        torch.set_flush_denormal(True)
+        self.metrics: MetricsLogger | None = None
+        self._running_means: dict[str, Any] = {}  # of the metrics since the last row, in a resumed run
+        self._saved_iteration = -1
+        self._is_in_step = False  # the weights may be those of half a step
 
     @property
     def total(self) -> int:
@@ -140,43 +157,57 @@ class _TrainingRun:
 
     def train(self, evaluate: Evaluator | None, progress: bool) -> None:
         """Run the remaining iterations of all epochs."""
-        metrics = None
         if is_main_process():
-            self.output.mkdir(parents=True, exist_ok=True)
-            write_text(self.output / RECIPE_NAME, self.recipe.to_json())
-            metrics = MetricsLogger(self.output, self.iteration, self.total, self.network.losses)
+            with checkpointing.written(self.output):
+                self.output.mkdir(parents=True, exist_ok=True)
+                write_text(self.output / RECIPE_NAME, self.recipe.to_json())
+            self.metrics = MetricsLogger(
+                self.output, self.iteration, self.total, self.network.losses, self._running_means
+            )
             self.evaluations = EvaluationLog(self.output, self.iteration)
         is_shown = progress and is_main_process()
         with progress_bar(total=self.total, initial=self.iteration, unit="it", enabled=is_shown) as bar:
+            self._finish_epoch(evaluate)  # of a resumed run that ended before its evaluation
             while self.iteration < self.total:
-                self._run_epoch(self.iteration // len(self.batches), metrics, bar)
+                self._run_epoch(self.iteration // len(self.batches), bar)
                 self.save()
-                if evaluate and self._is_evaluation_due():
-                    self._evaluate(evaluate)
-                if metrics:
-                    plot_run(self.output)
-        if metrics:
-            metrics.close()
+                self._finish_epoch(evaluate)
+        if self.metrics:
+            self.metrics.close()
+
+    def _finish_epoch(self, evaluate: Evaluator | None) -> None:
+        """Evaluate and plot after the last iteration of an epoch, unless it is done already."""
+        if self.iteration == 0 or self.iteration % len(self.batches):
+            return
+        if evaluate and self._is_evaluation_due():
+            self._evaluate(evaluate)
+        if self.metrics:
+            self.metrics.plot()
 
     def _is_evaluation_due(self) -> bool:
         """Return whether to evaluate after the epoch that has just ended."""
         epochs = self.iteration // len(self.batches)
-        return epochs % self.recipe.evaluate_every == 0 or self.iteration == self.total
+        is_last = self.iteration == self.total
+        is_due = epochs % self.recipe.evaluate_every == 0 or is_last
+        return is_due and not is_evaluated(self.output, self.iteration)
 
-    def _run_epoch(self, epoch: int, metrics: MetricsLogger | None, bar: Any) -> None:
-        per_epoch = len(self.batches)
+    def _run_epoch(self, epoch: int, bar: Any) -> None:
+        per_epoch, metrics = len(self.batches), self.metrics
         start = time.perf_counter()
         for images, targets in self.batches.epoch(epoch, self.iteration - epoch * per_epoch):
             loaded = time.perf_counter()
             lr = self.recipe.lr_at(self.iteration, per_epoch)
-            losses = self._step(images, targets, lr)
-            self.iteration += 1
-            end = time.perf_counter()
-            bar.update()
-            if metrics:
-                metrics.add({**losses, "time": end - start, "data_time": loaded - start})
-                if self.iteration % self.recipe.log_every == 0 or self.iteration % per_epoch == 0:
-                    metrics.flush(epoch + 1, self.iteration, lr)
+            with deferred_interrupt():  # no step is saved by half, or counted without being made
+                self._is_in_step = True
+                losses = self._step(images, targets, lr)
+                self.iteration += 1
+                self._is_in_step = False
+                end = time.perf_counter()
+                bar.update()
+                if metrics:
+                    metrics.add({**losses, "time": end - start, "data_time": loaded - start})
+                    if self.iteration % self.recipe.log_every == 0 or self.iteration % per_epoch == 0:
+                        metrics.flush(epoch + 1, self.iteration, lr)
             if self.iteration % self.recipe.save_every == 0:
                 self.save()
             start = time.perf_counter()
@@ -208,7 +239,7 @@ class _TrainingRun:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which the network computes in the dtype of the recipe."""
         if self.recipe.autocast == "float32":
-            return contextlib.nullcontext()
+            return torch.autocast(self.device.type, enabled=False)  # whatever the caller has set
         return torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast))
 
     def _evaluate(self, evaluate: Evaluator) -> None:
@@ -220,19 +251,23 @@ class _TrainingRun:
             self.network.eval()
             metrics = evaluate(self.model)
         finally:
-            self.network.load_state_dict(weights)
-            self.network.train()
+            with deferred_interrupt():
+                self.network.load_state_dict(weights)
+                self.network.train()
         if is_main_process():
-            self.evaluations.add(self.iteration // len(self.batches), self.iteration, metrics)
-            if self.evaluations.is_best:
+            # The row comes last: a run that ends before it evaluates again when it is resumed.
+            if self.evaluations.is_best(metrics):
                 best = self.average.weights if self.average else self.network.state_dict()
                 save_checkpoint(self.model.config, best, self.output / BEST_NAME)
+            self.evaluations.add(self.iteration // len(self.batches), self.iteration, metrics)
 
     def save(self) -> None:
         """Write the model and the state of the run, each completely or not at all."""
+        self._saved_iteration = self.iteration
         if not is_main_process():
             return
-        self.output.mkdir(parents=True, exist_ok=True)
+        with checkpointing.written(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
         weights = self.network.state_dict()
         average = self.average.weights if self.average else None
         save_checkpoint(self.model.config, average or weights, self.output)
@@ -240,29 +275,68 @@ class _TrainingRun:
             "iteration": self.iteration,
             "per_epoch": len(self.batches),
             "recipe": dataclasses.asdict(self.recipe),
+            "model": self.model.config.to_dict(),
+            "data": self.fingerprint,
             "scaler": self.scaler.state_dict(),
+            "running_means": self.metrics.state_dict() if self.metrics else {},
         }
         path = self.output / checkpointing.STATE_NAME
         checkpointing.save_state(path, weights, average, self.optimizer, self.parameter_names, facts)
 
+    def save_interrupted(self) -> None:
+        """Write the state after Ctrl-C, unless the file has it already or a step is half done."""
+        if not self._is_in_step and self._saved_iteration != self.iteration:
+            self.save()
+        logger.warning("Interrupted: resume continues after iteration %d.", max(self._saved_iteration, 0))
+
     def restore(self) -> None:
         """Load the saved state."""
-        groups, facts = checkpointing.load_state(self.output / checkpointing.STATE_NAME)
-        saved = Recipe.from_dict(facts["recipe"])
-        if saved.resume_key() != self.recipe.resume_key() or facts["per_epoch"] != len(self.batches):
-            raise TrainingError(
-                f"{self.output} holds a run of another recipe or data set ({saved}, {facts['per_epoch']} "
-                "batches per epoch): resume with the same ones, or choose another directory."
+        path = self.output / checkpointing.STATE_NAME
+        groups, facts = checkpointing.load_state(path)
+        try:
+            self._require_same_start(facts)
+            self.network.load_state_dict(groups["weights"])
+            if self.average:
+                average = groups["average"]
+                self.average.weights = {name: average[name].to(self.device) for name in groups["weights"]}
+            checkpointing.restore_optimizer(
+                self.optimizer, self.parameter_names, groups["optimizer"], facts["optimizer_numbers"]
             )
-        self.network.load_state_dict(groups["weights"])
-        if self.average:
-            self.average.weights = {name: value.to(self.device) for name, value in groups["average"].items()}
-        checkpointing.restore_optimizer(
-            self.optimizer, self.parameter_names, groups["optimizer"], facts["optimizer_numbers"]
-        )
-        if facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
-        self.iteration = facts["iteration"]
+            if facts["scaler"]:
+                self.scaler.load_state_dict(facts["scaler"])
+            self._running_means = facts.get("running_means", {})
+            self.iteration = self._saved_iteration = facts["iteration"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, SoloInferError):
+                raise
+            raise CheckpointError(
+                f"{path} does not fit the model ({describe_error(error)}): it is damaged or of another "
+                "model. Remove it to start the run again, or choose another directory."
+            ) from error
+
+    def _require_same_start(self, facts: Mapping[str, Any]) -> None:
+        """Check that the saved run had the same recipe, model and data set."""
+        differences = recipe_differences(Recipe.from_dict(facts["recipe"]), self.recipe)
+        if "model" in facts:
+            differences += model_differences(facts["model"], self.model.config)
+            if facts["data"] and self.fingerprint:
+                differences += data_differences(facts["data"], self.fingerprint)
+        else:
+            logger.warning(
+                "%s was saved by an earlier version: its classes, architecture and data set cannot be "
+                "compared with the present ones.",
+                self.output / checkpointing.STATE_NAME,
+            )
+        if facts["per_epoch"] != len(self.batches):
+            differences.append(f"batches per epoch {facts['per_epoch']} -> {len(self.batches)}")
+        if differences:
+            raise TrainingError(
+                f"{self.output} holds a run of another recipe, model or data set: {summarize(differences)}. "
+                "Resume with the same ones, or choose another directory."
+            )
+        iteration = facts["iteration"]
+        if not (isinstance(iteration, int) and 0 <= iteration <= self.total):
+            raise ValueError(f"iteration {iteration} of {self.total}")
 
 
 def _make_optimizer(

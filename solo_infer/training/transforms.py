@@ -239,7 +239,7 @@ class CopyPaste:
         if not count:
             return sample
         pasted_count = 1 + _random_int(min(count, self.max_instances), generator)
-        indices = torch.randperm(count, generator=generator)[:pasted_count].sort().values
+        indices = torch.randperm(count, generator=generator, device="cpu")[:pasted_count].sort().values
         return self._paste(sample, image, select_instances(candidates, indices))
 
     def _candidates(self, sample: Sample, source: Sample) -> tuple[Target, Tensor]:
@@ -363,7 +363,7 @@ def _map_colors(image: Tensor, matrix: np.ndarray, offset: float) -> Tensor:
     Products are summed one by one: the rounding of a matrix product may depend on the number of threads.
     """
     planes = image.as_subclass(Tensor).contiguous().float()
-    mapped = torch.empty(planes.shape, dtype=torch.uint8)
+    mapped = torch.empty(planes.shape, dtype=torch.uint8, device="cpu")
     for row, plane in zip(matrix.tolist(), mapped, strict=True):
         red, green, blue = (planes[channel] * weight for channel, weight in enumerate(row))
         plane.copy_(red.add_(green).add_(blue).add_(offset + 0.5).clamp_(0, 255))
@@ -385,11 +385,11 @@ def _happens(probability: float, generator: Generator) -> bool:
 
 
 def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), dtype=torch.float64, generator=generator).item()
+    return low + (high - low) * torch.rand((), dtype=torch.float64, device="cpu", generator=generator).item()
 
 
 def _random_int(end: int, generator: Generator) -> int:
-    return int(torch.randint(end, (), generator=generator))
+    return int(torch.randint(end, (), generator=generator, device="cpu"))
 
 
 def _require_range(name: str, limits: tuple[float, float], greatest: float = math.inf) -> None:

@@ -43,12 +43,11 @@ def test_rows_that_a_resumed_run_repeats_are_removed(tmp_path):
 def test_evaluation_log_finds_the_best_and_drops_repeated_rows(tmp_path):
     log = EvaluationLog(tmp_path, 0)
     for epoch, (ap, is_best) in enumerate(((0.2, True), (0.1, False), (0.3, True), (0.3, False)), start=1):
+        assert log.is_best({"AP": ap, "AP50": 2 * ap}) == is_best
         log.add(epoch, 10 * epoch, {"AP": ap, "AP50": 2 * ap})
-        assert log.is_best == is_best
     resumed = EvaluationLog(tmp_path, 20)
     assert [row["AP"] for row in read_rows(tmp_path / "evaluation.csv")] == ["0.2", "0.1"]
-    resumed.add(3, 30, {"AP": 0.25, "AP50": 0.5})
-    assert resumed.is_best
+    assert resumed.is_best({"AP": 0.25, "AP50": 0.5}) and not resumed.is_best({"AP": 0.15})
     EvaluationLog(tmp_path, 0)
     assert not (tmp_path / "evaluation.csv").exists()
 
@@ -56,8 +55,8 @@ def test_evaluation_log_finds_the_best_and_drops_repeated_rows(tmp_path):
 def test_undefined_metrics_are_never_the_best(tmp_path):
     log = EvaluationLog(tmp_path, 0)
     for epoch, (ap, is_best) in enumerate(((math.nan, False), (0.1, True), (math.nan, False), (0.2, True))):
+        assert log.is_best({"AP": ap}) == is_best
         log.add(epoch, 10 * epoch, {"AP": ap})
-        assert log.is_best == is_best
 
 
 def test_run_without_matplotlib_is_not_plotted(tmp_path, monkeypatch, caplog):
