@@ -132,7 +132,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     Raises:
         ResultError: The suffix is not that of an image format, or the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ResultError(
             f"Cannot write {str(path)!r}: expected a file name ending in .jpg, .png, .webp, ..."

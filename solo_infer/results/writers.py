@@ -15,17 +15,25 @@ from urllib.parse import unquote, urlsplit
 
 from solo_infer.errors import ResultError
 from solo_infer.results.result import Result
-from solo_infer.runtime.atomic_files import discard, put_in_place, staging_path
+from solo_infer.runtime.atomic_files import StagedFile
+from solo_infer.runtime.output_files import FileSet, refuse_overwriting
 
 logger = logging.getLogger(__name__)
 
 DRAWING_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+DRAWING_MARK = "_segmented"  # at the end of the names of drawings
 _MAX_DIGITS = 18  # of a file name that is an image id; more may not fit into 64 bits
 
 
 def source_path(source: str) -> Path:
-    """Return the path of a source, or the path of its URL."""
-    return Path(unquote(urlsplit(source).path).replace("\0", "")) if "://" in source else Path(source)
+    """Return the path of a source, or the path of its URL (of an invalid one the last part)."""
+    if "://" not in source:
+        return Path(source)
+    try:
+        path = urlsplit(source).path
+    except ValueError:
+        path = source.rpartition("/")[2]
+    return Path(unquote(path).replace("\0", ""))
 
 
 class ImageFolder:
@@ -46,8 +54,8 @@ class ImageFolder:
         boxes: bool = False,
         keep: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        self.folder, self.min_score, self.boxes = Path(folder), min_score, boxes
-        self._used = {_normalized(path) for path in keep}
+        self.folder, self.min_score, self.boxes = Path(os.path.expanduser(folder)), min_score, boxes
+        self._used = FileSet(keep)
 
     def make(self) -> None:
         """Create the folder and check that it is writable.
@@ -72,23 +80,23 @@ class ImageFolder:
         """
         if not self.folder.is_dir():
             self.make()
-        path = self._unused_path(source_path(result.source))
+        path = self._unused_path(result.source)
         result.save(path, min_score=self.min_score, boxes=self.boxes)
-        self._used.add(_normalized(path))
+        self._used.add(path)
         return path
 
-    def _unused_path(self, source: Path) -> Path:
-        suffix = source.suffix.lower() if source.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
-        stem = f"{source.stem or 'image'}_segmented"
-        path, number = self.folder / f"{stem}{suffix}", 2
-        while _normalized(path) in self._used:  # equal names from different folders
-            path, number = self.folder / f"{stem}_{number}{suffix}", number + 1
+    def path_of(self, source: str) -> Path:
+        """Return the path of the drawing of a source, unless that of another image has the same name."""
+        path = source_path(source)
+        suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
+        return self.folder / f"{path.stem or 'image'}{DRAWING_MARK}{suffix}"
+
+    def _unused_path(self, source: str) -> Path:
+        path = first = self.path_of(source)
+        number = 2
+        while path in self._used:  # equal names from different folders
+            path, number = first.with_stem(f"{first.stem}_{number}"), number + 1
         return path
-
-
-def _normalized(path: str | os.PathLike[str]) -> str:
-    """Return a path for comparison, also on file systems that ignore case."""
-    return os.fsdecode(os.path.realpath(path)).casefold()
 
 
 class ImageIds:
@@ -195,7 +203,7 @@ class CocoFile:
         *,
         min_score: float = 0.0,
     ) -> None:
-        self.path, self.min_score = Path(path), min_score
+        self.path, self.min_score = Path(os.path.expanduser(path)), min_score
         self._ids = image_ids if isinstance(image_ids, ImageIds) else ImageIds(image_ids)
         self._stream: BinaryIO
         self._complete = 0  # bytes up to the end of the last result
@@ -211,8 +219,8 @@ class CocoFile:
             raise ResultError(f"{self.path} is a folder: expected the path of a file, e.g. results.json.")
         with self._as_result_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._staged = staging_path(self.path)
-            self._stream = self._staged.open("wb")
+            self._staged = StagedFile(self.path)
+            self._stream = self._staged.path.open("wb")
             self._complete = self._stream.write(b"[")
         return self
 
@@ -220,8 +228,10 @@ class CocoFile:
         """Append the instances of one image.
 
         Raises:
-            ResultError: The file cannot be written, or the image has no id.
+            ResultError: The file cannot be written or is the image itself, or the image has no id.
         """
+        if result.source and "://" not in result.source:
+            refuse_overwriting({"The results file": self.path}, {"the segmented image": [result.source]})
         name = source_path(result.source).name
         entries = result.filter(self.min_score).to_coco(self._ids.of(result.source), boxes=False)
         lines = [json.dumps({**entry, "file_name": name}) for entry in entries]
@@ -251,13 +261,13 @@ class CocoFile:
                     self._stream.write(b"\n]\n")
             if is_complete:
                 with self._as_result_error():
-                    put_in_place(self._staged, self.path)
+                    self._staged.commit()
         finally:
-            discard(self._staged, self.path)
+            self._staged.discard()
 
     @contextmanager
     def _as_result_error(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ResultError(f"{self.path} cannot be written: {error}. Choose another file.") from error

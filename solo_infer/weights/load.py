@@ -73,11 +73,11 @@ def _require_family(name: str, config: ModelConfig, family: str | None) -> None:
 
 def _existing_path(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return path if path.exists() else None
     except PermissionError as error:
         raise CheckpointError(f"{name} cannot be read: {error}.") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.debug("%r is not a path: %s", name, error)
         return None
 
