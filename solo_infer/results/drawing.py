@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from solo_infer.errors import ResultError
 from solo_infer.runtime.atomic_files import write_whole
+
+logger = logging.getLogger(__name__)
 
 Rgb = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, far edge exclusive
@@ -42,6 +45,7 @@ PALETTE: tuple[Rgb, ...] = (
 )
 _MIN_FONT_SIZE = 8
 _JPEG_QUALITY = 95
+_SOFTWARE = "solo_infer"  # EXIF entry of drawings
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,16 @@ def draw_instances(
     return canvas
 
 
+def is_own_drawing(path: str | os.PathLike[str]) -> bool:
+    """Return whether ``save_image`` wrote an image file in a format with EXIF (JPEG, PNG, WebP, TIFF)."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Software) == _SOFTWARE
+    except Exception as error:  # Pillow raises almost anything for damaged files
+        logger.debug("%s: not read as a drawing: %s", path, error)
+        return False
+
+
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write an image file atomically; the suffix selects the format.
 
@@ -137,8 +151,10 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
         raise ResultError(
             f"Cannot write {str(path)!r}: expected a file name ending in .jpg, .png, .webp, ..."
         )
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
     try:
-        return write_whole(path, lambda temporary: image.save(temporary, quality=_JPEG_QUALITY))
+        return write_whole(path, lambda temporary: image.save(temporary, quality=_JPEG_QUALITY, exif=exif))
     except (OSError, ValueError) as error:
         raise ResultError(
             f"Cannot write {str(path)!r}: {error}. Check the folder and its permissions."

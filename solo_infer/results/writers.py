@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 DRAWING_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 DRAWING_MARK = "_segmented"  # at the end of the names of drawings
+_DRAWING_STEM = re.compile(rf"(.+){DRAWING_MARK}(?:_\d+)?", re.DOTALL)
 _MAX_DIGITS = 18  # of a file name that is an image id; more may not fit into 64 bits
 
 
@@ -34,6 +36,24 @@ def source_path(source: str) -> Path:
     except ValueError:
         path = source.rpartition("/")[2]
     return Path(unquote(path).replace("\0", ""))
+
+
+def drawings_among(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Return the paths that have the name of a drawing of another one of them.
+
+    Args:
+        paths: Paths of image files.
+        folder: Folder of drawings; elsewhere, drawings are beside their images.
+    """
+    places = [(os.path.dirname(path), Path(path).stem) for path in paths]
+    beside, anywhere = set(places), {stem for _, stem in places}
+    output = os.path.realpath(folder)
+    return [
+        path
+        for path, (parent, stem) in zip(paths, places, strict=True)
+        if (match := _DRAWING_STEM.fullmatch(stem)) is not None
+        and ((parent, match[1]) in beside or (match[1] in anywhere and os.path.realpath(parent) == output))
+    ]
 
 
 class ImageFolder:
@@ -220,8 +240,12 @@ class CocoFile:
         with self._as_result_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._staged = StagedFile(self.path)
-            self._stream = self._staged.path.open("wb")
-            self._complete = self._stream.write(b"[")
+            try:
+                self._stream = self._staged.path.open("wb")
+                self._complete = self._stream.write(b"[")
+            except OSError:
+                self._staged.discard()
+                raise
         return self
 
     def add(self, result: Result) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from solo_infer.errors import ResultError
+from solo_infer.errors import ResultError, SoloInferError
 from solo_infer.runtime.messages import quoted
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -105,22 +105,30 @@ def _ignores_case(folder: Path) -> bool:
     return os.path.normcase("A") == "a"
 
 
-def require_writable(name: str, path: Path | None, *, create_folder: bool = False) -> None:
+def require_writable(
+    name: str,
+    path: Path | None,
+    *,
+    create_folder: bool = False,
+    error_type: type[SoloInferError] = ResultError,
+) -> None:
     """Check that a file can be written, without changing it.
 
     Args:
         name: Name of the option, for messages.
         path: Path of the file. None is not checked.
         create_folder: Whether to create the folder of the file if it does not exist.
+        error_type: Type of the error.
 
     Raises:
-        ResultError: The path is that of a folder, or its folder does not exist or cannot be written.
+        ResultError: Or ``error_type``: the path is that of a folder, or its folder does not exist or cannot be
+            written.
     """
     if path is None:
         return
     label = f"{name} {quoted(path, 200)}"
     if path.is_dir():
-        raise ResultError(f"{label} is a folder: expected the path of a file.")
+        raise error_type(f"{label} is a folder: expected the path of a file.")
     try:
         if path.exists() and not path.is_file():  # a pipe or a device, which is written directly
             if not os.access(path, os.W_OK):
@@ -132,4 +140,4 @@ def require_writable(name: str, path: Path | None, *, create_folder: bool = Fals
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
-        raise ResultError(f"{label} cannot be written: {error}. Choose another file.") from error
+        raise error_type(f"{label} cannot be written: {error}. Choose another file.") from error
