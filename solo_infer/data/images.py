@@ -158,10 +158,10 @@ def _decode_jpeg(image: Image.Image, file: BinaryIO, scale: float) -> np.ndarray
     except OSError:
         file.seek(0)
         variants = end_variants(file.read())
-        if variants is None:
+        if not variants:
             raise
-        first, second = (_decode_drafted(Image.open(io.BytesIO(data)), scale) for data in variants)
-        if not np.array_equal(first, second):
+        first, *others = (_decode_drafted(Image.open(io.BytesIO(data)), scale) for data in variants)
+        if not all(np.array_equal(first, other) for other in others):
             raise
         return first
 

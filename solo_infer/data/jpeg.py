@@ -11,27 +11,34 @@ import re
 
 _END = b"\xff\xd9"
 _SOF_MARKERS = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB})
+_SEEDS = ((0xAA, 0), (0x5B, 37), (0xD3, 101), (0x39, 59))
 _START_OF_SCAN, _START = 0xDA, b"\xff\xd8"
 _COEFFICIENTS = 64
 # The end of entropy-coded data: a marker that is neither a stuffed 0xFF, nor a restart, nor padding.
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_PADDING = b"\xaa" * 64  # entropy-coded data that starts with a bit 1
+# Entropy-coded data of several kinds, none of which a decoder takes for the zeros of missing data.
+_PADDINGS = tuple(bytes((start + step * index) % 255 for index in range(64)) for start, step in _SEEDS)
 
 
-def end_variants(data: bytes) -> tuple[bytes, bytes] | None:
-    """Return two ways to complete a JPEG file without end marker, None if it lacks more than that.
+def end_variants(data: bytes) -> list[bytes]:
+    """Return several ways to complete a JPEG file without end marker; none if it obviously lacks more.
 
-    The file is complete if both decode to the same pixels. A decoder that runs out of data takes zeros, or
-    gray, for what is missing: in the second variant it finds other data there. Behind a complete scan it
-    skips them.
+    The file is complete if all decode to the same pixels. A decoder that runs out of data takes zeros, or
+    gray, for what is missing: in all variants but the first it finds other data there. Behind a complete scan
+    it skips them.
 
     Args:
         data: Content of the file.
     """
+    data = data.rstrip(b"\xff")  # the first byte of a marker
     if not data.startswith(_START) or not _has_all_scans(data):
-        return None
-    restarts = b"".join(bytes((0xFF, 0xD0 + number)) + _PADDING for number in range(8))
-    return data + _END, data + _PADDING + restarts + _END
+        return []
+    return [data + _END, *(data + padding + _with_restarts(padding) + _END for padding in _PADDINGS)]
+
+
+def _with_restarts(padding: bytes) -> bytes:
+    """Return padding behind each restart marker, in case that a decoder expects one of them."""
+    return b"".join(bytes((0xFF, 0xD0 + number)) + padding for number in range(8))
 
 
 def _has_all_scans(data: bytes) -> bool:

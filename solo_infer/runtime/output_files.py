@@ -121,8 +121,7 @@ def require_writable(
         error_type: Type of the error.
 
     Raises:
-        ResultError: Or ``error_type``: the path is that of a folder, or its folder does not exist or cannot be
-            written.
+        ResultError: Or ``error_type``: the path is a folder, or its folder is missing or cannot be written.
     """
     if path is None:
         return
