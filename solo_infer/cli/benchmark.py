@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import print_json, print_text
+from solo_infer.runtime.output_files import refuse_overwriting
 from solo_infer.weights.manifest import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -68,14 +69,20 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time every combination of model, dtype and batch size."""
     from solo_infer.diagnostics import benchmark
+    from solo_infer.weights.load import local_files
 
-    measurements = _measure_all(args)
     if args.save_chart:
-        benchmark.plot(measurements, args.save_chart)
+        models = [file for name in args.model for file in local_files(name)]
+        refuse_overwriting({"--save-chart": args.save_chart}, {"IMAGE": [args.image], "--model": models})
+        benchmark.check_chart(args.save_chart)
+    measurements = _measure_all(args)
+    # The table first: an error of the chart must not lose it.
     if args.json:
         print_json([measurement.to_dict() for measurement in measurements])
     else:
         print_text(benchmark.format_table(measurements))
+    if args.save_chart:
+        benchmark.plot(measurements, args.save_chart)
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import print_text
+from solo_infer.errors import CacheError
+from solo_infer.runtime.output_files import refuse_overwriting, require_writable
 
 SUMMARY = "Convert a checkpoint to config.json + model.safetensors"
 EXAMPLES = (
@@ -34,10 +36,15 @@ def run(args: argparse.Namespace) -> int:
     from solo_infer.runtime.device import resolve_dtype
     from solo_infer.segmenters.auto import load_model
     from solo_infer.training.initialization import keep_classes
-    from solo_infer.weights.load import load_checkpoint
+    from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+    from solo_infer.weights.load import load_checkpoint, local_files
     from solo_infer.weights.save import save_checkpoint
 
     dtype = resolve_dtype(args.dtype)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        target = args.output / name
+        refuse_overwriting({"--output": target}, {"MODEL": local_files(args.model)})
+        require_writable("--output", target, create_folder=True, error_type=CacheError)
     if args.classes:
         model = keep_classes(load_model(args.model, device="cpu"), args.classes)
         config, state_dict = model.config, model.network.state_dict()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import print_json, print_text, usage_error
+from solo_infer.runtime.output_files import refuse_overwriting, require_writable
 from solo_infer.weights.manifest import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model or a file of detections; the processes of torchrun share the images."""
+    from solo_infer.weights.load import local_files
+
+    refuse_overwriting(
+        {"--save-json": args.save_json},
+        {"--annotations": [args.annotations], "--model": local_files(args.model or DEFAULT_MODEL)},
+    )
+    require_writable("--save-json", args.save_json, create_folder=True)
     settings = {name: getattr(args, name) for name in ("max_detections", "limit", "classes")}
     if args.detections and (args.model or args.save_json or args.nms or args.nms_iou is not None):
         return usage_error(

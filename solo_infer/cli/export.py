@@ -7,6 +7,8 @@ from typing import Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import print_text
+from solo_infer.errors import ExportError
+from solo_infer.runtime.output_files import refuse_overwriting, require_writable
 
 SUMMARY = "Export a model to ONNX with static shapes"
 EXAMPLES = (
@@ -35,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Export one model."""
     from solo_infer.export.onnx import export_onnx
     from solo_infer.segmenters.auto import load_model
+    from solo_infer.weights.load import local_files
 
+    refuse_overwriting({"--output": args.output}, {"MODEL": local_files(args.model)})
+    require_writable("--output", args.output, error_type=ExportError)
     model = load_model(args.model, device="cpu")
     height, width = args.input_size
     print_text(str(export_onnx(model, args.output, size=(height, width), opset=args.opset)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import print_json, print_text
+from solo_infer.runtime.messages import escaped
 
 if TYPE_CHECKING:
     from solo_infer.diagnostics.model_info import Description
@@ -66,12 +67,12 @@ def _format(description: Description, depth: int) -> str:
         lines.append(section)
         lines += [f"  {name}: {_format_value(value, section)}" for name, value in values.items()]
     names = description.facts["categories"]["names"]
-    lines += [f"categories ({len(names)})", f"  {', '.join(names)}"]
+    lines += [f"categories ({len(names)})", f"  {', '.join(map(escaped, names))}"]
     lines += ["layers", description.layers.format(depth)]
     return "\n".join(lines)
 
 
 def _format_value(value: Any, section: str) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if section == "parameters" else str(value)
+        return ", ".join(escaped(str(item)) for item in value) or "none"
+    return f"{value:,}" if section == "parameters" else escaped(str(value))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from solo_infer._version import __version__
 from solo_infer.cli.options import format_examples
-from solo_infer.cli.terminal import info, log_to_stderr, print_error
+from solo_infer.cli.terminal import info, log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
 
 INTERRUPTED = 130  # exit code after ctrl-C, as in shells
@@ -52,10 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for errors, 2 for usage errors, 130 for ctrl-C.
     """
-    try:
-        args = build_parser().parse_args(arguments)
-    except SystemExit as stop:  # raised by argparse after --help and after usage errors
-        return int(stop.code or 0)
+    with standard_streams():
+        try:
+            args = build_parser().parse_args(arguments)
+        except SystemExit as stop:  # raised by argparse after --help and after usage errors
+            return int(stop.code or 0)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     with log_to_stderr(verbose=args.verbose, quiet=args.quiet):
         try:
             code: int = args.run(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from solo_infer.cli import options
 from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
+from solo_infer.runtime.messages import escaped, quoted
+from solo_infer.runtime.output_files import refuse_overwriting
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
@@ -37,7 +39,9 @@ Report = Callable[[str, SoloInferError], None]
 def add_parser(subparsers: Any) -> None:
     """Add the parser of the command."""
     parser = options.add_command(subparsers, "predict", SUMMARY, run, EXAMPLES)
-    parser.add_argument("sources", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
+    parser.add_argument(
+        "sources", nargs="+", metavar="IMAGE", help="file, folder, glob pattern, URL, or - for standard input"
+    )
     model = parser.add_argument_group("model")
     options.add_model(model, f"{DEFAULT_MODEL}, or {EMBEDDED_MODEL} if that is unavailable")
     model.add_argument("--offline", action="store_true", help="do not access the network")
@@ -96,52 +100,82 @@ def run(args: argparse.Namespace) -> int:
             print_error(error)
 
     with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
-        files = _expand(args.sources, report)
+        files = _expand(args, report)
         done = _segment(files, args, report)
     if failed:
         print_error(f"{len(failed)} failed, {done} done")
     return 1 if failed else 0
 
 
-def _expand(sources: Sequence[str], report: Report) -> list[str]:
-    """Return the files and URLs of all sources without duplicates; report sources that do not exist."""
-    from solo_infer.data.sources import check_source, iterate_sources
+@dataclass(frozen=True)
+class _Files:
+    """Files to segment, and others in their folders that must not be overwritten.
 
-    names: dict[str, str] = {}  # as entered, by absolute path or URL
-    for source in sources:
+    Attributes:
+        sources: Files and URLs as entered.
+        left_out: Files that have the names of drawings, but were not written by this library.
+    """
+
+    sources: list[str]
+    left_out: list[str]
+
+
+def _expand(args: argparse.Namespace, report: Report) -> _Files:
+    """Return the files and URLs of all sources, each once; report sources that do not exist.
+
+    Drawings of earlier runs in folders and among the matches of patterns are left out.
+    """
+    from solo_infer.data.patterns import file_key
+    from solo_infer.data.pipes import STDIN
+    from solo_infer.data.sources import check_source, is_url, iterate_sources
+    from solo_infer.results.drawing import is_own_drawing
+    from solo_infer.results.writers import drawings_among
+
+    names: dict[Hashable, str] = {}  # as entered, by file or URL
+    drawings: list[str] = []
+    for source in args.sources:
+        entered = STDIN if source == "-" else source
         try:
-            for name in map(str, iterate_sources(source)):
-                if "://" in name:
-                    names.setdefault(name, name)
-                    continue
-                path = os.path.abspath(os.path.expanduser(name))
+            found = list(map(str, iterate_sources(entered)))
+            if found != [entered]:
+                drawings += drawings_among(found, args.output)
+            for name in found:
                 check_source(name)
-                names.setdefault(path, name)
+                key = name if is_url(name) else file_key(os.path.expanduser(name))
+                names.setdefault(key, name)
         except ImageError as error:
             report(source, error)
-    return list(names.values())
+    named = {os.path.abspath(source) for source in args.sources}
+    drawings = [drawing for drawing in dict.fromkeys(drawings) if os.path.abspath(drawing) not in named]
+    if drawings:
+        info(
+            f"{len(drawings)} file{'' if len(drawings) == 1 else 's'} left out as drawings of other images: "
+            f"{quoted(drawings[0])}{', ...' if len(drawings) > 1 else ''}"
+        )
+    sources = [name for name in names.values() if name not in set(drawings)]
+    return _Files(sources, [drawing for drawing in drawings if not is_own_drawing(drawing)])
 
 
-def _segment(files: list[str], args: argparse.Namespace, report: Report) -> int:
+def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
     """Segment files, write the outputs, and return the number of images done.
 
     Outputs and options are checked before the model is loaded where possible, and before the first image.
     """
     with ExitStack() as stack:
         array = stack.enter_context(JsonArray()) if args.json else None
-        if not files:
+        if not files.sources:
             return 0
         outputs = _Outputs(
             drawings=None if args.no_save else _image_folder(args, files),
-            coco=stack.enter_context(_coco_file(args, files)) if args.save_json else None,
+            coco=stack.enter_context(_coco_file(args, files.sources)) if args.save_json else None,
             array=array,
             args=args,
         )
         model = options.with_nms(_load_model(args), args)
         if args.classes is not None:
             model = model.only(args.classes)
-        results = model.stream(files, batch_size=args.batch_size, on_error=report)
-        return outputs.record(_with_progress(results, len(files), args.quiet), report)
+        results = model.stream(files.sources, batch_size=args.batch_size, on_error=report)
+        return outputs.record(_with_progress(results, len(files.sources), args.quiet), report)
 
 
 def _load_model(args: argparse.Namespace) -> Segmenter:
@@ -162,22 +196,38 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
         return load_model(EMBEDDED_MODEL, **settings)
 
 
-def _image_folder(args: argparse.Namespace, files: list[str]) -> ImageFolder:
-    """Create the folder of the drawings; no drawing overwrites a source."""
+def _image_folder(args: argparse.Namespace, files: _Files) -> ImageFolder:
+    """Create the folder of the drawings; no drawing overwrites an input or another output."""
     from solo_infer.results.writers import ImageFolder
 
+    others = [path for paths in _other_inputs(args).values() for path in paths]
+    keep = [*files.sources, *files.left_out, *others, *([args.save_json] if args.save_json else [])]
     folder = ImageFolder(
-        args.output, min_score=_draw_threshold(args), boxes=args.boxes, font=args.font, keep=files
+        args.output, min_score=_draw_threshold(args), boxes=args.boxes, font=args.font, keep=keep
     )
+    if args.save_json:
+        drawings = [folder.path_of(file) for file in files.sources]
+        refuse_overwriting({"--save-json": args.save_json}, {"the drawing": drawings})
     folder.make()
     return folder
 
 
+def _other_inputs(args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Return the files that are read besides the images, by option."""
+    from solo_infer.weights.load import local_files
+
+    return {
+        "--model": local_files(args.model or DEFAULT_MODEL),
+        "--image-ids": [args.image_ids] if args.image_ids else [],
+    }
+
+
 def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
-    """Return the COCO results file, and check that every image has an id."""
+    """Return the COCO results file, and check that it is no input and that every image has an id."""
     from solo_infer.data.coco import read_image_ids
     from solo_infer.results.writers import CocoFile, ImageIds
 
+    refuse_overwriting({"--save-json": args.save_json}, {"the image": files, **_other_inputs(args)})
     ids = ImageIds(read_image_ids(args.image_ids) if args.image_ids else None)
     for file in files:
         ids.of(file)
@@ -237,5 +287,5 @@ def _summary(result: Result, drawing: Path | None) -> str:
     from collections import Counter
 
     counts = Counter(result.names).most_common()
-    instances = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
-    return f"{result.source}: {instances}" + (f" -> {drawing}" if drawing else "")
+    instances = ", ".join(f"{count} {escaped(name)}" for name, count in counts) or "nothing"
+    return f"{escaped(result.source)}: {instances}" + (f" -> {escaped(str(drawing))}" if drawing else "")

@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
+from solo_infer.runtime.messages import escaped_lines
 from solo_infer.runtime.progress import HIDE
 
 USAGE_ERROR = 2  # exit code of usage errors, as in argparse
@@ -37,12 +38,13 @@ def usage_error(message: str) -> int:
 
 
 def _print_message(message: str) -> None:
-    print(f"solo-infer: {message}", file=sys.stderr, flush=True)
+    print(f"solo-infer: {escaped_lines(message)}", file=sys.stderr, flush=True)
 
 
 def print_text(text: str) -> None:
-    """Print text to standard output, with escapes for characters that its encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print text to standard output; control characters, and those that its encoding lacks, are escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = escaped_lines(text)
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
@@ -76,6 +78,28 @@ class JsonArray:
             print("\n]" if self._length else "[]", flush=True)
 
 
+class _EscapingFormatter(logging.Formatter):
+    """Formatter of messages, in which names from files cannot control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped_lines(super().format(record))
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Replace standard streams that are missing by ones without content while a command runs.
+
+    They are None in programs without a console (``pythonw``) and if the shell closed them (``>&-``). In the
+    second case the next file to be opened would also take their place, and print into it.
+    """
+    with ExitStack() as stack:
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, stack.enter_context(open(os.devnull, mode, encoding="utf-8")))
+                stack.callback(setattr, sys, name, None)
+        yield
+
+
 @contextmanager
 def log_to_stderr(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
     """Show the package's log on standard error while a command runs.
@@ -85,7 +109,7 @@ def log_to_stderr(*, verbose: bool = False, quiet: bool = False) -> Iterator[Non
         quiet: Show errors only, and no progress bars.
     """
     handler, level = logging.StreamHandler(), _LOGGER.level
-    handler.setFormatter(logging.Formatter("solo-infer: %(message)s"))
+    handler.setFormatter(_EscapingFormatter("solo-infer: %(message)s"))
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     try:

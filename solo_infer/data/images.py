@@ -2,7 +2,8 @@
 
 Encoded images decode as with OpenCV's ``imread`` and ``IMREAD_COLOR``, with which the published models were
 trained and evaluated: EXIF orientation is applied, alpha is dropped (not blended), gray is repeated, and
-16-bit gray is reduced to its high byte. All types of sources give identical pixels for the same image.
+16-bit gray is reduced to its high byte. Floats are 0..1 in files as in arrays. All types of sources give
+identical pixels for the same image.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
@@ -19,17 +21,22 @@ import PIL.Image
 import torch
 from PIL import Image
 
-from solo_infer.data.exif import orientation, upright
+from solo_infer.data.exif import orientation, upright, upright_size
+from solo_infer.data.jpeg import end_variants
+from solo_infer.data.pipes import STDIN, read_pipe, read_stdin
 from solo_infer.data.sources import (
     ACCEPTED_SOURCES,
     ENCODED_TYPES,
     ImageSource,
+    check_source,
     fetch_url,
     is_url,
     path_error,
+    path_text,
     shorten,
 )
 from solo_infer.errors import ImageError
+from solo_infer.runtime.messages import escaped, first_line, quoted
 
 Color: TypeAlias = Literal["rgb", "bgr"]
 
@@ -53,8 +60,9 @@ class LoadedImage:
 def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     """Load one image from any source.
 
-    A file with several frames gives its first frame, a PIL image its current frame. PIL images of 32-bit
-    integers and floats (modes I and F) are clipped to 0..255.
+    A file with several frames gives its first frame, a PIL image its current frame. In files and PIL images,
+    floats are 0..1 (mode F) as in arrays, 32-bit integers are 0..255 (mode I), and 16-bit gray is 0..65535,
+    of which the high byte counts. Pipes are read to memory; "/dev/stdin" is standard input.
 
     Args:
         source: A path (``~`` is expanded), an http(s) URL, the bytes of an encoded file, a PIL image of any
@@ -73,9 +81,9 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     if isinstance(source, str) and is_url(source):
         return LoadedImage(_from_url(source), source)
     if isinstance(source, str | os.PathLike):
-        return LoadedImage(_from_path(source), os.fsdecode(source))
+        return LoadedImage(_from_path(source)[0], path_text(source))
     if isinstance(source, ENCODED_TYPES):
-        return LoadedImage(_decode(io.BytesIO(bytes(source)), "Encoded image in memory"), "")
+        return LoadedImage(_decode(io.BytesIO(bytes(source)), "Encoded image in memory")[0], "")
     if isinstance(source, Image.Image):
         with _as_image_error(f"PIL image (mode {source.mode}, {source.width}x{source.height} px)"):
             return LoadedImage(_from_pil(source), "")
@@ -86,34 +94,82 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     raise ImageError(f"Unknown image source of type {type(source).__name__}: expected {ACCEPTED_SOURCES}.")
 
 
-def _from_path(source: str | os.PathLike[str]) -> np.ndarray:
-    text = os.fsdecode(source)
-    path = os.path.expanduser(text)
+def load_reduced(path: str, scale: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Load an image file that is needed at a smaller size only; a JPEG file is then decoded faster.
+
+    Args:
+        path: Path of the file.
+        scale: Scale in 0..1 at which the image is needed.
+
+    Returns:
+        (H, W, 3) uint8 RGB as of ``load_image``, in JPEG files at 1/2, 1/4 or 1/8 of the size if that is at
+        least ``scale``; and the full (height, width) in pixels, upright.
+
+    Raises:
+        ImageError: As for ``load_image``.
+    """
+    return _from_path(path, scale)
+
+
+def _from_path(source: str | os.PathLike[str], scale: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
+    text = path_text(source)
     name = shorten(text)
+    if text == STDIN:
+        return _decode(io.BytesIO(read_stdin()), name, scale)
+    path = os.path.expanduser(text)
     if os.path.isdir(path):
         raise ImageError(f"{name} is a folder: load_image() takes one image. Pass the folder to stream().")
+    mode = check_source(source)
     try:
+        if stat.S_ISFIFO(mode):
+            return _decode(io.BytesIO(read_pipe(path, name)), name, scale)
         file = open(path, "rb")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise path_error(text, error) from error
     with file:
-        return _decode(file, name)
+        return _decode(file, name, scale)
 
 
 def _from_url(url: str) -> np.ndarray:
     content, content_type = fetch_url(url)
-    return _decode(io.BytesIO(content), f"{shorten(url)} (sent as {content_type!r})")
+    return _decode(io.BytesIO(content), f"{shorten(url)} (sent as {content_type!r})")[0]
 
 
-def _decode(file: BinaryIO, name: str) -> np.ndarray:
-    """Decode the first frame of an encoded image."""
-    if not file.read(1):
-        raise ImageError(f"{name} has 0 bytes: expected an encoded image (JPEG, PNG, ...).")
-    file.seek(0)
-    with _as_image_error(name), Image.open(file) as image:
-        if image.format == "EPS":  # Pillow would run Ghostscript, which an image file must not be able to do
-            raise ImageError(f"{name} is a PostScript file: convert it to PNG or JPEG first.")
-        return _from_pil(image)
+def _decode(file: BinaryIO, name: str, scale: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode the first frame of an encoded image; see ``load_reduced``."""
+    with _as_image_error(name):
+        if not file.read(1):
+            raise ImageError(f"{name} has 0 bytes: expected an encoded image (JPEG, PNG, ...).")
+        file.seek(0)
+        with Image.open(file) as image:
+            if (
+                image.format == "EPS"
+            ):  # Pillow would run Ghostscript, which an image file must not be able to do
+                raise ImageError(f"{name} is a PostScript file: convert it to PNG or JPEG first.")
+            size = upright_size(image) if image.format == "JPEG" and scale < 1.0 else None
+            pixels = _decode_jpeg(image, file, scale) if image.format == "JPEG" else _from_pil(image)
+    return pixels, size or (pixels.shape[0], pixels.shape[1])
+
+
+def _decode_jpeg(image: Image.Image, file: BinaryIO, scale: float) -> np.ndarray:
+    """Decode a JPEG file that Pillow has opened, also one that lacks only its end marker."""
+    try:
+        return _decode_drafted(image, scale)
+    except OSError:
+        file.seek(0)
+        variants = end_variants(file.read())
+        if not variants:
+            raise
+        first, *others = (_decode_drafted(Image.open(io.BytesIO(data)), scale) for data in variants)
+        if not all(np.array_equal(first, other) for other in others):
+            raise
+        return first
+
+
+def _decode_drafted(image: Image.Image, scale: float) -> np.ndarray:
+    if scale < 1.0:
+        image.draft("RGB", (int(image.width * scale) + 1, int(image.height * scale) + 1))
+    return _from_pil(image)
 
 
 @contextlib.contextmanager
@@ -121,7 +177,7 @@ def _as_image_error(name: str) -> Iterator[None]:
     """Convert the errors that Pillow raises while it opens and decodes an image to ``ImageError``."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
@@ -133,8 +189,10 @@ def _as_image_error(name: str) -> Iterator[None]:
             f"{name} is not an image, or its format is not supported by this version of Pillow: expected "
             "JPEG, PNG, ..."
         ) from error
+    except MemoryError as error:
+        raise ImageError(f"{name} needs more memory to decode than there is: reduce its size.") from error
     except Exception as error:  # Pillow's plugins raise almost anything for damaged files
-        reason = str(error) or type(error).__name__
+        reason = escaped(str(error) or type(error).__name__)[:200]
         raise ImageError(f"{name} is damaged, truncated or not decodable ({reason}).") from error
 
 
@@ -151,11 +209,17 @@ def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     # Some versions of Pillow open 16-bit gray PNG and PGM files as 32-bit integers.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _repeat_gray(np.asarray(image) >> 8)
-    if image.mode in ("I", "F"):
+    if image.mode == "F":
+        return _from_channels_last(np.asarray(image), "rgb", "PIL image of mode F (32-bit floats)")
+    if image.mode == "I":
         values = np.asarray(image)
-        if np.isnan(values).any():
-            raise ImageError("PIL image of mode F contains NaN: replace it with numbers 0..255.")
-        return _repeat_gray(values.clip(0, 255))
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 255:
+            raise ImageError(
+                f"PIL image of mode I (32-bit integers): values range from {low} to {high}, expected 0..255. "
+                "Scale it to 8 bits, or save it as 16-bit gray."
+            )
+        return _repeat_gray(values)
     if image.mode in ("P", "PA") or "transparency" in image.info:
         # With its transparency, the conversion would warn or modify the caller's palette.
         image = image.copy()
@@ -171,7 +235,9 @@ def _repeat_gray(values: np.ndarray) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray, color: Color) -> np.ndarray:
-    name = f"Numpy array of shape {array.shape} and dtype {array.dtype}"
+    name = f"Numpy array of shape {array.shape} and dtype {quoted(array.dtype)}"
+    if np.ma.is_masked(array):
+        raise ImageError(f"{name} has masked pixels: expected values everywhere, e.g. array.filled(0).")
     expected = "expected (H, W, 3), (H, W, 4), (H, W, 1) or (H, W)"
     if array.ndim == 4:
         raise ImageError(f"{name} looks like a batch: pass a list of images, list(batch).")
@@ -183,6 +249,8 @@ def _from_array(array: np.ndarray, color: Color) -> np.ndarray:
 
 
 def _from_tensor(tensor: torch.Tensor, color: Color) -> np.ndarray:
+    if tensor.is_nested:
+        raise ImageError("A nested tensor is no image: pass a list of images, list(tensor.unbind()).")
     shape = tuple(tensor.shape)
     name = f"Tensor of shape {shape} and dtype {tensor.dtype}"
     expected = "expected (3, H, W), (4, H, W), (1, H, W) or (H, W)"
@@ -196,10 +264,11 @@ def _from_tensor(tensor: torch.Tensor, color: Color) -> np.ndarray:
         raise ImageError(f"{name} has no accessible pixels: expected a dense tensor with data.")
     if tensor.dtype not in _TENSOR_DTYPES:
         raise ImageError(f"{name}: expected uint8 0..255 or float 0..1.")
-    values = tensor.detach().cpu()
-    if values.dtype == torch.bfloat16:  # numpy has no bfloat16
-        values = values.float()
-    array = values.numpy()
+    try:
+        values = tensor.detach().cpu().resolve_neg()
+        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy lacks bfloat16
+    except (RuntimeError, TypeError) as error:  # a tensor without memory of its own, e.g. inside torch.vmap
+        raise ImageError(f"{name} has no accessible pixels ({first_line(error)}).") from error
     return _from_channels_last(array.transpose(1, 2, 0) if array.ndim == 3 else array, color, name)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import http.client
 import itertools
+import logging
 import os
+import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -17,8 +19,14 @@ import PIL.Image
 import torch
 
 from solo_infer.config.suggestions import did_you_mean
+from solo_infer.data.patterns import match_files, unique_files
+from solo_infer.data.pipes import STDIN
 from solo_infer.errors import ImageError, OfflineError
 from solo_infer.runtime import environment
+from solo_infer.runtime.messages import escaped, quoted
+from solo_infer.runtime.urls import open_http
+
+logger = logging.getLogger(__name__)
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray | torch.Tensor
@@ -37,6 +45,7 @@ ACCEPTED_SOURCES = (
 
 _SINGLE_TYPES = (str, os.PathLike, *ENCODED_TYPES, PIL.Image.Image, np.ndarray, torch.Tensor)
 _MAX_NAMES_COMPARED = 10_000
+_MAX_NAMES_LISTED = 3
 
 
 def is_single_source(source: object) -> bool:
@@ -57,12 +66,13 @@ def iterate_sources(source: object) -> Iterator[ImageSource]:
 
     Args:
         source: A folder (its files with one of ``IMAGE_SUFFIXES``, sorted, without hidden files and
-            subfolders), a glob pattern such as "photos/**/*.jpg" (all matching files, sorted), an iterable of
-            sources (in its order, one at a time), or a single source.
+            subfolders; a warning is logged with the number of other files), a glob pattern such as
+            "photos/**/*.jpg" (all matching files, sorted), an iterable of sources (in its order, one at a
+            time), or a single source. A file that a folder or a pattern has under several names occurs once.
 
     Raises:
-        ImageError: The folder contains no image, the pattern matches no file, or the source is of an unknown
-            type.
+        ImageError: The folder contains no image or cannot be read, the pattern matches no file, or the source
+            is of an unknown type.
     """
     if isinstance(source, str | os.PathLike):
         return iter(_expand_path(source))
@@ -78,71 +88,133 @@ def iterate_sources(source: object) -> Iterator[ImageSource]:
 
 def _expand_path(source: str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
     """Return the files of a folder or a glob pattern, or a list of the path or URL itself."""
-    text = os.fsdecode(source)
+    text = path_text(source)
     path = os.path.expanduser(text)
     if is_url(text) or os.path.isfile(path):
         return [source]
     if os.path.isdir(path):
-        names = sorted(
-            entry.name
-            for entry in os.scandir(path)
-            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
-        if not names:
-            raise ImageError(
-                f"No image in folder {text!r}: expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}. "
-                f"For subfolders use a glob pattern, e.g. {os.path.join(text, '**', '*.jpg')!r}."
-            )
-        return [os.path.join(path, name) for name in names]
+        return list(_files_of_folder(path, text))
     if glob.has_magic(path):
-        files = sorted({match for match in glob.iglob(path, recursive=True) if os.path.isfile(match)})
+        files = match_files(path)
         if not files:
-            raise ImageError(f"No file matches the pattern {text!r} (in {os.getcwd()!r}).")
+            raise ImageError(f"No file matches the pattern {shorten(text)} (in {_working_directory()}).")
         return list(files)
     return [source]
 
 
-def check_source(source: str | os.PathLike[str]) -> None:
-    """Check that the file of a path exists, without opening it. URLs are not checked.
+def _files_of_folder(path: str, name: str) -> list[str]:
+    """Return the images of a folder, and log how many other files it has."""
+    try:
+        visible = [entry for entry in os.listdir(path) if not entry.startswith(".")]
+    except OSError as error:
+        raise path_error(name, error, expected="a folder of images") from error
+    files = {os.path.join(path, entry): entry for entry in visible}
+    images = [
+        file
+        for file, entry in files.items()
+        if os.path.splitext(entry)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(file)
+    ]
+    if not images:
+        raise ImageError(
+            f"No image in folder {shorten(name)}: expected files ending in "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}. For subfolders use a glob pattern, e.g. "
+            f"{shorten(os.path.join(name, '**', '*.jpg'))}."
+        )
+    unique = unique_files(images)
+    others = sorted(files[file] for file in files.keys() - set(images) if not os.path.isdir(file))
+    if others:
+        listed = ", ".join(map(quoted, others[:_MAX_NAMES_LISTED]))
+        more = ", ..." if len(others) > _MAX_NAMES_LISTED else ""
+        logger.warning(
+            "%s: %d other file%s left out, which have no suffix of an image (%s%s).",
+            name,
+            len(others),
+            "" if len(others) == 1 else "s",
+            listed,
+            more,
+        )
+    if len(unique) < len(images):
+        logger.warning("%s: %d other names of the same files left out.", name, len(images) - len(unique))
+    return unique
+
+
+def path_text(source: str | os.PathLike[str]) -> str:
+    """Return a path as text.
 
     Raises:
-        ImageError: The file does not exist; the message suggests a fix.
+        ImageError: The object is no path.
     """
-    text = os.fsdecode(source)
-    if is_url(text):
-        return
     try:
-        os.stat(os.path.expanduser(text))
+        return os.fsdecode(source)
+    except (TypeError, ValueError) as error:
+        raise ImageError(
+            f"{type(source).__name__} is no path ({error}): expected {ACCEPTED_SOURCES}."
+        ) from error
+
+
+def check_source(source: str | os.PathLike[str]) -> int:
+    """Check that a path is that of a file or a pipe, without opening it, and return its ``st_mode``.
+
+    URLs, folders and standard input are not checked; their mode is 0.
+
+    Raises:
+        ImageError: The file does not exist, or is a device or a socket; the message suggests a fix.
+    """
+    text = path_text(source)
+    if is_url(text) or text == STDIN:
+        return 0
+    try:
+        mode = os.stat(os.path.expanduser(text)).st_mode
     except (OSError, ValueError) as error:
         raise path_error(text, error) from error
+    if stat.S_ISDIR(mode):
+        return 0
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        kind = "socket" if stat.S_ISSOCK(mode) else "device"
+        raise ImageError(f"{shorten(text)} is a {kind}: expected an image file or a pipe.")
+    return mode
 
 
-def path_error(path: str, error: OSError | ValueError) -> ImageError:
+def path_error(path: str, error: OSError | ValueError, expected: str = "an image file") -> ImageError:
     """Return the error to raise for a path that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return ImageError(f"File {shorten(path)} does not exist. {_suggestion(os.path.expanduser(path))}")
-    reason = getattr(error, "strerror", None) or error
-    return ImageError(f"{shorten(path)} cannot be opened ({reason}): expected an image file.")
+    if isinstance(error, UnicodeEncodeError):
+        reason = (
+            f"the file system encoding of this process, {error.encoding}, lacks some of its characters; set "
+            "PYTHONUTF8=1 or a UTF-8 locale"
+        )
+    else:
+        reason = str(getattr(error, "strerror", None) or error)
+    return ImageError(f"{shorten(path)} cannot be opened ({reason}): expected {expected}.")
 
 
 def _suggestion(path: str) -> str:
     """Suggest a fix for a path that does not exist."""
     folder, name = os.path.split(path)
+    if os.path.islink(path):
+        return f"It is a link to {shorten(os.readlink(path))}, which does not exist."
     if glob.has_magic(path):
         return "If it is a glob pattern, pass it to stream()."
     if "://" in path:
         return "Only URLs with http:// or https:// are supported."
     if not os.path.isdir(folder or "."):
-        return f"Folder {shorten(folder)} does not exist either (working directory: {os.getcwd()!r})."
+        return f"Folder {shorten(folder)} does not exist either (working directory: {_working_directory()})."
     try:
         with os.scandir(folder or ".") as entries:
             names = [entry.name for entry in itertools.islice(entries, _MAX_NAMES_COMPARED)]
     except OSError as error:
         return f"Its folder cannot be read: {error}."
     suggestion = did_you_mean(name, names).rstrip()
-    return suggestion or f"Check the name. Relative paths start at {os.getcwd()!r}."
+    return suggestion or f"Check the name. Relative paths start at {_working_directory()}."
+
+
+def _working_directory() -> str:
+    """Return the working directory in quotes for a message."""
+    try:
+        return shorten(os.getcwd())
+    except OSError:
+        return "a folder that was removed"
 
 
 def fetch_url(url: str) -> tuple[bytes, str]:
@@ -162,15 +234,18 @@ def fetch_url(url: str) -> tuple[bytes, str]:
     timeout = environment.network_timeout()
     try:
         request = urllib.request.Request(_percent_encode(url), headers=headers)
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with open_http(request, timeout) as response:
             too_large = int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES
             content = b"" if too_large else response.read(MAX_DOWNLOAD_BYTES + 1)
             content_type = response.headers.get_content_type()
     except urllib.error.HTTPError as error:
         error.close()
-        raise ImageError(f"{name}: the server returned HTTP {error.code} {error.reason}.") from error
+        raise ImageError(
+            f"{name}: the server returned HTTP {error.code} {quoted(str(error.reason))}."
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        reason = escaped(str(reason))[:200]
         raise ImageError(f"{name} cannot be fetched: {reason}. Check the URL and the connection.") from error
     if too_large or len(content) > MAX_DOWNLOAD_BYTES:
         raise ImageError(
@@ -188,5 +263,5 @@ def _percent_encode(url: str) -> str:
 
 
 def shorten(text: str, length: int = 200) -> str:
-    """Return a path or URL in quotes for a message, cut to a maximum length."""
-    return repr(text if len(text) <= length else text[: length - 3] + "...")
+    """Return a path or URL in quotes for a message, escaped and cut to a maximum length."""
+    return quoted(text, length)

@@ -23,11 +23,13 @@ from solo_infer.data import images
 from solo_infer.data.images import LoadedImage
 from solo_infer.data.sources import ImageSource
 from solo_infer.diagnostics.device_checks import cpu_name
-from solo_infer.errors import ConfigError
+from solo_infer.errors import ConfigError, ResultError
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.ops import dispatch
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.runtime.device import fast_paths
+from solo_infer.runtime.messages import describe_error, escaped, quoted
+from solo_infer.runtime.output_files import require_writable
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 
@@ -209,16 +211,17 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 def format_table(measurements: Sequence[Measurement]) -> str:
     """Return measurements as text: milliseconds per image by stage, one line each."""
-    width = max(len("model"), *(len(entry.name) for entry in measurements))
+    names = [escaped(entry.name) for entry in measurements]
+    width = max(len("model"), *map(len, names))
     head = f"{'model':<{width}}  batch " + "".join(f"{stage:>11}" for stage in (*STAGES, "total"))
     lines = ["milliseconds per image (median)", head + "   p10..p90      images/s  candidates  instances"]
-    for entry in measurements:
+    for name, entry in zip(names, measurements, strict=True):
         columns = "".join(
             f"{entry.stages[stage].median:>11.1f}" if stage in entry.stages else f"{'-':>11}"
             for stage in STAGES
         )
         lines.append(
-            f"{entry.name:<{width}}  {entry.batch_size:>5} {columns}{entry.total.median:>11.1f}"
+            f"{name:<{width}}  {entry.batch_size:>5} {columns}{entry.total.median:>11.1f}"
             f"   {entry.total.p10:.1f}..{entry.total.p90:.1f}{entry.images_per_second:>12.2f}"
             f"{'-' if entry.candidates is None else entry.candidates:>12}{entry.instances:>11}"
         )
@@ -232,6 +235,28 @@ def format_table(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
+def check_chart(path: Path) -> None:
+    """Check that ``plot`` can write a chart to a path.
+
+    Raises:
+        ConfigError: matplotlib cannot be used, or has no image format of the suffix.
+        ResultError: The path is that of a folder, or its folder does not exist or cannot be written.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except Exception as error:  # a broken installation, or a backend in MPLBACKEND that does not exist
+        raise ConfigError(
+            f"A chart needs matplotlib, which cannot be used ({describe_error(error)}): "
+            "pip install 'solo-infer[train]'."
+        ) from error
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise ConfigError(
+            f"{quoted(path, 200)}: expected a file name that ends in .{', .'.join(sorted(formats))}."
+        )
+    require_writable("The chart", path)
+
+
 def plot(measurements: Sequence[Measurement], path: Path) -> Path:
     """Draw the stages of measurements as a chart of stacked bars.
 
@@ -240,14 +265,12 @@ def plot(measurements: Sequence[Measurement], path: Path) -> Path:
         path: Path of the image file to write.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib cannot be used, or has no image format of the suffix.
+        ResultError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "A chart needs matplotlib, which is not installed: pip install 'solo-infer[train]'."
-        ) from error
+    check_chart(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(measurements)), layout="constrained")
     axes = figure.add_subplot()
     labels = [f"{entry.name} ({entry.dtype}, batch {entry.batch_size})" for entry in measurements]
@@ -259,4 +282,7 @@ def plot(measurements: Sequence[Measurement], path: Path) -> Path:
     axes.set(xlabel="milliseconds per image")
     axes.invert_yaxis()
     axes.legend(ncol=3, fontsize="small")
-    return write_whole(path, lambda staged: figure.savefig(staged, dpi=110))
+    try:
+        return write_whole(path, lambda staged: figure.savefig(staged, dpi=110))
+    except OSError as error:
+        raise ResultError(f"The chart {quoted(path, 200)} cannot be written: {error}.") from error

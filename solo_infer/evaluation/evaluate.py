@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solo_infer.data.sources import IMAGE_SUFFIXES
 from solo_infer.errors import ResultError
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
 from solo_infer.evaluation.predict import predict_images
@@ -23,6 +24,7 @@ from solo_infer.evaluation.report import ClassMetrics, Evaluation, Timings
 from solo_infer.evaluation.sharding import evaluate_distributed, evaluate_shard, score_shards
 from solo_infer.evaluation.task import EvaluationTask, TaskOptions
 from solo_infer.runtime.distributed import is_distributed
+from solo_infer.runtime.output_files import refuse_overwriting, require_writable
 from solo_infer.segmenters.base import Segmenter
 
 if TYPE_CHECKING:
@@ -83,13 +85,14 @@ def evaluate(
         DataError: The annotation file is inconsistent, images are missing or differ in size from it, or it
             has no class in common with the model.
         ImageError: An image cannot be decoded.
-        ResultError: ``output`` cannot be written.
+        ResultError: ``output`` cannot be written, or is an input.
         ConfigError: A number is out of range.
     """
-    target = None if output is None else Path(output)
+    target = None if output is None else Path(os.path.expanduser(output))
     if target is not None and target.exists() and not target.is_file():
         raise ResultError(f"{target} is not a regular file: expected the path of a JSON file to write.")
     task = EvaluationTask.read(annotations, max_detections=max_detections, limit=limit, classes=classes)
+    _protect_inputs(target, Path(images), Path(annotations), task)
     if is_distributed():
         folder = None if shards is None else Path(shards)
         return evaluate_distributed(model, Path(images), task, target, folder, batch_size, progress)
@@ -105,6 +108,15 @@ def evaluate(
             progress=progress,
         )
         return task.score([path], timings, target)
+
+
+def _protect_inputs(target: Path | None, folder: Path, annotations: Path, task: EvaluationTask) -> None:
+    """Check that the results file can be written and is none of the files that the evaluation reads."""
+    images = [folder / image.file_name for image in task.data.images]
+    if target is not None and target.suffix.lower() in IMAGE_SUFFIXES and target.exists():
+        images.append(target)  # also an image that the evaluation leaves out
+    refuse_overwriting({"output": target}, {"the annotation file": [annotations], "the image": images})
+    require_writable("output", target, create_folder=True)
 
 
 def evaluate_detections(

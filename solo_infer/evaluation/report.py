@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from solo_infer.runtime.messages import escaped
+
 METRICS_PER_LINE = 3
 
 
@@ -102,10 +104,11 @@ class Evaluation:
         ]
 
     def _class_lines(self) -> list[str]:
-        width = max(len("class"), *(len(entry.name) for entry in self.per_class))
+        names = [escaped(entry.name) for entry in self.per_class]
+        width = max(len("class"), *map(len, names))
         return [f"{'class':<{width}}    AP  AP50  instances"] + [
-            f"{entry.name:<{width}} {_percent(entry.ap)} {_percent(entry.ap50)} {entry.instances:>10}"
-            for entry in self.per_class
+            f"{name:<{width}} {_percent(entry.ap)} {_percent(entry.ap50)} {entry.instances:>10}"
+            for name, entry in zip(names, self.per_class, strict=True)
         ]
 
     def _timing_lines(self) -> list[str]:

@@ -22,6 +22,7 @@ from solo_infer.config.families import family_of
 from solo_infer.errors import ExportError
 from solo_infer.export import onnx_recorder
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.output_files import require_writable
 from solo_infer.segmenters.base import Segmenter
 
 MIN_SIDE = 64  # pixels; below it the coarsest level has a single one
@@ -51,6 +52,8 @@ def export_onnx(
             convolutions) cannot be exported, ``onnx`` is not installed, or the file cannot be written.
     """
     require_onnx()
+    target = Path(os.path.expanduser(path))
+    require_writable("path", target, error_type=ExportError)
     height, width = size
     if min(size) < MIN_SIDE or height % DIVISOR or width % DIVISOR:
         raise ExportError(
@@ -73,7 +76,6 @@ def export_onnx(
     }
     onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
-    target = Path(path)
     try:
         return write_whole(target, lambda staged: onnx.save_model(graph, str(staged)))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from solo_infer.errors import ResultError
 from solo_infer.results.caption_text import Font, caption_text, load_font
 from solo_infer.runtime.atomic_files import write_whole
+
+logger = logging.getLogger(__name__)
 
 Rgb = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, far edge exclusive
@@ -43,6 +46,7 @@ PALETTE: tuple[Rgb, ...] = (
 )
 _MIN_FONT_SIZE = 8
 _JPEG_QUALITY = 95
+_SOFTWARE = "solo_infer"  # EXIF entry of drawings
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,16 @@ def draw_instances(
     return canvas
 
 
+def is_own_drawing(path: str | os.PathLike[str]) -> bool:
+    """Return whether ``save_image`` wrote an image file in a format with EXIF (JPEG, PNG, WebP, TIFF)."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Software) == _SOFTWARE
+    except Exception as error:  # Pillow raises almost anything for damaged files
+        logger.debug("%s: not read as a drawing: %s", path, error)
+        return False
+
+
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write an image file atomically; the suffix selects the format.
 
@@ -144,13 +158,15 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     Raises:
         ResultError: The suffix is not that of an image format, or the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ResultError(
             f"Cannot write {str(path)!r}: expected a file name ending in .jpg, .png, .webp, ..."
         )
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
     try:
-        return write_whole(path, lambda temporary: image.save(temporary, quality=_JPEG_QUALITY))
+        return write_whole(path, lambda temporary: image.save(temporary, quality=_JPEG_QUALITY, exif=exif))
     except (OSError, ValueError) as error:
         raise ResultError(
             f"Cannot write {str(path)!r}: {error}. Check the folder and its permissions."

@@ -19,6 +19,7 @@ from solo_infer.config.categories import Categories
 from solo_infer.errors import ResultError
 from solo_infer.ops import packed_masks, rle
 from solo_infer.runtime.device import resolve_device
+from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -309,10 +310,13 @@ class Result:
             options: Options of ``plot``.
 
         Raises:
-            ResultError: The suffix is not that of an image format, or the file cannot be written.
+            ResultError: The suffix is not that of an image format, the file cannot be written, or it is the
+                image that was segmented.
         """
         from solo_infer.results.drawing import save_image
 
+        if self.source and "://" not in self.source:
+            refuse_overwriting({"The drawing": path}, {"the segmented image": [self.source]})
         return save_image(self.plot(**options), path)
 
     def _repr_png_(self) -> bytes | None:

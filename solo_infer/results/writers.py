@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +17,44 @@ from urllib.parse import unquote, urlsplit
 from solo_infer.errors import ResultError
 from solo_infer.results.caption_text import require_font
 from solo_infer.results.result import Result
-from solo_infer.runtime.atomic_files import discard, put_in_place, staging_path
+from solo_infer.runtime.atomic_files import StagedFile
+from solo_infer.runtime.output_files import FileSet, refuse_overwriting
 
 logger = logging.getLogger(__name__)
 
 DRAWING_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+DRAWING_MARK = "_segmented"  # at the end of the names of drawings
+_DRAWING_STEM = re.compile(rf"(.+){DRAWING_MARK}(?:_\d+)?", re.DOTALL)
 _MAX_DIGITS = 18  # of a file name that is an image id; more may not fit into 64 bits
 
 
 def source_path(source: str) -> Path:
-    """Return the path of a source, or the path of its URL."""
-    return Path(unquote(urlsplit(source).path).replace("\0", "")) if "://" in source else Path(source)
+    """Return the path of a source, or the path of its URL (of an invalid one the last part)."""
+    if "://" not in source:
+        return Path(source)
+    try:
+        path = urlsplit(source).path
+    except ValueError:
+        path = source.rpartition("/")[2]
+    return Path(unquote(path).replace("\0", ""))
+
+
+def drawings_among(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Return the paths that have the name of a drawing of another one of them.
+
+    Args:
+        paths: Paths of image files.
+        folder: Folder of drawings; elsewhere, drawings are beside their images.
+    """
+    places = [(os.path.dirname(path), Path(path).stem) for path in paths]
+    beside, anywhere = set(places), {stem for _, stem in places}
+    output = os.path.realpath(folder)
+    return [
+        path
+        for path, (parent, stem) in zip(paths, places, strict=True)
+        if (match := _DRAWING_STEM.fullmatch(stem)) is not None
+        and ((parent, match[1]) in beside or (match[1] in anywhere and os.path.realpath(parent) == output))
+    ]
 
 
 class ImageFolder:
@@ -49,8 +77,9 @@ class ImageFolder:
         font: str | os.PathLike[str] | None = None,
         keep: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        self.folder, self.min_score, self.boxes, self.font = Path(folder), min_score, boxes, font
-        self._used = {_normalized(path) for path in keep}
+        self.folder, self.font = Path(os.path.expanduser(folder)), font
+        self.min_score, self.boxes = min_score, boxes
+        self._used = FileSet(keep)
 
     def make(self) -> None:
         """Create the folder, and check that it is writable and that the font can be read.
@@ -77,23 +106,23 @@ class ImageFolder:
         """
         if not self.folder.is_dir():
             self.make()
-        path = self._unused_path(source_path(result.source))
+        path = self._unused_path(result.source)
         result.save(path, min_score=self.min_score, boxes=self.boxes, font=self.font)
-        self._used.add(_normalized(path))
+        self._used.add(path)
         return path
 
-    def _unused_path(self, source: Path) -> Path:
-        suffix = source.suffix.lower() if source.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
-        stem = f"{source.stem or 'image'}_segmented"
-        path, number = self.folder / f"{stem}{suffix}", 2
-        while _normalized(path) in self._used:  # equal names from different folders
-            path, number = self.folder / f"{stem}_{number}{suffix}", number + 1
+    def path_of(self, source: str) -> Path:
+        """Return the path of the drawing of a source, unless that of another image has the same name."""
+        path = source_path(source)
+        suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
+        return self.folder / f"{path.stem or 'image'}{DRAWING_MARK}{suffix}"
+
+    def _unused_path(self, source: str) -> Path:
+        path = first = self.path_of(source)
+        number = 2
+        while path in self._used:  # equal names from different folders
+            path, number = first.with_stem(f"{first.stem}_{number}"), number + 1
         return path
-
-
-def _normalized(path: str | os.PathLike[str]) -> str:
-    """Return a path for comparison, also on file systems that ignore case."""
-    return os.fsdecode(os.path.realpath(path)).casefold()
 
 
 class ImageIds:
@@ -200,7 +229,7 @@ class CocoFile:
         *,
         min_score: float = 0.0,
     ) -> None:
-        self.path, self.min_score = Path(path), min_score
+        self.path, self.min_score = Path(os.path.expanduser(path)), min_score
         self._ids = image_ids if isinstance(image_ids, ImageIds) else ImageIds(image_ids)
         self._stream: BinaryIO
         self._complete = 0  # bytes up to the end of the last result
@@ -216,17 +245,23 @@ class CocoFile:
             raise ResultError(f"{self.path} is a folder: expected the path of a file, e.g. results.json.")
         with self._as_result_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._staged = staging_path(self.path)
-            self._stream = self._staged.open("wb")
-            self._complete = self._stream.write(b"[")
+            self._staged = StagedFile(self.path)
+            try:
+                self._stream = self._staged.path.open("wb")
+                self._complete = self._stream.write(b"[")
+            except OSError:
+                self._staged.discard()
+                raise
         return self
 
     def add(self, result: Result) -> None:
         """Append the instances of one image.
 
         Raises:
-            ResultError: The file cannot be written, or the image has no id.
+            ResultError: The file cannot be written or is the image itself, or the image has no id.
         """
+        if result.source and "://" not in result.source:
+            refuse_overwriting({"The results file": self.path}, {"the segmented image": [result.source]})
         name = source_path(result.source).name
         entries = result.filter(self.min_score).to_coco(self._ids.of(result.source), boxes=False)
         lines = [json.dumps({**entry, "file_name": name}) for entry in entries]
@@ -256,13 +291,13 @@ class CocoFile:
                     self._stream.write(b"\n]\n")
             if is_complete:
                 with self._as_result_error():
-                    put_in_place(self._staged, self.path)
+                    self._staged.commit()
         finally:
-            discard(self._staged, self.path)
+            self._staged.discard()
 
     @contextmanager
     def _as_result_error(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ResultError(f"{self.path} cannot be written: {error}. Choose another file.") from error

@@ -63,6 +63,22 @@ def _without_middle(text: str, limit: int) -> str:
     return text[: limit - end - len(_FILL)] + _FILL + text[len(text) - end :]
 
 
+def escaped(text: str) -> str:
+    """Return a text for a terminal, a log or a table: on one line, with control characters escaped.
+
+    Class and file names come from files of others. Printed as they are, a line feed would forge lines of a
+    report, and an escape sequence could change a terminal. The same characters as in ``quoted`` are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def escaped_lines(text: str) -> str:
+    """Return a text of several lines for a terminal or a log, each line as ``escaped`` returns it."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of the message of an error, or the name of its type if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

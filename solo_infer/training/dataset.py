@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
@@ -16,8 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from solo_infer.config import Categories
 from solo_infer.config.validation import require, require_non_negative_ints, require_positive_ints
-from solo_infer.data.exif import upright_size
-from solo_infer.data.images import load_image
+from solo_infer.data.images import load_reduced
 from solo_infer.errors import DataError, ImageError
 from solo_infer.ops.rle import run_lengths
 from solo_infer.runtime.progress import progress_bar
@@ -285,8 +283,8 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     """
     scale = 1.0 if longest is None else min(longest / max(height, width), 1.0)
     try:
-        pixels, size = _decode(path, scale)
-    except (ImageError, OSError, Image.DecompressionBombError) as error:
+        pixels, size = load_reduced(path, scale)
+    except ImageError as error:
         raise DataError(f"{path} cannot be read as an image of the training set: {error}") from error
     if size != (height, width):
         hint = " (Its EXIF orientation counts: annotate it upright.)" if size == (width, height) else ""
@@ -299,17 +297,3 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
         return planes
     reduced = [max(round(height * scale), 1), max(round(width * scale), 1)]
     return F.resize(planes, reduced, antialias=True)
-
-
-def _decode(path: str, scale: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the pixels of an image and its full size (height, width), both upright.
-
-    JPEG files are decoded at 1/2, 1/4 or 1/8 of their size if that is at least ``scale``.
-    """
-    with Image.open(path) as image:
-        if scale == 1.0 or image.format != "JPEG":
-            pixels = load_image(path).pixels
-            return pixels, (pixels.shape[0], pixels.shape[1])
-        size = upright_size(image)
-        image.draft("RGB", (int(image.width * scale) + 1, int(image.height * scale) + 1))
-        return load_image(image).pixels, size

@@ -16,13 +16,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 
 from solo_infer.errors import CacheError, DownloadError, OfflineError
 from solo_infer.runtime import environment
 from solo_infer.runtime.progress import progress_bar
+from solo_infer.runtime.urls import open_http
 from solo_infer.weights.cache_files import as_cache_error, checksum_error, locked, matches
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def download_file(
             f"Offline mode: {url} was not downloaded. Unset {environment.OFFLINE_NAMES}, or "
             f"copy the file to {target}."
         )
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not url.lower().startswith(("http://", "https://")):
         raise DownloadError(f"Cannot download {url}: expected an http:// or https:// address.")
     transfer = _Transfer(url, target, sha256, size, progress)
     with locked(target):
@@ -92,19 +91,6 @@ def download_file(
         if not is_complete:
             transfer.run()
     return target
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects to http and https only, including status 308 (which urllib follows since Python 3.11)."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise HTTPError(newurl, code, f"redirect to {newurl}, which is not HTTP", headers, fp)  # type: ignore[arg-type]
-        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)  # type: ignore[arg-type]
-
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
 
 class _Transfer:
@@ -164,7 +150,7 @@ class _Transfer:
         headers = {"User-Agent": environment.USER_AGENT} | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
             request = urllib.request.Request(self.url, headers=headers)
-            response = urllib.request.build_opener(_Redirects).open(request, timeout=self.timeout)
+            response = open_http(request, self.timeout)
         except HTTPError as error:
             with error:
                 if error.code == 416 and offset:

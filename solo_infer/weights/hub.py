@@ -88,15 +88,22 @@ def cached_hub_file(source: Source) -> Path | None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(source.repo, source.filename, revision=source.revision)
+    path = try_to_load_from_cache(
+        source.repo, source.filename, cache_dir=hub_cache_directory(), revision=source.revision
+    )
     return Path(path) if isinstance(path, str) else None
 
 
 def hub_cache_directory() -> Path:
-    """Return the directory of the Hub's cache."""
+    """Return the directory of the Hub's cache.
+
+    For a user without a home directory it is in our cache: ``huggingface_hub`` would use a folder that is
+    named "~" in the working directory.
+    """
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    path = Path(constants.HF_HUB_CACHE)
+    return path if environment.has_home() or path.is_absolute() else environment.cache_home() / "hub"
 
 
 def _check_reachable(timeout: float) -> None:
@@ -150,6 +157,7 @@ def _download(
             path = hf_hub_download(
                 source.repo,
                 source.filename,
+                cache_dir=hub_cache_directory(),
                 revision=source.revision,
                 library_name="solo-infer",
                 library_version=__version__,

@@ -58,6 +58,20 @@ def load_checkpoint(
     return checkpoint
 
 
+def local_files(name_or_path: str | os.PathLike[str]) -> list[Path]:
+    """Return the paths of the files on this machine that ``load_checkpoint`` may read.
+
+    Args:
+        name_or_path: As for ``load_checkpoint``. Files in the Hub's cache are not returned.
+    """
+    name = os.fsdecode(name_or_path)
+    path = _existing_path(name)
+    if path is not None:
+        return [path / CONFIG_NAME, path / WEIGHTS_NAME] if path.is_dir() else [path]
+    entry = load_manifest().get(name)
+    return [] if entry is None or entry.folder is not None else [fetch.cache_path(entry)]
+
+
 def published_config(entry: ManifestEntry) -> ModelConfig:
     """Return the configuration of a published model, without its weights."""
     return find_preset(entry.preset) if entry.folder is None else read_config(entry.folder / CONFIG_NAME)
@@ -74,11 +88,11 @@ def _require_families(name: str, config: ModelConfig, families: Collection[str] 
 
 def _existing_path(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return path if path.exists() else None
     except PermissionError as error:
         raise CheckpointError(f"{name} cannot be read: {error}.") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.debug("%r is not a path: %s", name, error)
         return None
 

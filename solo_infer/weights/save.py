@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import stat
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,19 +33,13 @@ def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folde
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = folder.expanduser()
+    folder = Path(os.path.expanduser(folder))
     tensors = unshare_storage({name: tensor.cpu() for name, tensor in state_dict.items()})
     text = json.dumps(config.to_dict(), indent=2) + "\n"
 
     def write_both(config_file: Path) -> None:
         config_file.write_text(text, encoding="utf-8")
-
-        def write_weights(weights_file: Path) -> None:
-            save_file(tensors, weights_file, {"format": "pt"})
-            # Some versions of safetensors write files that only their owner can read.
-            weights_file.chmod(stat.S_IMODE(config_file.stat().st_mode))
-
-        write_whole(folder / WEIGHTS_NAME, write_weights)
+        write_whole(folder / WEIGHTS_NAME, lambda staged: save_file(tensors, staged, {"format": "pt"}))
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

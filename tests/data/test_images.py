@@ -118,16 +118,31 @@ def test_sixteen_bit_gray_keeps_its_high_byte() -> None:
         assert_pixels(Image.new(mode, (3, 2), 0x1234), np.full((2, 3, 3), 0x12, np.uint8))
 
 
-def test_thirty_two_bit_integers_and_floats_are_clipped() -> None:
-    values = np.array([[-5, 0, 7, 255, 256, 70000]])
-    expected = gray3(np.array([[0, 0, 7, 255, 255, 255]], np.uint8))
-    for dtype in (np.int32, np.float32):
-        image = Image.fromarray(values.astype(dtype))
-        assert image.mode in ("I", "F")
-        assert_pixels(image, expected)
-        assert_pixels(encode(image, "TIFF"), expected)
-    with pytest.raises(ImageError, match="NaN"):
-        load_image(Image.fromarray(np.array([[0.0, np.nan]], np.float32)))
+def in_files_and_memory(values: np.ndarray) -> list[Any]:
+    image = Image.fromarray(values)
+    return [image, encode(image, "TIFF")]
+
+
+def test_float_pictures_follow_the_rule_of_float_arrays() -> None:
+    values = np.array([[0.0, 0.4 / 255, 0.6 / 255, 0.5, 1.0]], np.float32)
+    expected = gray3(np.array([[0, 0, 1, 128, 255]], np.uint8))
+    for source in (values, *in_files_and_memory(values)):
+        assert_pixels(source, expected)
+    for wrong in (2.0, -0.5, np.nan, np.inf):
+        damaged = np.append(values, np.float32(wrong))[None]
+        for source in (damaged, *in_files_and_memory(damaged)):
+            with pytest.raises(ImageError, match=r"expected floats in 0\.\.1"):
+                load_image(source)
+
+
+def test_thirty_two_bit_integers_are_bytes() -> None:
+    values = np.array([[0, 7, 255]], np.int32)
+    for source in in_files_and_memory(values):
+        assert_pixels(source, gray3(values.astype(np.uint8)))
+    for wrong in (-1, 256, 70000):
+        for source in in_files_and_memory(np.array([[0, wrong]], np.int32)):
+            with pytest.raises(ImageError, match=rf"mode I .*{wrong}.*expected 0\.\.255"):
+                load_image(source)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF", "PNG", "WEBP"])
