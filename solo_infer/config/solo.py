@@ -55,8 +55,8 @@ class SOLOConfig(ArchitectureConfig):
 
     Attributes:
         head: "solo" (one mask per grid cell), "decoupled" (the product of an x mask and a y mask, from two
-            branches), "decoupled_light" (the same from one short branch) or "solov2" (a convolution kernel per
-            cell, applied to mask features that all cells share).
+            branches), "decoupled_light" (the same from one short branch) or "solov2" (a convolution kernel
+            for each cell, applied to mask features that all cells share).
         backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d" or "efficientnet_lite0".
         num_classes: Number of object classes, without a background class.
         num_grids: Grid cells along each side, one number per level, finest level first.
@@ -74,9 +74,10 @@ class SOLOConfig(ArchitectureConfig):
         deformable_stages: ResNet stages, of 1 to 4, whose 3x3 convolutions are deformable
             (``stage_with_dcn`` in the authors' code).
         modulated: Whether deformable convolutions are those of version 2, with a factor for each tap.
-        mask_channels: Length of each kernel, and channels of the mask features; a multiple of 32. "solov2" only.
-        deformable_mask_features: Whether all convolutions of the mask feature head are deformable. "solov2"
-            only.
+        mask_channels: With "solov2", the channels of the mask features, and so the length of each kernel; a
+            multiple of 32.
+        deformable_mask_features: With "solov2", whether all convolutions that compute the mask features are
+            deformable.
     """
 
     family: ClassVar[str] = "solo"
@@ -108,8 +109,8 @@ class SOLOConfig(ArchitectureConfig):
         require_bools({name: getattr(self, name) for name in names})
         coerce_tuple(self, "num_grids", NUM_LEVELS)
         require_positive_ints({f"num_grids[{level}]": grid for level, grid in enumerate(self.num_grids)})
-        names = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels", "mask_channels")
-        require_positive_ints({name: getattr(self, name) for name in names})
+        sizes = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels", "mask_channels")
+        require_positive_ints({name: getattr(self, name) for name in sizes})
         for name in ("head_channels", "mask_channels"):
             channels = getattr(self, name)
             require(channels % 32 == 0, f"{name}={channels}: expected a multiple of 32.")
@@ -203,7 +204,9 @@ def _light_with_deformable_convolutions() -> Preset:
 
 
 def solov2_preset(backbone: BackboneName, *, light: bool = False, **architecture: Any) -> Preset:
-    """Return the published settings of SOLOv2: 800 px, 4 convolutions of 512 channels; light 448 px, 2 of 256.
+    """Return the published settings of SOLOv2.
+
+    Networks for 800 px have 4 convolutions of 512 channels in each branch, light ones for 448 px 2 of 256.
 
     Args:
         backbone: Backbone of the network.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from solo_infer.models.layers.conv_branch import ConvBlock
 from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.solo.head import BaseHead, DecoupledHead, DecoupledLightHead, SOLOHead
 from solo_infer.models.solo.losses import solo_losses
+from solo_infer.models.solo.masks import LevelMasks
 from solo_infer.models.solo.solov2_head import SOLOv2Head
 from solo_infer.models.solo.targets import assign_batch
 from solo_infer.models.target import Target
@@ -68,7 +69,7 @@ class SOLONetwork(SegmentationNetwork):
         batch = assign_batch(targets, images, self.config)
         levels = self.features(images)
         class_logits = self.mask_head.class_logits(levels)
-        masks = self.mask_head.masks(levels, batch.cells)
+        masks = cast(Sequence[LevelMasks], self.mask_head.masks(levels, batch.cells))
         return solo_losses(class_logits, masks, batch, self.mask_head.parameters())
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Head of SOLOv2 (Wang et al., arXiv 2003.10152).
 
-The network predicts a convolution kernel for each grid cell, and one map of mask features that all cells share.
-The mask of a cell is its kernel, as a 1x1 convolution, applied to the mask features.
+The head predicts a convolution kernel for each grid cell, and mask features that all cells share. The mask of
+a cell is its kernel, as a 1x1 convolution, applied to the mask features.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class SOLOv2Head(BaseHead):
         return self.mask_feature_head(levels[:_FEATURE_LEVELS])
 
     def masks(self, levels: Sequence[Tensor], cells: Sequence[Tensor]) -> list[CandidateMasks]:
-        """Compute the kernels of the cells, and the mask features of images that have any; see ``BaseHead``."""
+        """Compute the kernels of the cells, and mask features where there are any; see ``BaseHead.masks``."""
         kernels: list[list[Tensor]] = [[] for _ in cells]
         in_use = list(self._levels_in_use(resize_feats(levels), cells))
         inputs = [self._kernel_input(level.feature, level.level) for level in in_use]
