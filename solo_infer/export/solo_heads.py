@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.layers.resize import upsample
 from solo_infer.models.optimized.optimize import fold_batch_norm, halve_p2
 from solo_infer.models.solo.cells import LevelCells, cell_table
-from solo_infer.models.solo.head import SOLOHead, class_scores_from_logits
+from solo_infer.models.solo.head import DecoupledHead, SOLOHead, class_scores_from_logits
 from solo_infer.models.solo.masks import AxisMasks, AxisScores, CandidateMasks, CellMasks
 from solo_infer.models.solo.network import SOLONetwork
 
@@ -51,7 +52,7 @@ class RawHeads(nn.Module):
         levels, head = self.network.features(images), self.network.mask_head
         class_logits = head.class_logits(levels)
         if not isinstance(head, SOLOHead):
-            columns, rows = head.mask_logits(levels)
+            columns, rows = cast(DecoupledHead, head).mask_logits(levels)
             return (*class_logits, *columns, *rows)
         features = head.mask_convs(levels)
         masks = [
