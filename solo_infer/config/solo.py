@@ -145,6 +145,11 @@ class SOLOConfig(ArchitectureConfig):
         """Stride of each level in input pixels; a mask must cover more pixels of its map than this."""
         return LEVEL_STRIDES
 
+    @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Stride in input pixels of the masks that each level learns: 4 for "solov2", half the level's."""
+        return tuple(4 if self.head == "solov2" else stride // 2 for stride in self.strides)
+
 
 @dataclass(frozen=True)
 class PostprocessConfig(BasePostprocessConfig):

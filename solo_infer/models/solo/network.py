@@ -88,6 +88,8 @@ class SOLONetwork(SegmentationNetwork):
                 nn.init.zeros_(module.conv.bias)
             if isinstance(module, DeformableConv):
                 module.reset_offsets()
+        if isinstance(self.mask_head, SOLOv2Head):
+            nn.init.zeros_(self.mask_head.conv_kernel.get_parameter("bias"))
         for module in self.neck.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
