@@ -117,7 +117,8 @@ def _add_recipe_options(group: options.Group) -> None:
         "--recipe",
         default="finetune",
         metavar="NAME",
-        help="finetune (AdamW, cosine), 1x, 3x or yolact (as published), or the recipe.json of a run "
+        help="finetune (AdamW, cosine), 1x, 3x, solov2_1x, solov2_3x or yolact (as published), or the "
+        "recipe.json of a run "
         "(default: %(default)s)",
     )
     for name, number, description in (

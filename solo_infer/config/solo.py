@@ -1,12 +1,12 @@
-"""Configuration of SOLO, Decoupled SOLO and Decoupled Light SOLO.
+"""Configuration of SOLO, Decoupled SOLO, Decoupled Light SOLO and SOLOv2.
 
-The defaults and presets are the published settings of mmdet 3.3.0 (``configs/solo``).
+The defaults and presets are the published settings of mmdet 3.3.0 (``configs/solo``, ``configs/solov2``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.preprocess import PreprocessConfig
@@ -21,19 +21,32 @@ from solo_infer.config.validation import (
     require_unit_interval,
 )
 
-HeadName = Literal["solo", "decoupled", "decoupled_light"]
-BackboneName = Literal["resnet50", "resnet101", "efficientnet_lite0"]
+HeadName = Literal["solo", "decoupled", "decoupled_light", "solov2"]
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d"]
+BackboneName = Literal[ResNetName, "efficientnet_lite0"]
 ExtraLevel = Literal["max_pool", "conv"]
+DeformableHead = Literal["none", "last", "all"]
 
-HEADS: tuple[HeadName, ...] = ("solo", "decoupled", "decoupled_light")
+HEADS: tuple[HeadName, ...] = ("solo", "decoupled", "decoupled_light", "solov2")
 LITE0: BackboneName = "efficientnet_lite0"
-BACKBONES: tuple[BackboneName, ...] = ("resnet50", "resnet101", LITE0)
+BACKBONES: tuple[BackboneName, ...] = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext101_64x4d",
+    LITE0,
+)
+# Only the bottleneck blocks of a ResNet have a deformable variant, as in mmdet.
+DEFORMABLE_BACKBONES: tuple[BackboneName, ...] = ("resnet50", "resnet101", "resnext101_64x4d")
 EXTRA_LEVELS: tuple[ExtraLevel, ...] = ("max_pool", "conv")
+DEFORMABLE_HEADS: tuple[DeformableHead, ...] = ("none", "last", "all")
 NMS_KERNELS = ("gaussian", "linear")
 NMS_METHODS = ("matrix", "greedy")
 LEVEL_STRIDES = (8, 8, 16, 32, 32)  # input pixels per pixel of each head input, finest level first
 NUM_LEVELS = len(LEVEL_STRIDES)
 LIGHT_SCALE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+SOLOV2_LIGHT_SCALE_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,9 @@ class SOLOConfig(ArchitectureConfig):
 
     Attributes:
         head: "solo" (one mask per grid cell), "decoupled" (the product of an x mask and a y mask, from two
-            branches) or "decoupled_light" (the same from one short branch).
-        backbone: "resnet50", "resnet101" or "efficientnet_lite0".
+            branches), "decoupled_light" (the same from one short branch) or "solov2" (a convolution kernel
+            for each cell, applied to mask features that all cells share).
+        backbone: "resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d" or "efficientnet_lite0".
         num_classes: Number of object classes, without a background class.
         num_grids: Grid cells along each side, one number per level, finest level first.
         stacked_convs: Convolutions in each branch of the head.
@@ -54,10 +68,16 @@ class SOLOConfig(ArchitectureConfig):
         head_bias: Whether the convolutions of the branches have a bias before their GroupNorm.
         extra_level: How P6 is made from P5: "max_pool" (every second pixel, as published) or "conv" (a 3x3
             convolution of stride 2).
-        deformable_head: Whether the last convolution of each branch is deformable (``use_dcn_in_tower`` with
-            ``type_dcn="DCN"`` in the authors' code).
+        deformable_head: Convolutions of each branch that are deformable: "none", "last" or "all"
+            (``use_dcn_in_tower`` in the authors' code, ``dcn_apply_to_all_conv`` in mmdet). ``False`` and
+            ``True``, which earlier versions wrote, stand for "none" and "last".
         deformable_stages: ResNet stages, of 1 to 4, whose 3x3 convolutions are deformable
             (``stage_with_dcn`` in the authors' code).
+        modulated: Whether deformable convolutions are those of version 2, with a factor for each tap.
+        mask_channels: With "solov2", the channels of the mask features, and so the length of each kernel; a
+            multiple of 32.
+        deformable_mask_features: With "solov2", whether all convolutions that compute the mask features are
+            deformable.
     """
 
     family: ClassVar[str] = "solo"
@@ -72,20 +92,30 @@ class SOLOConfig(ArchitectureConfig):
     scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
     head_bias: bool = False
     extra_level: ExtraLevel = "max_pool"
-    deformable_head: bool = False
+    deformable_head: DeformableHead = "none"
     deformable_stages: tuple[int, ...] = ()
+    modulated: bool = False
+    mask_channels: int = 256
+    deformable_mask_features: bool = False
 
     def __post_init__(self) -> None:
         require_choice("head", self.head, HEADS)
         require_choice("backbone", self.backbone, BACKBONES)
         require_choice("extra_level", self.extra_level, EXTRA_LEVELS)
-        require_bools({name: getattr(self, name) for name in ("head_bias", "deformable_head")})
+        if isinstance(self.deformable_head, bool):
+            object.__setattr__(self, "deformable_head", "last" if self.deformable_head else "none")
+        require_choice("deformable_head", self.deformable_head, DEFORMABLE_HEADS)
+        names = ("head_bias", "modulated", "deformable_mask_features")
+        require_bools({name: getattr(self, name) for name in names})
         coerce_tuple(self, "num_grids", NUM_LEVELS)
         require_positive_ints({f"num_grids[{level}]": grid for level, grid in enumerate(self.num_grids)})
-        names = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels")
-        require_positive_ints({name: getattr(self, name) for name in names})
-        channels = self.head_channels
-        require(channels % 32 == 0, f"head_channels={channels}: expected a multiple of 32.")
+        sizes = ("num_classes", "stacked_convs", "pyramid_channels", "head_channels", "mask_channels")
+        require_positive_ints({name: getattr(self, name) for name in sizes})
+        for name in ("head_channels", "mask_channels"):
+            channels = getattr(self, name)
+            require(channels % 32 == 0, f"{name}={channels}: expected a multiple of 32.")
+        allowed = self.head == "solov2" or not self.deformable_mask_features
+        require(allowed, f"deformable_mask_features=True: expected False with the head {self.head!r}.")
         self._check_scale_ranges()
         self._check_deformable_stages()
 
@@ -102,8 +132,8 @@ class SOLOConfig(ArchitectureConfig):
         known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)
         require(known, f"deformable_stages={stages!r}: expected a subset of 1, 2, 3, 4.")
         object.__setattr__(self, "deformable_stages", tuple(sorted(set(stages))))
-        allowed = not stages or self.backbone != LITE0
-        require(allowed, f"deformable_stages={stages}: expected none with {LITE0}.")
+        allowed = not stages or self.backbone in DEFORMABLE_BACKBONES
+        require(allowed, f"deformable_stages={stages}: expected none with {self.backbone}.")
 
     @property
     def name(self) -> str:
@@ -114,6 +144,11 @@ class SOLOConfig(ArchitectureConfig):
     def strides(self) -> tuple[int, ...]:
         """Stride of each level in input pixels; a mask must cover more pixels of its map than this."""
         return LEVEL_STRIDES
+
+    @property
+    def mask_strides(self) -> tuple[int, ...]:
+        """Stride in input pixels of the masks that each level learns: 4 for "solov2", half the level's."""
+        return tuple(4 if self.head == "solov2" else stride // 2 for stride in self.strides)
 
 
 @dataclass(frozen=True)
@@ -155,6 +190,8 @@ class PostprocessConfig(BasePostprocessConfig):
 
 def solo_preset(head: HeadName, backbone: BackboneName = "resnet50") -> Preset:
     """Return the published settings of a head: 800 px and 7 convolutions; the light one 512 px and 4."""
+    if head == "solov2":
+        return solov2_preset(backbone)
     if head == "decoupled_light":
         return Preset(
             SOLOConfig(head, backbone, stacked_convs=4, scale_ranges=LIGHT_SCALE_RANGES),
@@ -167,9 +204,58 @@ def solo_preset(head: HeadName, backbone: BackboneName = "resnet50") -> Preset:
 def _light_with_deformable_convolutions() -> Preset:
     light = solo_preset("decoupled_light")
     assert isinstance(light.architecture, SOLOConfig)
-    architecture = replace(light.architecture, deformable_head=True, deformable_stages=(2, 3, 4))
+    architecture = replace(light.architecture, deformable_head="last", deformable_stages=(2, 3, 4))
     return replace(light, architecture=architecture)
 
+
+def solov2_preset(backbone: BackboneName, *, light: bool = False, **architecture: Any) -> Preset:
+    """Return the published settings of SOLOv2.
+
+    Networks for 800 px have 4 convolutions of 512 channels in each branch, light ones for 448 px 2 of 256.
+
+    Args:
+        backbone: Backbone of the network.
+        light: Whether it is one of the light models, made for speed.
+        architecture: Other fields of ``SOLOConfig`` and their values.
+    """
+    sizes: dict[str, Any] = {"stacked_convs": 4, "head_channels": 512, "mask_channels": 256}
+    preprocess = PreprocessConfig()
+    if light:
+        sizes = {"stacked_convs": 2, "head_channels": 256, "mask_channels": 128}
+        sizes["scale_ranges"] = SOLOV2_LIGHT_SCALE_RANGES
+        preprocess = PreprocessConfig(short_side=448, long_side=768)
+    return Preset(
+        SOLOConfig("solov2", backbone, **{**sizes, **architecture}), preprocess, PostprocessConfig()
+    )
+
+
+def solov2_light_deformable_preset(modulated: bool) -> Preset:
+    """Return the published settings of the light SOLOv2 with deformable convolutions on ResNet-50.
+
+    Args:
+        modulated: Whether it is mmdet's, of version 2 and for 448 px, or the authors', of version 1 and for
+            512 px.
+    """
+    preset = solov2_preset(
+        "resnet50",
+        light=True,
+        stacked_convs=3,
+        scale_ranges=LIGHT_SCALE_RANGES,
+        deformable_head="last",
+        deformable_stages=(2, 3, 4),
+        modulated=modulated,
+    )
+    return (
+        preset if modulated else replace(preset, preprocess=PreprocessConfig(short_side=512, long_side=852))
+    )
+
+
+_DEFORMABLE: dict[str, Any] = {
+    "deformable_head": "all",
+    "deformable_stages": (2, 3, 4),
+    "modulated": True,
+    "deformable_mask_features": True,
+}
 
 SOLO_PRESETS: dict[str, Preset] = {
     "solo_r50": solo_preset("solo"),
@@ -179,4 +265,13 @@ SOLO_PRESETS: dict[str, Preset] = {
     "decoupled_light_r50": solo_preset("decoupled_light"),
     "decoupled_light_r101": solo_preset("decoupled_light", "resnet101"),
     "decoupled_light_dcn_r50": _light_with_deformable_convolutions(),
+    "solov2_r50": solov2_preset("resnet50"),
+    "solov2_r101": solov2_preset("resnet101"),
+    "solov2_r101_dcn": solov2_preset("resnet101", **_DEFORMABLE),
+    "solov2_x101_dcn": solov2_preset("resnext101_64x4d", **_DEFORMABLE),
+    "solov2_light_r18": solov2_preset("resnet18", light=True),
+    "solov2_light_r34": solov2_preset("resnet34", light=True),
+    "solov2_light_r50": solov2_preset("resnet50", light=True),
+    "solov2_light_r50_dcn": solov2_light_deformable_preset(modulated=True),
+    "solov2_light_512_dcn_r50": solov2_light_deformable_preset(modulated=False),
 }

@@ -9,6 +9,7 @@ goldens of ``solo-infer verify`` are outputs of mmdet 3.3.0 with these weights.
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from solo_infer.weights.key_mapping import mmdet_name
 
 # Scale and mean of class and mask logits, tuned with mmdet on photos: 80 to 600 (cell, class) pairs exceed
 # the score threshold, and masks are blobs. ``mask_spread`` varies the areas between cells. For YOLACT,
-# ``background`` is the bias of the background class and ``proto_gain`` the scale of the prototypes.
-CALIBRATION = {
+# ``background`` is the bias of the background class and ``proto_gain`` the scale of the prototypes. For SOLOv2,
+# ``kernel_gain`` and ``kernel_bias`` are the scale and mean of the kernels, and ``last_norm`` the norm layer that
+# ends a residual branch.
+CALIBRATION: dict[str, dict[str, Any]] = {
     "solo_r50": {"cls_gain": 3.0, "cls_bias": -8.2, "mask_gain": 5.5, "mask_bias": -5.5, "mask_spread": 3.0},
     "decoupled_r50": {
         "cls_gain": 3.0,
@@ -39,13 +42,39 @@ CALIBRATION = {
     },
     "yolact_r50": {"cls_gain": 1.6, "cls_bias": 0.0, "background": 12.5, "proto_gain": 9.0},
     "yolact_r101": {"cls_gain": 1.2, "cls_bias": 0.0, "background": 12.5, "proto_gain": 7.0},
+    **{
+        model: {"cls_gain": 3.0, "cls_bias": -8.2, "kernel_gain": gain, "kernel_bias": bias}
+        for model, gain, bias in (
+            ("solov2_r50", 0.6, -0.036),
+            ("solov2_r101", 0.6, -0.036),
+            ("solov2_r101_dcn", 0.5, -0.045),
+            ("solov2_x101_dcn", 0.55, -0.035),
+            ("solov2_light_r18", 0.9, -0.042),
+            ("solov2_light_r34", 0.9, -0.042),
+            ("solov2_light_r50", 0.9, -0.07),
+            ("solov2_light_r50_dcn", 0.9, -0.055),
+        )
+    },
 }
+for _model in ("solov2_light_r18", "solov2_light_r34"):
+    CALIBRATION[_model]["last_norm"] = "bn2"
 _PYRAMID_GAINS = (0.7, 1.2, 1.65, 2.9, 1.0)  # by level of YOLACT, so that each level has detections
 
 _BLOCK = 3  # side of the blocks of cells with similar mask weights, as in a trained head
 _OWN_CELL = 0.35  # fraction of the mask weights that differs within a block
 _OWN_TAP = 0.2  # fraction of the weight of a mask convolution that differs between taps
 _COORDINATE_GAIN = 60.0  # balances one or two coordinate channels against 256 features
+_OFFSET_GAIN = 0.5  # standard deviation of the offsets of deformable convolutions in pixels, for unit inputs
+# Fraction of the fine levels in the mask features of SOLOv2, so that masks are blobs: by the last norm layer.
+_LEVEL_ENDS = {
+    f"mask_head.mask_feature_head.convs_all_levels.{level}.conv{conv}.gn": fraction
+    for level, conv, fraction in ((0, 0, 0.05), (1, 0, 0.12), (2, 1, 0.35))
+}
+_SMOOTH_BRANCHES = (
+    "mask_head.mask_convs",
+    "mask_head.kernel_convs",
+    "mask_head.mask_feature_head.convs_all_levels",
+)
 
 
 def state_dict(model: str) -> dict[str, Tensor]:
@@ -152,15 +181,17 @@ def _per_cell(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return shared[index] * np.sqrt(1.0 - _OWN_CELL * _OWN_CELL) + varied * _OWN_CELL
 
 
-def _value(name: str, shape: tuple[int, ...], constants: dict[str, float]) -> np.ndarray:
+def _value(name: str, shape: tuple[int, ...], constants: dict[str, Any]) -> np.ndarray:
     """Return the float64 value of a tensor."""
     layer, parameter = name.rsplit(".", 1)
     if parameter == "running_mean":
         return 0.2 * _centered(name, shape)
     if parameter == "running_var":
         return 1.0 + 0.2 * _centered(name, shape)
+    level_fraction = _LEVEL_ENDS.get(layer, 1.0)
     if len(shape) == 1 and parameter == "weight":  # of a norm layer; small at the end of a residual branch
-        return (0.3 if layer.endswith("bn3") else 1.0) * (1.0 + 0.15 * _centered(name, shape))
+        is_last = layer.endswith(constants.get("last_norm", "bn3"))
+        return (0.3 if is_last else level_fraction) * (1.0 + 0.15 * _centered(name, shape))
     if "conv_mask_list" in layer:
         if parameter == "bias":
             return constants["mask_bias"] + constants["mask_spread"] * _per_cell(name, shape)
@@ -172,11 +203,20 @@ def _value(name: str, shape: tuple[int, ...], constants: dict[str, float]) -> np
                 bias.reshape(3, 81)[:, 80] += constants["background"]
             return bias
         return _conv(name, shape, constants["cls_gain"])
+    if layer.endswith("conv_kernel"):
+        if parameter == "bias":
+            return constants["kernel_bias"] + 0.01 * _centered(name, shape)
+        return _smooth_conv(name, shape, constants["kernel_gain"])
+    if layer.endswith("conv_offset") and parameter == "weight":
+        value = _conv(name, shape, 1.0)
+        value[: shape[0] // 3 * 2] *= _OFFSET_GAIN  # the others are logits of factors
+        return value
     if parameter == "bias":
-        return 0.1 * _centered(name, shape)
-    if layer.startswith("mask_head.mask_convs"):
+        return level_fraction * 0.1 * _centered(name, shape)
+    if layer.startswith(_SMOOTH_BRANCHES):
         value = _smooth_conv(name, shape, np.sqrt(2.0))
-        value[:, 256:] *= _COORDINATE_GAIN
+        if shape[1] in (257, 258):  # x, y or both after 256 features
+            value[:, 256:] *= _COORDINATE_GAIN
         return value
     if layer.startswith("mask_head.protonet"):
         gain = constants["proto_gain"] if layer == "mask_head.protonet.10" else 1.0

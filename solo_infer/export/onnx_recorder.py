@@ -44,6 +44,7 @@ class GraphRecorder(TorchDispatchMode):
         self._names = WeakTensorKeyDictionary()  # names of the tensors that depend on the input
         self._kept: dict[int, Tensor] = {}  # constants, kept alive so that no id is reused
         self._values: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._outputs: dict[tuple[str, tuple[str, ...], str], str] = {}  # of the nodes so far
 
     def watch(self, tensor: Tensor, name: str) -> None:
         """Make a tensor an input of the graph."""
@@ -94,12 +95,14 @@ class GraphRecorder(TorchDispatchMode):
         return self.constant(np.array(values, dtype=np.int64))
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Add a node and return the name of its output."""
+        """Add a node, unless there is an equal one, and return the name of its output."""
         from onnx import helper
 
-        output = f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
-        return output
+        key = (operator, tuple(inputs), repr(attributes))
+        if key not in self._outputs:
+            output = self._outputs[key] = f"{operator}_{len(self.nodes)}"
+            self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return self._outputs[key]
 
     def rename(self, names: dict[str, str]) -> None:
         """Rename tensors of the graph.

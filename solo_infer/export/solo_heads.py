@@ -4,6 +4,8 @@
     mask_0 .. mask_4        (N, g * g, h, w)     "solo": mask logits of each cell, at the size of the level
     mask_x_0 .. mask_x_4    (N, g, 2h, 2w)       decoupled: of each column, at twice that size
     mask_y_0 .. mask_y_4    (N, g, 2h, 2w)       decoupled: of each row, at twice that size
+    kernel_0 .. kernel_4    (N, E, g, g)         "solov2": kernel of each cell
+    mask_features           (N, E, H/4, W/4)     "solov2": its kernel times these is a mask
 
 mmdet up-samples the maps of "solo" before its last convolution. The two commute, which makes 3,872 maps a
 quarter of the size: 220 MB of output for 800 x 1344 pixels.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +30,10 @@ from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.layers.resize import upsample
 from solo_infer.models.optimized.optimize import fold_batch_norm, halve_p2
 from solo_infer.models.solo.cells import LevelCells, cell_table
-from solo_infer.models.solo.head import SOLOHead, class_scores_from_logits
-from solo_infer.models.solo.masks import AxisMasks, AxisScores, CandidateMasks, CellMasks
+from solo_infer.models.solo.head import DecoupledHead, SOLOHead, class_scores_from_logits
+from solo_infer.models.solo.masks import AxisMasks, AxisScores, CandidateMasks, CellMasks, KernelMasks
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.models.solo.solov2_head import SOLOv2Head
 
 # Input pixels per pixel of the masks of "solo" and of the decoupled heads, per level.
 _MAP_STRIDES = {"solo": (8, 8, 16, 32, 32), "decoupled": (4, 4, 8, 16, 16)}
@@ -50,8 +54,10 @@ class RawHeads(nn.Module):
         """Map network inputs (N, 3, H, W) to the outputs named by ``output_names``."""
         levels, head = self.network.features(images), self.network.mask_head
         class_logits = head.class_logits(levels)
+        if isinstance(head, SOLOv2Head):
+            return (*class_logits, *head.kernels(levels), head.mask_features(levels))
         if not isinstance(head, SOLOHead):
-            columns, rows = head.mask_logits(levels)
+            columns, rows = cast(DecoupledHead, head).mask_logits(levels)
             return (*class_logits, *columns, *rows)
         features = head.mask_convs(levels)
         masks = [
@@ -65,19 +71,22 @@ def export_network(network: SOLONetwork) -> nn.Module:
     """Return the network to export: BatchNorm folded, P2 computed at half its size.
 
     Raises:
-        ExportError: The network has operators that ONNX lacks.
+        ExportError: The network has deformable convolutions.
     """
     if any(isinstance(module, DeformableConv) for module in network.modules()):
         raise ExportError(
-            "Deformable convolutions have no counterpart in ONNX: expected a model without them."
+            "Deformable convolutions cannot be exported: ONNX has them from opset 19 on, and the opsets that "
+            "inference engines of accelerators read are 11 and 13. Expected a model without them."
         )
     return RawHeads(halve_p2(fold_batch_norm(network)))
 
 
 def output_names(config: SOLOConfig) -> list[str]:
-    """Return the names of the outputs in order: ten for "solo", fifteen for the decoupled heads."""
-    prefixes = ("class", "mask") if config.head == "solo" else ("class", "mask_x", "mask_y")
-    return [f"{prefix}_{level}" for prefix in prefixes for level in range(len(config.num_grids))]
+    """Return the names of the outputs in order: 10 for "solo", 11 for "solov2", otherwise 15."""
+    axes = ("class", "mask_x", "mask_y")
+    prefixes = {"solo": ("class", "mask"), "solov2": ("class", "kernel")}.get(config.head, axes)
+    names = [f"{prefix}_{level}" for prefix in prefixes for level in range(len(config.num_grids))]
+    return [*names, "mask_features"] if config.head == "solov2" else names
 
 
 def output_shapes(config: SOLOConfig, size: tuple[int, int]) -> list[tuple[int, ...]]:
@@ -87,13 +96,17 @@ def output_shapes(config: SOLOConfig, size: tuple[int, int]) -> list[tuple[int, 
         config: Architecture of the network.
         size: (height, width) of the network input in pixels.
     """
+    classes: list[tuple[int, ...]] = [(1, config.num_classes, grid, grid) for grid in config.num_grids]
+    if config.head == "solov2":
+        channels = config.mask_channels
+        kernels = [(1, channels, grid, grid) for grid in config.num_grids]
+        return [*classes, *kernels, (1, channels, size[0] // 4, size[1] // 4)]
     is_solo = config.head == "solo"
     strides = _MAP_STRIDES["solo" if is_solo else "decoupled"]
     masks: list[tuple[int, ...]] = [
         (1, grid * grid if is_solo else grid, size[0] // stride, size[1] // stride)
         for grid, stride in zip(config.num_grids, strides, strict=True)
     ]
-    classes: list[tuple[int, ...]] = [(1, config.num_classes, grid, grid) for grid in config.num_grids]
     return classes + (masks if is_solo else masks * 2)
 
 
@@ -112,8 +125,18 @@ def decode_outputs(
     scores = class_scores_from_logits(outputs[:levels])[0]
     candidates = find_candidates(scores, thresholds.score_thr)
     strides = cell_table(config).stride.to(scores.device)
-    masks = _masks(config, outputs[levels:])
+    if config.head == "solov2":
+        masks = _kernel_masks(outputs[levels:], candidates.cells.unique_consecutive())
+    else:
+        masks = _masks(config, outputs[levels:])
     return detect_image(candidates, masks, strides, geometry, thresholds)
+
+
+def _kernel_masks(maps: Sequence[Tensor], cells: Tensor) -> CandidateMasks:
+    """Return the masks of some cells (K,) of one image from its kernels and its mask features."""
+    *levels, features = (tensor[0].float() for tensor in maps)
+    kernels = torch.cat([level.flatten(1) for level in levels], dim=1)  # (E, cells)
+    return KernelMasks(features, cells, kernels[:, cells].T)
 
 
 def _masks(config: SOLOConfig, maps: Sequence[Tensor]) -> CandidateMasks:

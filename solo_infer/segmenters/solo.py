@@ -1,4 +1,4 @@
-"""SOLO, Decoupled SOLO and Decoupled Light SOLO models."""
+"""SOLO, Decoupled SOLO, Decoupled Light SOLO and SOLOv2 models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SOLO(Segmenter):
-    """SOLO, Decoupled SOLO or Decoupled Light SOLO; see ``Segmenter`` for its methods."""
+    """SOLO, Decoupled SOLO, Decoupled Light SOLO or SOLOv2; see ``Segmenter`` for its methods."""
 
     family = SOLOConfig.family
     network: SOLONetwork

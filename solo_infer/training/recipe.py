@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from solo_infer.config.suggestions import did_you_mean
@@ -78,8 +78,9 @@ class Recipe:
         evaluate_every: Epochs between evaluations, if there is validation data.
         freeze_stem: Whether to freeze the backbone up to C2 (mmdet's ``frozen_stages=1``).
         augment: Augmentation policy, applied to images at the scale of prediction. "none"; "flip" (mmdet's 1x
-            schedule); "multiscale" (mmdet's 3x schedule: flip, and five smaller scales down to 0.8); "jitter"
-            (colors, flip, ``scale_range``, a square crop of ``crop_size`` and ``copy_paste``).
+            schedule); "multiscale" (mmdet's 3x schedule: flip, and one of six scales: 1 to 0.8 of the
+            short side, for light models 512 to 352 pixels); "jitter" (colors, flip, ``scale_range``, a square
+            crop of ``crop_size`` and ``copy_paste``).
         scale_range: Least and greatest scale factor of "jitter".
         crop_size: Side of the square crop of "jitter" in pixels; smaller images are padded. 0 stands for the
             model's short side.
@@ -184,7 +185,7 @@ class Recipe:
 
         Settings that do not change the weights have fixed values in it.
         """
-        return dataclasses.replace(self, workers=0, log_every=1, save_every=1, evaluate_every=1)
+        return replace(self, workers=0, log_every=1, save_every=1, evaluate_every=1)
 
     def to_json(self) -> str:
         """Return the settings as JSON text."""
@@ -215,6 +216,9 @@ class Recipe:
 
 PUBLISHED_1X = Recipe()
 PUBLISHED_3X = Recipe(epochs=36, milestones=(27, 33), augment="multiscale")
+# mmdet's schedules of SOLOv2 (configs/solov2).
+PUBLISHED_SOLOV2_1X = replace(PUBLISHED_1X, grad_clip_norm=35.0)
+PUBLISHED_SOLOV2_3X = replace(PUBLISHED_3X, grad_clip_norm=35.0)
 FINE_TUNE = Recipe(
     epochs=20,
     batch_size=8,
@@ -242,4 +246,11 @@ PUBLISHED_YOLACT = Recipe(
     augment="jitter",
     scale_range=(0.4, 1.6),
 )
-RECIPES = {"finetune": FINE_TUNE, "1x": PUBLISHED_1X, "3x": PUBLISHED_3X, "yolact": PUBLISHED_YOLACT}
+RECIPES = {
+    "finetune": FINE_TUNE,
+    "1x": PUBLISHED_1X,
+    "3x": PUBLISHED_3X,
+    "solov2_1x": PUBLISHED_SOLOV2_1X,
+    "solov2_3x": PUBLISHED_SOLOV2_3X,
+    "yolact": PUBLISHED_YOLACT,
+}

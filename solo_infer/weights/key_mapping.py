@@ -21,6 +21,11 @@ MMDET_PYRAMID: Rules = (
     (re.compile(r"^neck\.lateral_convs\.(\d+)\.conv\."), r"neck.inner_blocks.\1.0."),
     (re.compile(r"^neck\.fpn_convs\.(\d+)\.conv\."), r"neck.layer_blocks.\1.0."),
 )
+# Early mmdet named the offsets of a deformable convolution after it: conv2_offset, not conv2.conv_offset.
+OLD_OFFSETS: Rules = (
+    (re.compile(r"^(backbone\..*\.conv\d)_offset\."), r"\1.conv_offset."),
+    (re.compile(r"^(mask_head\..*)(?<!\.conv)\.conv_offset\."), r"\1.conv.conv_offset."),
+)
 _TO_MMDET_PYRAMID: Rules = (
     (re.compile(r"^neck\.inner_blocks\.(\d+)\.0\."), r"neck.lateral_convs.\1.conv."),
     (re.compile(r"^neck\.layer_blocks\.(\d+)\.0\."), r"neck.fpn_convs.\1.conv."),

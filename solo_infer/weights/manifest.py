@@ -51,7 +51,7 @@ class ManifestEntry:
 
     Attributes:
         name: Name that ``load_model`` takes.
-        family: "solo", "decoupled", "decoupled_light", "yolact" or "yolact_original".
+        family: "solo", "decoupled", "decoupled_light", "solov2", "yolact" or "yolact_original".
         preset: Name of its configuration in ``solo_infer.config.PRESETS``, "" if it has its own config.json.
         filename: Name of the file in the cache and at a mirror; unique in the manifest.
         sources: Sources of the file, in the order of their use.

@@ -56,6 +56,10 @@ def in_authors_names(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
         "mask_head.cls_convs": "bbox_head.cate_convs",
         "mask_head.conv_mask_list": f"bbox_head.{prefix}solo_ins_list",
         "mask_head.conv_cls": f"bbox_head.{prefix}solo_cate",
+        "mask_head.kernel_convs": "bbox_head.kernel_convs",
+        "mask_head.conv_kernel": "bbox_head.solo_kernel",
+        "mask_head.mask_feature_head.conv_pred": "mask_feat_head.conv_pred.0",
+        "mask_head.mask_feature_head": "mask_feat_head",
     }
     renamed = OrderedDict()
     for name, tensor in in_mmdet_names(state_dict).items():
@@ -116,9 +120,10 @@ def narrow_backbones() -> Iterator[None]:
     """Make every ResNet five times smaller, with the same tensor names, so that files are written quickly."""
 
     def narrow(self: ResNet, name: str) -> None:
-        blocks = list(resnet.RESNET_BLOCKS[name])
+        blocks = list(resnet.RESNETS[name].blocks)
         TorchvisionResNet.__init__(self, Bottleneck, blocks, num_classes=1, width_per_group=4)
         del self.avgpool, self.fc
+        self.out_channels = (256, 512, 1024, 2048)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResNet, "__init__", narrow)

@@ -22,10 +22,12 @@ QUICK_FINE_TUNE = Recipe(
 NUTS_AND_BOLTS = {"nut": 7, "bolt": 3}
 
 
-def small_start():
+def small_start(head="decoupled_light"):
     """Return a model of three classes with the smallest backbone, always with the same weights."""
-    config = small_config("decoupled_light")
-    architecture = replace(config.architecture, backbone="efficientnet_lite0", stacked_convs=1)
+    config = small_config(head)
+    architecture = replace(
+        config.architecture, backbone="efficientnet_lite0", stacked_convs=1, mask_channels=32
+    )
     return init_model(replace(config, architecture=architecture), seed=1)
 
 

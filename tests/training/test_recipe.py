@@ -25,6 +25,8 @@ def test_published_schedules():
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
     rates = [PUBLISHED_3X.lr_at(epoch * 1000, 1000) for epoch in (26, 27, 33)]
     assert rates == pytest.approx([0.01, 1e-3, 1e-4])
+    for name in ("1x", "3x"):
+        assert RECIPES[f"solov2_{name}"] == replace(RECIPES[name], grad_clip_norm=35.0)
     cosine = Recipe(schedule="cosine", epochs=10, warmup_iters=0)
     assert [cosine.lr_at(step, 10) for step in (0, 50, 100)] == pytest.approx([0.01, 0.005, 0.0])
 

@@ -95,6 +95,21 @@ def test_resize_choice_defaults_to_the_published_sizes():
     assert ResizeChoice() == ResizeChoice((800, 768, 736, 704, 672, 640), 1333)
 
 
+@pytest.mark.parametrize(
+    ("short", "long", "sides"),
+    [
+        (800, 1333, (800, 768, 736, 704, 672, 640)),
+        (512, 852, (512, 480, 448, 416, 384, 352)),  # Decoupled Light SOLO
+        (448, 768, (512, 480, 448, 416, 384, 352)),  # light models of SOLOv2
+        (448, 500, (500, 480, 448, 416, 384, 352)),
+        (400, 600, (400, 384, 368, 352, 336, 320)),
+    ],
+)
+def test_sizes_of_the_published_3x_schedules(short, long, sides):
+    resize, _ = make_augmentation(PUBLISHED_3X, PreprocessConfig(short, long)).steps
+    assert resize == ResizeChoice(sides, long)
+
+
 def test_stretch_gives_a_square(sample):
     assert Stretch(48)(sample, seeded()).shape == (48, 48)
 

@@ -37,6 +37,14 @@ PUBLISHED = {
     "decoupled_r50_1x": (33.9, "6337c589"),
     "decoupled_r50_3x": (36.7, "7b3301ec"),
     "decoupled_light_r50_3x": (32.9, "e70e226f"),
+    "solov2_r50_1x": (34.8, "a357fa23"),
+    "solov2_r50_3x": (37.5, "fed092d4"),
+    "solov2_r101_3x": (39.1, "c559a076"),
+    "solov2_r101_dcn_3x": (41.2, "16c966cb"),
+    "solov2_x101_dcn_3x": (42.4, "aef41095"),
+    "solov2_light_r18_3x": (29.7, "75fa355b"),
+    "solov2_light_r34_3x": (31.9, "e51659d3"),
+    "solov2_light_r50_3x": (33.7, "c93a6074"),
     "authors_solo_r50_1x": (32.9, ""),
     "authors_solo_r50_3x": (35.8, ""),
     "authors_solo_r101_3x": (37.1, ""),
@@ -45,7 +53,23 @@ PUBLISHED = {
     "authors_decoupled_r101_3x": (37.9, ""),
     "authors_decoupled_light_r50_3x": (33.0, ""),
     "authors_decoupled_light_dcn_r50_3x": (35.0, ""),
+    "authors_solov2_r50_1x": (34.8, "17e10fe2198665c573b363c504a1547e6a917e22fa94e926d7f8646432d8a506"),
+    "authors_solov2_r50_3x": (37.5, "659975203266ca2d00167790796fde961d09930c01124377d3ee3a8be3a3a660"),
+    "authors_solov2_r101_3x": (39.1, "7126c25eee6575ef405fc689b46510493b4dc991ebf758a12645109ed906c55f"),
+    "authors_solov2_r101_dcn_3x": (41.4, "3cd436711e57047bf00a733fb606262097b4eff7121d3251305aeab3ccc249c5"),
+    "authors_solov2_x101_dcn_3x": (42.4, "e0ef1edcb04d4e468b5bd7cc63d8de4d8267402ee180679c6c0ddbeda51f7d46"),
+    "authors_solov2_light_448_r18_3x": (
+        29.6,
+        "4f89669be79143566e02bdc51428fc10c83a3974a53326fcae1cf7e336dc6997",
+    ),
+    "authors_solov2_light_448_r34_3x": (
+        32.0,
+        "9243f7b9e64e4ae0a77517fed392a7f170ab3e5cad7028caa7b062c34d87d3c5",
+    ),
+    "authors_solov2_light_448_r50_3x": (33.7, ""),
+    "authors_solov2_light_512_dcn_r50_3x": (36.4, ""),
     "yolact_r50": (29.0, "f38d58df"),
+    "yolact_r50_8x8": (28.4, "ca34f5db"),
     "yolact_r101": (30.4, "4cbe9101"),
     "authors_yolact_r50": (28.2, ""),
     "authors_yolact_r101": (29.8, ""),
@@ -56,10 +80,9 @@ PUBLISHED = {
 def test_names_and_their_order() -> None:
     assert available_models() == list(load_manifest()) == [*PUBLISHED, EMBEDDED_MODEL]
     assert {entry.name: (entry.mask_ap, entry.sha256_prefix) for entry in ENTRIES} == PUBLISHED
-    assert (len(OPENMMLAB), len(AUTHORS), len(YOLACT_AUTHOR)) == (7, 8, 3)
+    assert (len(OPENMMLAB), len(AUTHORS), len(YOLACT_AUTHOR)) == (16, 17, 3)
     assert DEFAULT_MODEL in load_manifest()
-    best = max((entry for entry in ENTRIES if entry.commercial_use), key=lambda entry: entry.mask_ap)
-    assert best.name == DEFAULT_MODEL
+    assert find_entry(DEFAULT_MODEL).commercial_use
 
 
 def test_file_names_are_unique_and_portable() -> None:
@@ -72,7 +95,9 @@ def test_file_names_are_unique_and_portable() -> None:
 def test_entry_is_consistent(entry: manifest.ManifestEntry) -> None:
     architecture = PRESETS[entry.preset].architecture
     assert entry.family == architecture.name in (*HEADS, "yolact", "yolact_original")
-    assert ("r101" in entry.name) == (architecture.backbone == "resnet101")
+    depth = re.search(r"_([rx]\d+)", entry.name)
+    prefix = "resnext" if depth and depth[1].startswith("x") else "resnet"
+    assert depth is not None and architecture.backbone.startswith(prefix + depth[1][1:])
     assert entry.family.split("_")[0] in entry.name
     assert re.fullmatch(r"(?:[0-9a-f]{8,64})?", entry.sha256_prefix)
     assert entry.size is None or entry.size > 10_000_000
@@ -85,8 +110,8 @@ def test_entry_of_openmmlab(entry: manifest.ManifestEntry) -> None:
     (source,) = entry.sources
     address = urlsplit(source.address)
     assert (source.kind, address.scheme, address.hostname) == ("url", "https", "download.openmmlab.com")
-    folder = re.split("_202[01]", entry.filename)[0]
-    project = "yolact" if entry.family == "yolact" else "solo"
+    folder = re.split("_202[012]", entry.filename)[0]
+    project = entry.family if entry.family in ("yolact", "solov2") else "solo"
     assert address.path == f"/mmdetection/v2.0/{project}/{folder}/{entry.filename}"
     assert entry.license == "Apache-2.0" and entry.commercial_use
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from solo_infer.models.backbones.efficientnet_lite import EfficientNetLite0
-from solo_infer.models.backbones.resnet import RESNET_BLOCKS, ResNet
+from solo_infer.models.backbones.resnet import RESNETS, ResNet
 
 
-def build_backbone(name: str, deformable_stages: Sequence[int] = ()) -> ResNet | EfficientNetLite0:
+def build_backbone(
+    name: str, deformable_stages: Sequence[int] = (), modulated: bool = False
+) -> ResNet | EfficientNetLite0:
     """Build a backbone.
 
     Args:
-        name: "resnet50", "resnet101" or "efficientnet_lite0".
+        name: Key of ``resnet.RESNETS``, or "efficientnet_lite0".
         deformable_stages: Stages of a ResNet, of 1 to 4, with deformable convolutions.
+        modulated: Whether deformable convolutions are those of version 2.
     """
-    if name not in RESNET_BLOCKS:
+    if name not in RESNETS:
         return EfficientNetLite0()
     backbone = ResNet(name)
-    backbone.make_deformable(deformable_stages)
+    backbone.make_deformable(deformable_stages, modulated)
     return backbone

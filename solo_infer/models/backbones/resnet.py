@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from solo_infer.models.layers.deform_conv import DeformableConv
 
-RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+class ResNetSizes(NamedTuple):
+    """Sizes of a ResNet or ResNeXt."""
+
+    block: Any  # class of its residual blocks
+    blocks: tuple[int, ...]  # blocks of each stage
+    groups: int = 1  # groups of the 3x3 convolutions
+    width_per_group: int = 64  # channels per group in the first stage
+
+
+RESNETS = {
+    "resnet18": ResNetSizes(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": ResNetSizes(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": ResNetSizes(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": ResNetSizes(Bottleneck, (3, 4, 23, 3)),
+    "resnext101_64x4d": ResNetSizes(Bottleneck, (3, 4, 23, 3), groups=64, width_per_group=4),
+}
 
 
 def freeze_batch_norm(backbone: nn.Module) -> None:
@@ -23,21 +40,41 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
 class ResNet(TorchvisionResNet):
     """torchvision's ResNet up to C5; parameter names are torchvision's (and mmdet's ``backbone.*``).
 
-    The stride of a stage is in the 3x3 convolution of its first block ("pytorch" style in mmdet).
+    The stride of a stage is in the first 3x3 convolution of its first block ("pytorch" style in mmdet).
+
+    Args:
+        name: Key of ``RESNETS``.
     """
 
-    out_channels = (256, 512, 1024, 2048)
-
     def __init__(self, name: str) -> None:
-        super().__init__(Bottleneck, list(RESNET_BLOCKS[name]), num_classes=1)
+        sizes = RESNETS[name]
+        super().__init__(
+            sizes.block,
+            list(sizes.blocks),
+            num_classes=1,
+            groups=sizes.groups,
+            width_per_group=sizes.width_per_group,
+        )
         del self.avgpool, self.fc
+        self.out_channels = tuple(width * sizes.block.expansion for width in (64, 128, 256, 512))
 
-    def make_deformable(self, stages: Sequence[int]) -> None:
-        """Make the 3x3 convolutions of some of the stages 1 to 4 deformable; their weights are new."""
+    def make_deformable(self, stages: Sequence[int], modulated: bool = False) -> None:
+        """Make the 3x3 convolutions of bottleneck blocks deformable; their weights are new.
+
+        Args:
+            stages: Stages out of 1 to 4.
+            modulated: Whether the convolutions are those of version 2.
+        """
         for stage in stages:
             for block in getattr(self, f"layer{stage}"):
                 conv = block.conv2
-                block.conv2 = DeformableConv(conv.in_channels, conv.out_channels, conv.stride[0])
+                block.conv2 = DeformableConv(
+                    conv.in_channels,
+                    conv.out_channels,
+                    stride=conv.stride[0],
+                    groups=conv.groups,
+                    modulated=modulated,
+                )
 
     def train(self, mode: bool = True) -> ResNet:
         """Set the mode of all modules except BatchNorm, which keeps its statistics."""

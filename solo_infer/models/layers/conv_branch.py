@@ -1,4 +1,4 @@
-"""Branches of the SOLO heads: stacked 3x3 convolutions with GroupNorm and ReLU."""
+"""Branches of the SOLO heads: stacked convolutions with GroupNorm and ReLU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,35 @@ NUM_GROUPS = 32  # groups of every GroupNorm in the heads (SOLO paper, section 4
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution, GroupNorm and ReLU; the submodules have the names of mmdet's ConvModule."""
+    """Convolution, GroupNorm and ReLU; the submodules have the names of mmdet's ConvModule.
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool, deformable: bool) -> None:
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Taps along each side, odd. Defaults to 3.
+        bias: Whether the convolution has a bias. Defaults to False.
+        deformable: Whether the convolution is deformable. Defaults to False.
+        modulated: Whether a deformable convolution is one of version 2. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = False,
+        deformable: bool = False,
+        modulated: bool = False,
+    ) -> None:
         super().__init__()
         if deformable:
-            self.conv: nn.Conv2d = DeformableConv(in_channels, out_channels, bias=bias)
+            self.conv: nn.Conv2d = DeformableConv(
+                in_channels, out_channels, kernel_size, bias=bias, modulated=modulated
+            )
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+            padding = kernel_size // 2
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias)
         self.gn = nn.GroupNorm(NUM_GROUPS, out_channels)
         self.activate = nn.ReLU(inplace=True)
 
@@ -34,7 +55,8 @@ class ConvBranch(nn.Sequential):
         depth: Number of blocks.
         axes: Axes whose coordinates the first block reads as further channels: "", "x", "y" or "xy".
         bias: Whether the convolutions have a bias.
-        deformable_last: Whether the last convolution is deformable.
+        deformable: Convolutions that are deformable: "none", "last" or "all".
+        modulated: Whether deformable convolutions are those of version 2.
     """
 
     def __init__(
@@ -45,12 +67,16 @@ class ConvBranch(nn.Sequential):
         *,
         axes: str = "",
         bias: bool = False,
-        deformable_last: bool = False,
+        deformable: str = "none",
+        modulated: bool = False,
     ) -> None:
         widths = [in_channels + len(axes)] + [channels] * (depth - 1)
+        first_deformable = {"none": depth, "last": depth - 1, "all": 0}[deformable]
         super().__init__(
             *(
-                ConvBlock(width, channels, bias, deformable_last and index == depth - 1)
+                ConvBlock(
+                    width, channels, bias=bias, deformable=index >= first_deformable, modulated=modulated
+                )
                 for index, width in enumerate(widths)
             )
         )

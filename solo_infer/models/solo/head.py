@@ -2,7 +2,7 @@
 
 A head maps five feature maps to class logits on a grid of cells and to the mask logits of those cells.
 ``forward`` computes everything. ``class_logits`` and ``masks`` do the same in two steps, with the masks of
-only some cells, for prediction and training.
+only some cells, for prediction and training. The head of SOLOv2 is in ``solov2_head``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from solo_infer.models.layers.conv_branch import ConvBranch
 from solo_infer.models.layers.resize import resize, upsample
 from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
 from solo_infer.models.solo.cells import CellTable, LevelCells, cell_table, split_cells
-from solo_infer.models.solo.masks import AxisMasks, AxisScores, CellMasks, LevelMasks
+from solo_infer.models.solo.masks import AxisMasks, AxisScores, CandidateMasks, CellMasks, LevelMasks
+from solo_infer.models.solo.neck import PyramidNeck, SOLONeck
 
 
 class HeadOutput(NamedTuple):
@@ -32,11 +33,16 @@ class HeadOutput(NamedTuple):
 
 
 class BaseHead(nn.Module, ABC):
-    """Class branch and grid of the three heads.
+    """Class branch and grid of all heads.
+
+    Attributes:
+        neck: Class of the feature pyramid that makes the inputs of the head.
 
     Args:
         config: Architecture of the network.
     """
+
+    neck: ClassVar[type[PyramidNeck]] = SOLONeck
 
     def __init__(self, config: SOLOConfig) -> None:
         super().__init__()
@@ -48,14 +54,15 @@ class BaseHead(nn.Module, ABC):
             self.register_buffer(f"_cell_{name}", values, persistent=False)
 
     @staticmethod
-    def _branch(config: SOLOConfig, axes: str = "") -> ConvBranch:
+    def _branch(config: SOLOConfig, axes: str = "", extra_channels: int = 0) -> ConvBranch:
         return ConvBranch(
-            config.pyramid_channels,
+            config.pyramid_channels + extra_channels,
             config.head_channels,
             config.stacked_convs,
             axes=axes,
             bias=config.head_bias,
-            deformable_last=config.deformable_head,
+            deformable=config.deformable_head,
+            modulated=config.modulated,
         )
 
     @property
@@ -63,9 +70,9 @@ class BaseHead(nn.Module, ABC):
         """Positions of the grid cells, on the device of the head."""
         return CellTable(*(self.get_buffer(f"_cell_{name}") for name in CellTable._fields))
 
-    def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
-        """Map five feature maps (N, C, h, w), finest first, to all class and mask logits."""
-        return HeadOutput(self.class_logits(levels), self.mask_logits(levels))
+    @abstractmethod
+    def forward(self, levels: Sequence[Tensor]) -> Any:
+        """Map five feature maps (N, C, h, w), finest first, to the raw outputs of the head."""
 
     def class_logits(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Return the class logits (N, classes, g, g) of each level."""
@@ -73,11 +80,7 @@ class BaseHead(nn.Module, ABC):
         return [self.conv_cls(x) for x in self.cls_convs(grids)]
 
     @abstractmethod
-    def mask_logits(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """Return the mask logits of all cells; see ``HeadOutput``."""
-
-    @abstractmethod
-    def masks(self, levels: Sequence[Tensor], cells: Sequence[Tensor]) -> list[LevelMasks]:
+    def masks(self, levels: Sequence[Tensor], cells: Sequence[Tensor]) -> Sequence[CandidateMasks]:
         """Run the mask branch where it is needed, and return the masks of each image.
 
         Args:
@@ -113,6 +116,10 @@ class SOLOHead(BaseHead):
         self.conv_mask_list = nn.ModuleList(
             UpsampledConv2d(config.head_channels, grid**2, 1) for grid in self.num_grids
         )
+
+    def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
+        """Map five feature maps (N, C, h, w), finest first, to all class and mask logits."""
+        return HeadOutput(self.class_logits(levels), self.mask_logits(levels))
 
     def mask_logits(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Return one list of mask logits (N, g * g, 2h, 2w)."""
@@ -161,6 +168,10 @@ class DecoupledHead(BaseHead):
         """Run the mask branches on maps (N, C, h, w); return features for columns and for rows."""
         return self.mask_convs_x(maps), self.mask_convs_y(maps)
 
+    def forward(self, levels: Sequence[Tensor]) -> HeadOutput:
+        """Map five feature maps (N, C, h, w), finest first, to all class and mask logits."""
+        return HeadOutput(self.class_logits(levels), self.mask_logits(levels))
+
     def mask_logits(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
         """Return two lists of mask logits (N, g, 2h, 2w), of columns and of rows."""
         features_x, features_y = self.mask_features(levels)
@@ -199,13 +210,6 @@ class DecoupledLightHead(DecoupledHead):
         """Run the mask branch on maps (N, C, h, w); columns and rows share its features."""
         features = self.mask_convs(maps)
         return features, features
-
-
-HEADS: dict[str, type[BaseHead]] = {
-    "solo": SOLOHead,
-    "decoupled": DecoupledHead,
-    "decoupled_light": DecoupledLightHead,
-}
 
 
 def mask_size(levels: Sequence[Tensor]) -> tuple[int, int]:

@@ -1,16 +1,16 @@
-"""Losses of SOLO (paper, section 3.3.3), with mmdet's constants and averages."""
+"""Losses of SOLO (paper, section 3.3.3) and SOLOv2, with mmdet's constants and averages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.ops import sigmoid_focal_loss
 
-from solo_infer.models.solo.masks import LevelMasks
-from solo_infer.models.solo.targets import BatchTargets
+from solo_infer.models.solo.masks import CandidateMasks, KernelMasks, LevelMasks
+from solo_infer.models.solo.targets import BatchTargets, LevelTargets, mask_cells
 from solo_infer.runtime.distributed import sum_over_processes
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # mmdet's configs/solo
@@ -20,7 +20,7 @@ _DICE_EPSILON = 1e-3  # added to each squared sum of the dice loss
 
 def solo_losses(
     class_logits: Sequence[Tensor],
-    masks: Sequence[LevelMasks],
+    masks: Sequence[CandidateMasks],
     batch: BatchTargets,
     parameters: Iterable[nn.Parameter],
 ) -> dict[str, Tensor]:
@@ -37,7 +37,11 @@ def solo_losses(
     num_positive = sum(map(len, batch.cells))
     count, batch_fraction = sum_over_processes(num_positive, logits.device)
     unused = [parameter.sum().reshape(1) * 0.0 for parameter in parameters]
-    losses = [dice for image in zip(masks, batch.images, strict=True) for dice in _dice_losses(*image)]
+    losses = [
+        dice_losses(scores, _crop_or_pad(targets, scores.shape[1:]))
+        for image in zip(masks, batch.images, strict=True)
+        for scores, targets in _scores_and_targets(*image)
+    ]
     return {
         "loss_cls": class_loss(
             logits.flatten(0, 1).float(),
@@ -50,14 +54,17 @@ def solo_losses(
     }
 
 
-def _dice_losses(masks: LevelMasks, image: Sequence) -> list[Tensor]:
-    """Return the dice losses (k,) of the positive cells of each level of one image."""
-    losses = []
-    for targets in image:
-        if len(targets.positive):
-            scores = masks.level_scores(targets.cells)
-            losses.append(dice_losses(scores, _crop_or_pad(targets.masks, scores.shape[1:])))
-    return losses
+def _scores_and_targets(
+    masks: CandidateMasks, levels: Sequence[LevelTargets]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield mask scores (k, h, w) and targets (k, h', w') of one image, in parts of equal size."""
+    levels = [level for level in levels if len(level.positive)]
+    if isinstance(masks, KernelMasks):
+        if levels:
+            yield masks.scores(mask_cells(levels)), torch.cat([level.masks for level in levels])
+    elif isinstance(masks, LevelMasks):
+        for level in levels:
+            yield masks.level_scores(level.cells), level.masks
 
 
 def _crop_or_pad(masks: Tensor, size: torch.Size) -> Tensor:

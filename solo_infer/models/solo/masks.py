@@ -118,6 +118,26 @@ class CellMasks(LevelMasks):
             out.copy_(resize(logits.sigmoid()[None], self.size)[0])
 
 
+class KernelMasks(CandidateMasks):
+    """Masks of SOLOv2: the kernel of each cell, as a 1x1 convolution of the mask features.
+
+    Args:
+        features: (E, H/4, W/4) mask features of one image.
+        cells: (K,) int64, ascending, the cells that have kernels.
+        kernels: (K, E) their kernels.
+    """
+
+    def __init__(self, features: Tensor, cells: Tensor, kernels: Tensor) -> None:
+        self.size = (features.shape[-2], features.shape[-1])
+        self._features, self._cells, self._kernels = features, cells, kernels
+
+    def scores(self, cells: Tensor) -> Tensor:
+        """Return the mask scores (k, H/4, W/4), float32 in 0..1, of cells (k,) out of those with kernels."""
+        kernels = self._kernels[torch.searchsorted(self._cells, cells)]
+        logits = (kernels @ self._features.flatten(1)).float()
+        return logits.sigmoid_().view(len(cells), *self.size)
+
+
 class AxisScores:
     """Mask scores of the columns (or rows) in use of one level, of one image.
 

@@ -1,4 +1,4 @@
-"""Feature pyramid of SOLO, and the five feature maps that its heads read."""
+"""Feature pyramids of SOLO and SOLOv2, and the five feature maps that their heads read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork
 from solo_infer.models.layers.resize import resize
 
 
-class SOLONeck(FeaturePyramidNetwork):
-    """torchvision's feature pyramid on C2 to C5, with P6 made from P5.
+class PyramidNeck(FeaturePyramidNetwork):
+    """torchvision's feature pyramid on C2 to C5, with P6 made from P5; SOLOv2's.
 
     It equals mmdet's ``FPN(num_outs=5)``: 1x1 lateral and 3x3 output convolutions with bias, nearest
     up-sampling to the exact size of the finer level.
@@ -34,8 +34,8 @@ class SOLONeck(FeaturePyramidNetwork):
             self.layer_blocks.append(nn.Sequential(conv))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
-        return resize_feats(self.pyramid(maps))
+        """Map C2 to C5 to the inputs of the head: P2 to P6."""
+        return self.pyramid(maps)
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to P2 to P6."""
@@ -50,6 +50,14 @@ class SOLONeck(FeaturePyramidNetwork):
     def extra_level(self, p5: Tensor) -> Tensor:
         """Return P6."""
         return self.layer_blocks[-1](p5) if self.extra_conv else p5[..., ::2, ::2]
+
+
+class SOLONeck(PyramidNeck):
+    """The feature pyramid with P2 and P6 resized for the heads of SOLO."""
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
+        return resize_feats(self.pyramid(maps))
 
 
 def resize_feats(levels: Sequence[Tensor]) -> list[Tensor]:

@@ -1,10 +1,10 @@
-"""SOLO network: backbone, feature pyramid and one of the three heads."""
+"""SOLO network: backbone, feature pyramid and one of the four heads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -13,18 +13,26 @@ from solo_infer.models.backbones import build_backbone
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.layers.conv_branch import ConvBlock
 from solo_infer.models.layers.deform_conv import DeformableConv
-from solo_infer.models.solo.head import HEADS
+from solo_infer.models.solo.head import BaseHead, DecoupledHead, DecoupledLightHead, SOLOHead
 from solo_infer.models.solo.losses import solo_losses
-from solo_infer.models.solo.neck import SOLONeck
+from solo_infer.models.solo.masks import LevelMasks
+from solo_infer.models.solo.solov2_head import SOLOv2Head
 from solo_infer.models.solo.targets import assign_batch
 from solo_infer.models.target import Target
 
 FOCAL_PRIOR = 0.01  # initial probability of an object in a cell (RetinaNet; mmdet's bias_prob)
 INIT_STD = 0.01  # standard deviation of the initial weights of the head (mmdet's SOLO heads)
 
+HEADS: dict[str, type[BaseHead]] = {
+    "solo": SOLOHead,
+    "decoupled": DecoupledHead,
+    "decoupled_light": DecoupledLightHead,
+    "solov2": SOLOv2Head,
+}
+
 
 class SOLONetwork(SegmentationNetwork):
-    """SOLO, Decoupled SOLO or Decoupled Light SOLO.
+    """SOLO, Decoupled SOLO, Decoupled Light SOLO or SOLOv2.
 
     Args:
         config: Architecture of the network.
@@ -36,10 +44,11 @@ class SOLONetwork(SegmentationNetwork):
     def __init__(self, config: SOLOConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone, config.deformable_stages)
+        self.backbone = build_backbone(config.backbone, config.deformable_stages, config.modulated)
         has_extra_conv = config.extra_level == "conv"
-        self.neck = SOLONeck(self.backbone.out_channels, config.pyramid_channels, has_extra_conv)
-        self.mask_head = HEADS[config.head](config)
+        head = HEADS[config.head]
+        self.neck = head.neck(self.backbone.out_channels, config.pyramid_channels, has_extra_conv)
+        self.mask_head = head(config)
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Run the whole network.
@@ -49,8 +58,8 @@ class SOLONetwork(SegmentationNetwork):
             targets: Ground truth of each image; required in train mode.
 
         Returns:
-            ``HeadOutput`` in eval mode: the class and mask logits of all cells. In train mode the losses
-            {"loss_cls": scalar, "loss_mask": scalar}.
+            In eval mode the raw outputs of the head: ``HeadOutput``, the class and mask logits of all cells,
+            or ``SOLOv2Output``. In train mode the losses {"loss_cls": scalar, "loss_mask": scalar}.
 
         Raises:
             ConfigError: In train mode, targets are missing or do not match the images.
@@ -60,11 +69,11 @@ class SOLONetwork(SegmentationNetwork):
         batch = assign_batch(targets, images, self.config)
         levels = self.features(images)
         class_logits = self.mask_head.class_logits(levels)
-        masks = self.mask_head.masks(levels, batch.cells)
+        masks = cast(Sequence[LevelMasks], self.mask_head.masks(levels, batch.cells))
         return solo_losses(class_logits, masks, batch, self.mask_head.parameters())
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to the inputs of the head, at strides 8, 8, 16, 32, 32."""
+        """Map images (N, 3, H, W) to the inputs of the head: at strides 8, 8, 16, 32, 32, or P2 to P6."""
         return self.neck(self.backbone(images))
 
     def init_weights(self) -> None:
@@ -79,6 +88,8 @@ class SOLONetwork(SegmentationNetwork):
                 nn.init.zeros_(module.conv.bias)
             if isinstance(module, DeformableConv):
                 module.reset_offsets()
+        if isinstance(self.mask_head, SOLOv2Head):
+            nn.init.zeros_(self.mask_head.conv_kernel.get_parameter("bias"))
         for module in self.neck.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""Target assignment of SOLO, vectorized from mmdet's.
+"""Target assignment of SOLO and SOLOv2, vectorized from mmdet's.
 
 An instance belongs to the levels whose scale range contains the square root of its box area, and there to at
 most 3 x 3 cells around its center of mass (paper, section 3.3.1).
@@ -6,6 +6,7 @@ most 3 x 3 cells around its center of mass (paper, section 3.3.1).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,13 +31,16 @@ class LevelTargets(NamedTuple):
     """Targets of one level of one image."""
 
     level: int
+    first_cell: int  # number of the first cell of the level among those of all levels
     labels: Tensor  # (g * g,) int64, the number of classes (background) where a cell has no instance
-    positive: Tensor  # (P,) int64, cells of the level that have an instance, ascending
-    masks: Tensor  # (P, h, w) bool, their masks at half the stride of the level
+    # (P,) int64, the cell of each mask. SOLO: one mask for each cell that has an instance, ascending. SOLOv2:
+    # a cell that several instances claim is repeated, in the order instance, row, column.
+    positive: Tensor
+    masks: Tensor  # (P, h, w) bool, the masks at the size of the predicted ones of the level
 
     @property
     def cells(self) -> LevelCells:
-        """Grid positions of the positive cells."""
+        """Grid position of the cell of each mask."""
         grid = round(len(self.labels) ** 0.5)
         rows = self.positive.div(grid, rounding_mode="floor")
         return LevelCells(self.level, slice(0, len(self.positive)), rows, self.positive % grid)
@@ -46,7 +50,7 @@ class BatchTargets(NamedTuple):
     """Targets of a batch."""
 
     images: list[list[LevelTargets]]  # for each image, its levels, finest first
-    cells: list[Tensor]  # for each image, the positive cells (P,) int64 over all levels, ascending
+    cells: list[Tensor]  # for each image, the distinct positive cells (P,) int64 over all levels, ascending
     labels: Tensor  # (N, cells) int64
     ignored: Tensor  # (N, cells, classes) bool, pairs that are left out of the class loss
 
@@ -67,25 +71,22 @@ def assign_batch(targets: list[Target] | None, images: Tensor, config: SOLOConfi
     assigned = [assign_targets(non_crowd_instances(target, size), config) for target in targets]
     return BatchTargets(
         images=assigned,
-        cells=[_positive_cells(levels) for levels in assigned],
+        cells=[mask_cells(levels).unique() for levels in assigned],
         labels=torch.stack([torch.cat([level.labels for level in levels]) for levels in assigned]),
         ignored=torch.stack([_ignored_pairs(target, config, size) for target in targets]),
     )
 
 
-def _positive_cells(levels: list[LevelTargets]) -> Tensor:
-    """Return the positive cells (P,) of one image, numbered over all levels."""
-    cells, start = [], 0
-    for level in levels:
-        cells.append(level.positive + start)
-        start += len(level.labels)
-    return torch.cat(cells)
+def mask_cells(levels: Sequence[LevelTargets]) -> Tensor:
+    """Return the cell (P,) int64 of each mask of one image, numbered over all levels."""
+    return torch.cat([level.positive + level.first_cell for level in levels])
 
 
 def assign_targets(instances: Instances, config: SOLOConfig) -> list[LevelTargets]:
     """Assign the instances of one image to the cells of all levels.
 
-    If two instances claim a cell, the later one gets it. Instances with an empty mask are skipped.
+    If several instances claim a cell, its label is that of the last one. In SOLO its mask is that of the last
+    one, too; in SOLOv2 all their masks are targets of the cell. Instances with an empty mask are skipped.
 
     Args:
         instances: Ground truth without crowd regions.
@@ -98,19 +99,22 @@ def assign_targets(instances: Instances, config: SOLOConfig) -> list[LevelTarget
     filled = masks.flatten(1).any(dim=1)
     centers = centers_of_mass(masks)  # (n, 2) x, y
     extent = torch.tensor([width, height], dtype=torch.float32, device=masks.device)
-    downsampled: dict[int, Tensor] = {}
-    targets = []
-    levels = zip(config.num_grids, config.strides, config.scale_ranges, strict=True)
-    for level, (grid, stride, (least, greatest)) in enumerate(levels):
+    downsampled = {factor: downsample_masks(masks, factor) for factor in set(config.mask_strides)}
+    targets: list[LevelTargets] = []
+    first_cell = 0
+    levels = zip(config.num_grids, config.mask_strides, config.scale_ranges, strict=True)
+    for level, (grid, mask_stride, (least, greatest)) in enumerate(levels):
         in_range = torch.nonzero((scales >= least) & (scales <= greatest) & filled).flatten()
-        owners = _cell_owners(centers[in_range], sizes[in_range], extent, grid)
-        positive = torch.nonzero(owners >= 0).flatten()
-        positive_owners = in_range[owners[positive]]
-        labels = torch.full_like(owners, config.num_classes)
-        labels[positive] = instances.labels[positive_owners]
-        if stride not in downsampled:
-            downsampled[stride] = downsample_masks(masks, stride // 2)
-        targets.append(LevelTargets(level, labels, positive, downsampled[stride][positive_owners]))
+        cells, owners = _claimed_cells(centers[in_range], sizes[in_range], extent, grid)
+        last_owners = _last_owners(cells, owners, grid)
+        labels = torch.full_like(last_owners, config.num_classes)
+        positive = torch.nonzero(last_owners >= 0).flatten()
+        labels[positive] = instances.labels[in_range[last_owners[positive]]]
+        if config.head != "solov2":
+            cells, owners = positive, last_owners[positive]
+        mask_targets = downsampled[mask_stride][in_range[owners]]
+        targets.append(LevelTargets(level, first_cell, labels, cells, mask_targets))
+        first_cell += grid * grid
     return targets
 
 
@@ -125,8 +129,8 @@ def centers_of_mass(masks: Tensor) -> Tensor:
     return torch.stack([x, y], dim=1)
 
 
-def _cell_owners(centers: Tensor, sizes: Tensor, extent: Tensor, grid: int) -> Tensor:
-    """Return the last of the instances (n, 2) that claims each cell (g * g,), -1 where none does."""
+def _claimed_cells(centers: Tensor, sizes: Tensor, extent: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Return the cells (K,) that instances (n, 2) claim, by instance, row and column, and their instances."""
     half = 0.5 * CENTER_REGION * sizes
     middle = _cell_of(centers, extent, grid)  # (n, 2) column, row
     first = torch.maximum(_cell_of(centers - half, extent, grid).clamp(min=0), middle - 1)
@@ -138,8 +142,13 @@ def _cell_owners(centers: Tensor, sizes: Tensor, extent: Tensor, grid: int) -> T
     valid = inside[:, :, None, 1] & inside[:, None, :, 0]
     order = torch.arange(len(centers), dtype=torch.int64, device=centers.device)
     order = order[:, None, None].expand_as(cells)
-    owners = torch.full((grid * grid,), -1, dtype=torch.int64, device=centers.device)
-    return owners.scatter_reduce(0, cells[valid], order[valid], "amax")
+    return cells[valid], order[valid]
+
+
+def _last_owners(cells: Tensor, owners: Tensor, grid: int) -> Tensor:
+    """Return the last of the owners (K,) of each cell (g * g,), -1 where it has none."""
+    last = torch.full((grid * grid,), -1, dtype=torch.int64, device=cells.device)
+    return last.scatter_reduce(0, cells, owners, "amax")
 
 
 def _cell_of(points: Tensor, extent: Tensor, grid: int) -> Tensor:

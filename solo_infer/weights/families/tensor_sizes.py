@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from torch import Tensor
+
+from solo_infer.config.solo import ResNetName
 
 _BLOCK_OF_STAGE_3 = re.compile(r"backbone\.layer3\.(\d+)\.")
 
@@ -34,7 +35,16 @@ def count_second_parts(state_dict: Mapping[str, Tensor], first: str) -> Counter[
     return Counter(name.split(".")[1] for name in state_dict if name.startswith(f"{first}."))
 
 
-def infer_resnet(state_dict: Mapping[str, Tensor]) -> Literal["resnet50", "resnet101"]:
-    """Return the ResNet that has the depth of a backbone: 6 or 23 blocks in its third stage."""
-    blocks = {match[1] for name in state_dict if (match := _BLOCK_OF_STAGE_3.match(name))}
-    return "resnet101" if len(blocks) > 14 else "resnet50"
+def infer_resnet(state_dict: Mapping[str, Tensor]) -> ResNetName:
+    """Return the ResNet with the blocks of a backbone.
+
+    It shows in the third convolution of each bottleneck block, the width of the first stage, and the number of
+    blocks in the third stage: 2 or 6, with bottlenecks 6 or 23.
+    """
+    blocks = len({match[1] for name in state_dict if (match := _BLOCK_OF_STAGE_3.match(name))})
+    second, third = (count_names(state_dict, rf"backbone\.layer\d\..*\.conv{n}\.weight") for n in (2, 3))
+    if 2 * third < second:
+        return "resnet34" if blocks > 4 else "resnet18"
+    if first_dimension(state_dict, r"backbone\.layer1\.\d+\.conv2\.weight", 64) > 128:
+        return "resnext101_64x4d"
+    return "resnet101" if blocks > 14 else "resnet50"

@@ -1,0 +1,147 @@
+"""Head of SOLOv2 (Wang et al., arXiv 2003.10152).
+
+The head predicts a convolution kernel for each grid cell, and mask features that all cells share. The mask of
+a cell is its kernel, as a 1x1 convolution, applied to the mask features.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from solo_infer.config import SOLOConfig
+from solo_infer.models.layers.conv_branch import ConvBlock, append_coordinates
+from solo_infer.models.layers.resize import resize, upsample
+from solo_infer.models.solo.cells import LevelCells
+from solo_infer.models.solo.head import BaseHead
+from solo_infer.models.solo.masks import CandidateMasks, KernelMasks
+from solo_infer.models.solo.neck import PyramidNeck, resize_feats
+
+FEATURE_CHANNELS = 128  # channels of each level of the mask feature head (SOLOv2 paper, section 3.2)
+_FEATURE_LEVELS = 4  # P2 to P5
+
+
+class SOLOv2Output(NamedTuple):
+    """Raw outputs of the head for a batch; the lists have one entry per level, finest first."""
+
+    class_logits: list[Tensor]  # (N, classes, g, g)
+    kernels: list[Tensor]  # (N, E, g, g)
+    mask_features: Tensor  # (N, E, H/4, W/4)
+
+
+class MaskFeatureHead(nn.Module):
+    """Map of mask features from P2 to P5, at a quarter of the padded input.
+
+    Args:
+        config: Architecture of the network.
+    """
+
+    def __init__(self, config: SOLOConfig) -> None:
+        super().__init__()
+        deformable, modulated = config.deformable_mask_features, config.modulated
+        self.convs_all_levels = nn.ModuleList()
+        for level in range(_FEATURE_LEVELS):
+            # One convolution per up-sampling by 2, and one for P2. P5 comes with coordinates.
+            widths = [config.pyramid_channels + 2 * (level == _FEATURE_LEVELS - 1)]
+            widths += [FEATURE_CHANNELS] * (level - 1)
+            blocks = [
+                ConvBlock(width, FEATURE_CHANNELS, deformable=deformable, modulated=modulated)
+                for width in widths
+            ]
+            names = (f"conv{index}" for index in range(len(blocks)))
+            self.convs_all_levels.append(nn.Sequential(OrderedDict(zip(names, blocks, strict=True))))
+        self.conv_pred = ConvBlock(
+            FEATURE_CHANNELS, config.mask_channels, 1, deformable=deformable, modulated=modulated
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Map P2 to P5 (N, C, h, w) to mask features (N, E, H/4, W/4)."""
+        *levels, p5 = pyramid
+        features = [
+            self._convolve(convs, x)
+            for convs, x in zip(self.convs_all_levels, [*levels, append_coordinates(p5, "xy")], strict=True)
+        ]
+        # Up-sampling is linear: P3 to P5, now of one size, are added before the last one.
+        return self.conv_pred(features[0] + upsample(features[1] + features[2] + features[3]))
+
+    @staticmethod
+    def _convolve(convs: nn.Module, x: Tensor) -> Tensor:
+        """Apply the convolutions of a level, with up-sampling by 2 between them."""
+        first, *others = convs.children()
+        x = first(x)
+        for conv in others:
+            x = conv(upsample(x))
+        return x
+
+
+class SOLOv2Head(BaseHead):
+    """SOLOv2: a kernel per grid cell, and mask features.
+
+    Its inputs are P2 to P6, not resized.
+    """
+
+    neck = PyramidNeck
+
+    def __init__(self, config: SOLOConfig) -> None:
+        super().__init__(config)
+        self.mask_channels = config.mask_channels
+        self.kernel_convs = self._branch(config, extra_channels=2)
+        self.conv_kernel = nn.Conv2d(config.head_channels, config.mask_channels, 3, padding=1)
+        self.mask_feature_head = MaskFeatureHead(config)
+
+    def forward(self, levels: Sequence[Tensor]) -> SOLOv2Output:
+        """Map P2 to P6 (N, C, h, w) to the class logits, kernels and mask features."""
+        return SOLOv2Output(self.class_logits(levels), self.kernels(levels), self.mask_features(levels))
+
+    def class_logits(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the class logits (N, classes, g, g) of each level."""
+        return super().class_logits(resize_feats(levels))
+
+    def kernels(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the kernels (N, E, g, g) of each level."""
+        features = self.kernel_convs(
+            [self._kernel_input(x, level) for level, x in enumerate(resize_feats(levels))]
+        )
+        return [self.conv_kernel(x) for x in features]
+
+    def mask_features(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return the mask features (N, E, H/4, W/4)."""
+        return self.mask_feature_head(levels[:_FEATURE_LEVELS])
+
+    def masks(self, levels: Sequence[Tensor], cells: Sequence[Tensor]) -> list[CandidateMasks]:
+        """Compute the kernels of the cells, and mask features where there are any; see ``BaseHead.masks``."""
+        kernels: list[list[Tensor]] = [[] for _ in cells]
+        in_use = list(self._levels_in_use(resize_feats(levels), cells))
+        inputs = [self._kernel_input(level.feature, level.level) for level in in_use]
+        for level, batch in zip(in_use, self.kernel_convs(inputs), strict=True):
+            for image, feature in zip(level.members, batch, strict=True):
+                kernels[image].append(self._cell_kernels(feature, level.members[image]))
+        images = [image for image, image_cells in enumerate(cells) if len(image_cells)]
+        used_levels = levels if len(images) == len(cells) else [level[images] for level in levels]
+        features = iter(self.mask_features(used_levels) if images else ())
+        # Images without cells get features that take no memory.
+        unused = levels[0].new_zeros(()).expand(self.mask_channels, *levels[0].shape[-2:])
+        return [
+            KernelMasks(next(features), image_cells, torch.cat(image_kernels))
+            if image_kernels
+            else KernelMasks(unused, image_cells, unused.new_zeros((0, self.mask_channels)))
+            for image_cells, image_kernels in zip(cells, kernels, strict=True)
+        ]
+
+    def _kernel_input(self, x: Tensor, level: int) -> Tensor:
+        """Append coordinates to the feature map of a level, and resize all to its grid."""
+        grid = self.num_grids[level]
+        return resize(append_coordinates(x, "xy"), (grid, grid))
+
+    def _cell_kernels(self, feature: Tensor, cells: LevelCells) -> Tensor:
+        """Return the kernels (k, E) of cells of one level, from the features (C, g, g) of its branch."""
+        taps = torch.arange(3, device=feature.device)
+        rows, columns = cells.rows[:, None, None] + taps[:, None], cells.columns[:, None, None] + taps
+        patches = pad(feature, (1, 1, 1, 1))[:, rows, columns].transpose(0, 1)  # (k, C, 3, 3)
+        weight, bias = (self.conv_kernel.get_parameter(name) for name in ("weight", "bias"))
+        return torch.addmm(bias, patches.flatten(1), weight.flatten(1).T)
