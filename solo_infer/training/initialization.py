@@ -130,7 +130,7 @@ def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> Segmen
             f"{names[0].rpartition('.')[0]!r}.",
         )
     for name, parameter in network.named_parameters():
-        if recipe.lr_mult_of(name) == 0:
+        if recipe.lr_mult_of(name, network.class_rows([0])) == 0:
             parameter.requires_grad_(False)
     trains = any(parameter.requires_grad for parameter in network.parameters())
     require(trains, "The recipe freezes all parameters: expected a multiplier above 0 in lr_mults.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,7 @@ _NON_NEGATIVE_INTS = ("last_epoch", "warmup_iters", "seed", "workers", "crop_siz
 _LARGEST_NUMBER = 1e9
 _SCALE_LIMITS = (1e-3, 1e3)
 _MAX_MILESTONES, _LARGEST_MILESTONE = 1000, 10**6
-_NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "weight_decay", "grad_clip_norm")
+_NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "class_lr_mult", "weight_decay", "grad_clip_norm")
 # Names of fields in recipe.json and in run states of earlier versions.
 _OLD_NAMES = {
     "body_lr": "backbone_lr_mult",
@@ -60,13 +60,16 @@ class Recipe:
         lr: Peak learning rate (mmdet: 0.01 for 16 images with SGD).
         backbone_lr_mult: Multiplier of ``lr`` for the backbone. Values below 1 preserve more of its
             pretrained features.
+        class_lr_mult: Multiplier of ``lr`` for the layers that output class scores, which start from new
+            weights if the classes are new.
         lr_mults: Multipliers of ``lr`` for other parts of the network, by the start of the names of their
             parameters, e.g. {"neck": 0.3, "head.class_out": 5.0}; the longest matching start counts, also
             before ``backbone_lr_mult``. 0 freezes a part.
         weight_decay: Weight decay of all parameters (mmdet: 1e-4).
         schedule: "step" (a tenth after each milestone) or "cosine" (to zero at the end).
         milestones: Epochs after which the "step" schedule lowers the learning rate.
-        warmup_iters: Iterations of the linear warmup, which starts at a thousandth of the learning rate.
+        warmup_iters: Iterations of the linear warmup, which starts at a thousandth of the learning rate; at
+            most a tenth of all iterations.
         grad_clip_norm: Greatest norm of the gradient; 0 disables clipping.
         ema_decay: Decay of the moving average of the weights in 0..1, for example 0.999; 0 disables it. The
             average is what is saved and evaluated.
@@ -93,6 +96,7 @@ class Recipe:
     optimizer: Optimizer = "sgd"
     lr: float = 0.01
     backbone_lr_mult: float = 1.0
+    class_lr_mult: float = 1.0
     lr_mults: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-4
     schedule: Schedule = "step"
@@ -159,9 +163,15 @@ class Recipe:
         )
         object.__setattr__(self, "lr_mults", dict(mults))
 
-    def lr_mult_of(self, parameter: str) -> float:
-        """Return the multiplier of the learning rate of a parameter."""
-        mults = {"backbone": self.backbone_lr_mult, **self.lr_mults}
+    def lr_mult_of(self, parameter: str, class_layers: Iterable[str] = ()) -> float:
+        """Return the multiplier of the learning rate of a parameter.
+
+        Args:
+            parameter: Name of the parameter.
+            class_layers: Names of the layers that output class scores.
+        """
+        mults = {"backbone": self.backbone_lr_mult, **dict.fromkeys(class_layers, self.class_lr_mult)}
+        mults |= self.lr_mults
         starts = [start for start in mults if parameter == start or parameter.startswith(f"{start}.")]
         return mults[max(starts, key=len)] if starts else 1.0
 
@@ -176,9 +186,10 @@ class Recipe:
             lr = self.lr * 0.1 ** sum(iteration >= epoch * iters_per_epoch for epoch in self.milestones)
         else:
             lr = self.lr * 0.5 * (1 + math.cos(math.pi * iteration / (self.epochs * iters_per_epoch)))
-        if iteration >= self.warmup_iters:
+        warmup = min(self.warmup_iters, self.epochs * iters_per_epoch // 10)
+        if iteration >= warmup:
             return lr
-        return lr * (1 - (1 - iteration / self.warmup_iters) * 0.999)
+        return lr * (1 - (1 - iteration / warmup) * 0.999)
 
     def resume_key(self) -> Recipe:
         """Return the settings that a run and its resumption must share.

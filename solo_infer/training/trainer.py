@@ -138,7 +138,8 @@ class _TrainingRun:
             self.train_network = DistributedDataParallel(self.network)
         trainable = [item for item in self.network.named_parameters() if item[1].requires_grad]
         self.parameters = [parameter for _, parameter in trainable]
-        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe)
+        class_layers = list(network.class_rows([0]))
+        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe, class_layers)
         # Not torch.amp.GradScaler: it needs float64 on the device, which CoreX lacks.
         self.scaler = checkpointing.LossScaler(recipe.autocast == "float16")
         self.average: checkpointing.WeightAverage | None = None
@@ -340,7 +341,7 @@ class _TrainingRun:
 
 
 def _make_optimizer(
-    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe
+    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe, class_layers: Sequence[str]
 ) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimizer of named parameters, and their names in its order.
 
@@ -348,7 +349,7 @@ def _make_optimizer(
     """
     members: dict[float, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in parameters:
-        members.setdefault(recipe.lr_mult_of(name), []).append((name, parameter))
+        members.setdefault(recipe.lr_mult_of(name, class_layers), []).append((name, parameter))
     groups: list[dict[str, Any]] = [
         {"params": [parameter for _, parameter in group], "lr_mult": lr_mult}
         for lr_mult, group in members.items()
