@@ -10,7 +10,7 @@ from solo_infer.config.presets import config_from_preset
 from solo_infer.config.yolact import yolact_preset
 from solo_infer.models import build_network
 
-HEADS = ("solo", "decoupled", "decoupled_light")
+HEADS = ("solo", "decoupled", "decoupled_light", "solov2")
 YOLACT_VARIANTS = ("mmdet", "original")
 
 # Changes of a SOLO architecture, each of a part that the published models leave out.
@@ -36,6 +36,7 @@ def small_config(head):
             stacked_convs=2,
             pyramid_channels=32,
             head_channels=32,
+            mask_channels=32,
         ),
         PreprocessConfig(short_side=96, long_side=160),
         categories=Categories(("cat", "dog", "bird")),
@@ -55,6 +56,8 @@ def small_network(config):
         for name, parameter in network.mask_head.named_parameters():
             if "conv_mask" in name:
                 parameter.mul_(20 if name.endswith("weight") else 1)
+            if name == "conv_kernel.weight":
+                parameter.mul_(6)
             if name == "conv_cls.weight":
                 parameter.mul_(8)
             if name == "conv_cls.bias":
