@@ -21,9 +21,9 @@ from solo_infer.weights.key_mapping import mmdet_name
 
 # Scale and mean of class and mask logits, tuned with mmdet on photos: 80 to 600 (cell, class) pairs exceed
 # the score threshold, and masks are blobs. ``mask_spread`` varies the areas between cells. For YOLACT,
-# ``background`` is the bias of the background class and ``proto_gain`` the scale of the prototypes. For SOLOv2,
-# ``kernel_gain`` and ``kernel_bias`` are the scale and mean of the kernels, and ``last_norm`` the norm layer that
-# ends a residual branch.
+# ``background`` is the bias of the background class and ``proto_gain`` the scale of the prototypes. For
+# SOLOv2, ``kernel_gain`` and ``kernel_bias`` are the scale and mean of the kernels, and ``last_norm`` is the
+# norm layer that ends a residual branch.
 CALIBRATION: dict[str, dict[str, Any]] = {
     "solo_r50": {"cls_gain": 3.0, "cls_bias": -8.2, "mask_gain": 5.5, "mask_bias": -5.5, "mask_spread": 3.0},
     "decoupled_r50": {

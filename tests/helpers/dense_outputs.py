@@ -7,16 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from solo_infer.models.solo.head import keep_local_maxima
+from solo_infer.models.solo.solov2_head import SOLOv2Output
 
 
 def dense_class_scores(output):
-    """Return the class scores (N, cells, classes) of a ``HeadOutput``, zero where not a local maximum."""
+    """Return the class scores (N, cells, classes) of a raw output, zero where not a local maximum."""
     levels = [keep_local_maxima(logits.float().sigmoid()) for logits in output.class_logits]
     return torch.cat([scores.flatten(2).transpose(1, 2) for scores in levels], 1)
 
 
 def dense_mask_scores(output):
-    """Return the mask scores (N, cells, H/4, W/4) of a ``HeadOutput``, of every cell."""
+    """Return the mask scores (N, cells, H/4, W/4) of a ``HeadOutput`` or ``SOLOv2Output``, of every cell."""
+    if isinstance(output, SOLOv2Output):
+        kernels = torch.cat([level.flatten(2) for level in output.kernels], 2)
+        return torch.einsum("nec,nehw->nchw", kernels, output.mask_features).sigmoid()
     size = output.mask_logits[0][0].shape[-2:]  # the finest level has the size of all masks
     masks = []
     for maps in zip(*output.mask_logits, strict=True):

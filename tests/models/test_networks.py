@@ -21,6 +21,7 @@ from solo_infer.config import PRESETS
 from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.solo.head import HeadOutput
+from solo_infer.models.solo.solov2_head import SOLOv2Output
 from solo_infer.models.yolact.head import Predictions
 from solo_infer.models.yolact.network import YOLACTOutput
 
@@ -28,6 +29,15 @@ PARAMETERS = {
     "solo_r50": 36_301_232,
     "decoupled_r50": 40_028_560,
     "decoupled_light_r50": 32_354_192,
+    "solov2_r50": 46_592_912,
+    "solov2_r101": 65_585_040,
+    "solov2_r101_dcn": 68_729_118,
+    "solov2_x101_dcn": 113_420_574,
+    "solov2_light_r18": 18_271_760,
+    "solov2_light_r34": 28_379_920,
+    "solov2_light_r50": 31_340_560,
+    "solov2_light_r50_dcn": 33_516_965,
+    "solov2_light_512_dcn_r50": 33_185_054,
     "yolact_r50": 35_293_711,
     "yolact_r101": 54_285_839,
     "yolact_original_r50": 31_164_943,
@@ -64,15 +74,20 @@ def test_solo_heads_are_modules(head):
     network = small_network(small_config(head))
     images = random_maps((3, 64, 96), count=2)
     output = network(images)
-    assert isinstance(output, HeadOutput)
+    output_type = SOLOv2Output if head == "solov2" else HeadOutput
+    assert isinstance(output, output_type)
     assert isinstance(network.mask_head, nn.Module)
     head_output, from_hook = call_with_hook(network.mask_head, network.features(images))
-    assert from_hook is head_output and isinstance(head_output, HeadOutput)
+    assert from_hook is head_output and isinstance(head_output, output_type)
     outputs = flatten_tensors(output), flatten_tensors(head_output)
     assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
     assert [tuple(logits.shape) for logits in output.class_logits] == [
         (2, 3, grid, grid) for grid in (10, 8, 6, 4, 3)
     ]
+    if head == "solov2":
+        assert [kernels.shape for kernels in output.kernels] == [(2, 32, g, g) for g in (10, 8, 6, 4, 3)]
+        assert output.mask_features.shape == (2, 32, 16, 24)
+        return
     assert len(output.mask_logits) == (1 if head == "solo" else 2)
     for maps in output.mask_logits:
         sizes = [(16, 24), (16, 24), (8, 12), (4, 6), (4, 6)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from solo_infer.models.layers.conv_branch import ConvBranch, append_coordinates
 from solo_infer.models.optimized.optimize import fold_batch_norm, optimize_for_inference
+from solo_infer.models.solo.solov2_head import MaskFeatureHead
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -30,7 +31,7 @@ def compile_for_inference(network: _Module, options: Mapping[str, Any]) -> _Modu
         for name, child in parent.named_children():
             if isinstance(child, ConvBranch):
                 setattr(compiled.get_submodule(parent_name), name, CompiledConvBranch(child, options))
-            elif isinstance(child, nn.Sequential):
+            elif isinstance(child, nn.Sequential | MaskFeatureHead):
                 setattr(compiled.get_submodule(parent_name), name, torch.compile(child, **options))
     return compiled
 

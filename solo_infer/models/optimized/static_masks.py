@@ -2,8 +2,8 @@
 
 ``models.solo.masks`` computes the masks of just the cells in use, for which the host must know levels and
 cells. Here every shape is known beforehand: the mask branch runs on all levels, levels of equal size as one
-batch, and index tensors select the map of each cell. On a GPU that costs less than a host synchronization,
-and it can be captured in a CUDA graph.
+batch, and index tensors select the map or the kernel of each cell. On a GPU that costs less than a host
+synchronization, and it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from solo_infer.models.layers.resize import resize
 from solo_infer.models.solo.head import BaseHead, DecoupledHead, SOLOHead, mask_size
 from solo_infer.models.solo.masks import CandidateMasks
+from solo_infer.models.solo.solov2_head import SOLOv2Head
 from solo_infer.ops.mask_statistics import (
     MaskStatistics,
     axis_mask_scores,
@@ -38,7 +39,7 @@ def static_masks(head: BaseHead, levels: Sequence[Tensor]) -> CandidateMasks:
         head: Head of a SOLO network.
         levels: Five feature maps (N, C, h, w), finest first.
     """
-    raise TypeError(f"{type(head).__name__}: expected a SOLOHead or a DecoupledHead.")
+    raise TypeError(f"{type(head).__name__}: expected a SOLOHead, a DecoupledHead or a SOLOv2Head.")
 
 
 @static_masks.register
@@ -49,6 +50,11 @@ def _(head: SOLOHead, levels: Sequence[Tensor]) -> CandidateMasks:
 @static_masks.register
 def _(head: DecoupledHead, levels: Sequence[Tensor]) -> CandidateMasks:
     return StaticAxisMasks(head, levels)
+
+
+@static_masks.register
+def _(head: SOLOv2Head, levels: Sequence[Tensor]) -> CandidateMasks:
+    return StaticKernelMasks(head, levels)
 
 
 def run_branches(branches: Branches, levels: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -150,3 +156,26 @@ class StaticAxisMasks(CandidateMasks):
         """Return areas, sums of scores and packed bits of the masks of cells (N, K)."""
         columns, rows = self._cells.column[cells], self._cells.row[cells]
         return axis_mask_statistics(self._columns, self._rows, columns, rows, threshold)
+
+
+class StaticKernelMasks(CandidateMasks):
+    """Masks of a ``SOLOv2Head``: the kernels of the cells times the mask features, as one batched product.
+
+    Args:
+        head: Head of the network.
+        levels: P2 to P6 (N, C, h, w).
+    """
+
+    def __init__(self, head: SOLOv2Head, levels: Sequence[Tensor]) -> None:
+        self._kernels = torch.cat(
+            [level.flatten(2) for level in head.kernels(levels)], dim=2
+        )  # (N, E, cells)
+        features = head.mask_features(levels)
+        self.size = (features.shape[-2], features.shape[-1])
+        self._features = features.flatten(2)
+
+    def scores(self, cells: Tensor) -> Tensor:
+        """Return the mask scores (N, K, H/4, W/4), float32 in 0..1, of cells (N, K)."""
+        kernels = self._kernels.gather(2, cells[:, None].expand(-1, self._kernels.shape[1], -1))
+        logits = torch.bmm(kernels.transpose(1, 2), self._features)
+        return logits.float().sigmoid_().unflatten(2, self.size)

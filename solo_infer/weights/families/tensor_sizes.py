@@ -38,8 +38,8 @@ def count_second_parts(state_dict: Mapping[str, Tensor], first: str) -> Counter[
 def infer_resnet(state_dict: Mapping[str, Tensor]) -> ResNetName:
     """Return the ResNet with the blocks of a backbone.
 
-    It shows in the third convolution of each bottleneck block, the width of the first stage, and the number of
-    blocks in the third stage: 2 or 6, with bottlenecks 6 or 23.
+    It shows in the third convolution of each bottleneck block, the width of the first stage, and the number
+    of blocks in the third stage: 2 or 6, with bottlenecks 6 or 23.
     """
     blocks = len({match[1] for name in state_dict if (match := _BLOCK_OF_STAGE_3.match(name))})
     second, third = (count_names(state_dict, rf"backbone\.layer\d\..*\.conv{n}\.weight") for n in (2, 3))
