@@ -39,7 +39,7 @@ def export_onnx(
     metadata hold the configuration of the model and the input size.
 
     Args:
-        model: SOLO, Decoupled SOLO or Decoupled Light SOLO, on any device.
+        model: SOLO, Decoupled SOLO, Decoupled Light SOLO or SOLOv2, on any device.
         path: File to write. It is written completely or not at all.
         size: (height, width) of the network input in pixels, multiples of 32.
         opset: ONNX opset: 13, or 11 for older engines.

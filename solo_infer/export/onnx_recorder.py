@@ -212,13 +212,13 @@ def _max_pool(
     graph: GraphRecorder,
     output: Tensor,
     x: Tensor,
-    kernel: list[int],
-    stride: list[int],
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> str:
-    pads, size = _pair(padding), {"kernel_shape": _pair(kernel), "strides": _pair(stride)}
+    pads, size = _pair(padding), {"kernel_shape": _pair(kernel), "strides": _pair(stride or kernel)}
     if ceil_mode or set(dilation) != {1}:
         raise ExportError("Pooling with dilation or ceil_mode=True cannot be exported.")
     return graph.add("MaxPool", [graph.name(x)], pads=[*pads, *pads], **size)

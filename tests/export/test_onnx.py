@@ -43,7 +43,7 @@ def test_graph_has_static_shapes_and_common_operators(exported, model):
         tuple(size.dim_value for size in value.type.tensor_type.shape.dim) for value in graph.graph.output
     ]
     assert shapes == output_shapes(architecture, INPUT_SIZE)
-    assert len(graph.graph.output) == (10 if architecture.head == "solo" else 15)
+    assert len(graph.graph.output) == {"solo": 10, "solov2": 11}.get(architecture.head, 15)
     node_inputs = {name for node in graph.graph.node for name in node.input}
     assert {entry.name for entry in graph.graph.initializer} <= node_inputs
     dtypes = {entry.data_type for entry in graph.graph.initializer}
@@ -88,12 +88,23 @@ def test_yolact_raises(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_deformable_convolutions_raise(tmp_path):
+@pytest.mark.parametrize(
+    ("opset", "changes"),
+    [
+        (11, {"deformable_head": "last"}),
+        (13, {"head": "solov2", "deformable_head": "all", "modulated": True}),
+        (11, {"head": "solov2", "deformable_mask_features": True, "modulated": True}),
+        (13, {"head": "solov2", "deformable_stages": (4,), "modulated": True, "backbone": "resnet50"}),
+    ],
+)
+def test_deformable_convolutions_raise(opset, changes, tmp_path):
     config = small_config("decoupled_light")
-    config = replace(config, architecture=replace(config.architecture, deformable_head=True))
+    changes = {"backbone": "efficientnet_lite0", **changes}
+    config = replace(config, architecture=replace(config.architecture, **changes))
     model = SOLO(config, build_network(config.architecture))
-    with pytest.raises(ExportError, match="Deformable convolutions cannot be exported"):
-        export_onnx(model, tmp_path / "model.onnx", size=INPUT_SIZE, opset=11)
+    with pytest.raises(ExportError, match=r"Deformable convolutions cannot be exported: .* from opset 19 on"):
+        export_onnx(model, tmp_path / "model.onnx", size=INPUT_SIZE, opset=opset)
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_write_keeps_the_previous_file(small_model, tmp_path, monkeypatch):

@@ -53,6 +53,24 @@ def test_slices_pads_and_copies(opset, tmp_path):
         torch.testing.assert_close(torch.from_numpy(output), expected)
 
 
+class Repeated(nn.Module):
+    """Equal operators, and one with other attributes."""
+
+    def forward(self, x):
+        smaller = [nn.functional.max_pool2d(x, 2) for _ in range(2)]
+        return (smaller[0] + smaller[1], nn.functional.max_pool2d(x, 2, stride=1))
+
+
+def test_equal_operators_are_recorded_once(tmp_path):
+    inputs = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    graph = onnx_recorder.record(Repeated(), inputs, ["a", "b"], 13)
+    assert [node.op_type for node in graph.graph.node] == ["MaxPool", "Add", "MaxPool"]
+    onnx.save_model(graph, str(tmp_path / "model.onnx"))
+    _, outputs = run_onnx(tmp_path / "model.onnx", inputs.numpy())
+    for output, expected in zip(outputs, Repeated()(inputs), strict=True):
+        torch.testing.assert_close(torch.from_numpy(output), expected)
+
+
 def test_other_dtypes_in_the_network_raise():
     class Double(nn.Module):
         def forward(self, x):

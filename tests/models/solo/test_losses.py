@@ -8,11 +8,14 @@ from helpers.paths import DATA
 
 from solo_infer.config import find_preset
 from solo_infer.diagnostics import procedural_weights
-from solo_infer.diagnostics.verify import SOLO_MODELS
 from solo_infer.models import build_network
 from solo_infer.models.solo.targets import assign_targets
 from solo_infer.models.target import non_crowd_instances
 from solo_infer.weights.key_mapping import mmdet_name
+
+MODELS = ("solo_r50", "decoupled_r50", "decoupled_light_r50", "solov2_light_r18", "solov2_r50")
+# The other cases of the last model take long and add nothing to those of the light one.
+MODEL_CASES = [(model, CASES if model != "solov2_r50" else ["both"]) for model in MODELS]
 
 
 def training_network(model):
@@ -23,8 +26,8 @@ def training_network(model):
     return network
 
 
-@pytest.mark.parametrize("model", SOLO_MODELS)
-def test_mmdets_losses_and_gradients(model):
+@pytest.mark.parametrize(("model", "cases"), MODEL_CASES)
+def test_mmdets_losses_and_gradients(model, cases):
     network = training_network(model)
     images = torch.from_numpy(
         procedural_weights.input_tensor("tensor_2x320x256", (2, 3, 320, 256), list(SIZES))
@@ -33,7 +36,7 @@ def test_mmdets_losses_and_gradients(model):
         golden = dict(file)
     parameters = {mmdet_name(name): p for name, p in network.named_parameters()}
     assert {name for name, p in parameters.items() if not p.requires_grad} == set(golden["frozen"].tolist())
-    for case in CASES:
+    for case in cases:
         network.zero_grad(set_to_none=True)
         losses = network(images, [ground_truth(case, image) for image in range(2)])
         assert set(losses) == {"loss_cls", "loss_mask"}
@@ -45,6 +48,7 @@ def test_mmdets_losses_and_gradients(model):
         }
         assert len(norms) >= 8
         for name, norm in norms.items():
+            norm = 0.0 if np.isnan(norm) else norm  # mmdet gives no gradient, which DDP would wait for
             assert float(parameters[name].grad.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-9), (
                 case,
                 name,
@@ -52,7 +56,7 @@ def test_mmdets_losses_and_gradients(model):
         assert all(p.grad is not None for p in parameters.values() if p.requires_grad)
 
 
-@pytest.mark.parametrize("model", SOLO_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_mmdets_targets(model, case):
     config = find_preset(model).architecture
