@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from solo_infer.cli import options
 from solo_infer.cli.terminal import info, print_text, show_info_of, usage_error
 from solo_infer.config.suggestions import did_you_mean
+from solo_infer.config.validation import require_positive_ints
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.messages import first_line, quoted
 
@@ -221,6 +222,8 @@ def _initial_model(args: argparse.Namespace, seed: int) -> Segmenter:
     from solo_infer.training import init_model, load_backbone_weights
     from solo_infer.weights.checkpoint import read_config
 
+    if args.scale is not None:
+        require_positive_ints(dict(zip(("short_side", "long_side"), args.scale, strict=True)))
     if args.model:
         model = load_model(args.model, device="cpu")
     else:
