@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from solo_infer.cli import options
 from solo_infer.cli.terminal import info, print_text, show_info_of, usage_error
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import ConfigError
+from solo_infer.runtime.text_files import read_json
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -195,7 +195,7 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     """Return the content of a JSON file of settings."""
     path = Path(name).expanduser()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No recipe {name!r} ({error}). {did_you_mean(name, known)}Expected {', '.join(known)}, or a "

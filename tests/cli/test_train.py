@@ -12,6 +12,7 @@ from helpers.training_sets import instance, rectangle, write_set
 from solo_infer import SOLO
 from solo_infer.cli.main import build_parser
 from solo_infer.cli.train import RECIPE_SETTINGS, recipe_from_options
+from solo_infer.errors import ConfigError
 from solo_infer.training import RECIPES, CocoFiles, init_model
 
 pytest_plugins = ["helpers.command_line_fixtures"]
@@ -111,6 +112,20 @@ def recipe_of(*options):
 def test_recipe_without_options():
     assert recipe_of("--recipe", "3x") == RECIPES["3x"]
     assert recipe_of() == RECIPES["finetune"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_recipe_files_may_have_a_byte_order_mark(tmp_path, encoding):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(RECIPES["1x"].to_json().encode(encoding))
+    assert recipe_of("--recipe", path) == RECIPES["1x"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\0"])
+def test_recipe_files_that_are_no_json_are_refused(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ConfigError, match="No recipe .*recipe.json"):
+        recipe_of("--recipe", tmp_path / "recipe.json")
 
 
 def test_milestones_scale_with_the_epochs():
