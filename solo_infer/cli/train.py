@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from solo_infer.config.suggestions import did_you_mean
 from solo_infer.config.validation import require_positive_ints
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.messages import first_line, quoted
+from solo_infer.runtime.text_files import read_json
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -28,7 +28,6 @@ EXAMPLES = (
     "torchrun --nproc-per-node 4 -m solo_infer train --model solo_r50_3x --images photos "
     "--annotations train.json --output run --resume",
 )
-_MAX_RECIPE_BYTES = 1 << 20
 # Setting of the recipe that each option changes.
 RECIPE_SETTINGS = {
     "epochs": "epochs",
@@ -201,12 +200,8 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     """Return the content of a JSON file of settings."""
     path = Path(os.path.expanduser(name))
     try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_RECIPE_BYTES + 1)
-        if len(text) > _MAX_RECIPE_BYTES:
-            raise ValueError(f"the file has more than {_MAX_RECIPE_BYTES} bytes")
-        content = json.loads(text.decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"No recipe {quoted(name)} ({first_line(error)}). {did_you_mean(name[:60], known)}Expected "
             f"{', '.join(known)}, or a JSON file of settings, e.g. the recipe.json of a run."
