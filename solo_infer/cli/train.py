@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from solo_infer.cli import options
 from solo_infer.cli.terminal import info, print_text, show_info_of, usage_error
 from solo_infer.config.suggestions import did_you_mean
+from solo_infer.config.validation import require_positive_ints
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.messages import first_line, quoted
+from solo_infer.runtime.text_files import read_json
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -27,7 +28,6 @@ EXAMPLES = (
     "torchrun --nproc-per-node 4 -m solo_infer train --model solo_r50_3x --images photos "
     "--annotations train.json --output run --resume",
 )
-_MAX_RECIPE_BYTES = 1 << 20
 # Setting of the recipe that each option changes.
 RECIPE_SETTINGS = {
     "epochs": "epochs",
@@ -201,12 +201,8 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     """Return the content of a JSON file of settings."""
     path = Path(os.path.expanduser(name))
     try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_RECIPE_BYTES + 1)
-        if len(text) > _MAX_RECIPE_BYTES:
-            raise ValueError(f"the file has more than {_MAX_RECIPE_BYTES} bytes")
-        content = json.loads(text.decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"No recipe {quoted(name)} ({first_line(error)}). {did_you_mean(name[:60], known)}Expected "
             f"{', '.join(known)}, or a JSON file of settings, e.g. the recipe.json of a run."
@@ -222,6 +218,8 @@ def _initial_model(args: argparse.Namespace, seed: int) -> Segmenter:
     from solo_infer.training import init_model, load_backbone_weights
     from solo_infer.weights.checkpoint import read_config
 
+    if args.scale is not None:
+        require_positive_ints(dict(zip(("short_side", "long_side"), args.scale, strict=True)))
     if args.model:
         model = load_model(args.model, device="cpu")
     else:

@@ -112,7 +112,7 @@ def is_int(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a finite number in the range of float; ``bool`` does not count."""
+    """Return whether a value is a number in the range of float; ``bool`` does not count."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import math
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from solo_infer.config.categories import Categories
+from solo_infer.config.suggestions import did_you_mean
 from solo_infer.config.validation import is_int
-from solo_infer.errors import ConfigError, DataError, SoloInferError
-from solo_infer.ops.rle import run_lengths
+from solo_infer.data.annotation import (
+    Annotation,
+    ImageId,
+    Omission,
+    describe_omissions,
+    hints,
+    is_listed,
+    read_annotation,
+)
+from solo_infer.data.segmentation import MAX_PIXELS, MAX_SIDE
+from solo_infer.errors import ConfigError, DataError
+from solo_infer.runtime.messages import quoted, summarize_names
+from solo_infer.runtime.text_files import read_json
+
+logger = logging.getLogger(__name__)
 
 _SECTIONS = ("images", "annotations", "categories")
 _IMAGE_KEYS = {"id", "file_name", "height", "width"}
-_MAX_SUMMARY = 160  # characters of a value in a message
-
-ImageId = int | str
+_MAX_FILE_NAME = 4096  # characters; no system has longer paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +51,6 @@ class ImageRecord:
     height: int
     width: int
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-class Annotation(NamedTuple):
-    """An instance of an annotation file.
-
-    Attributes:
-        id: Annotation id, None if the file has none.
-        image_id: Id of its image.
-        category_id: Id of its class.
-        segmentation: Polygons or RLE as in the file, not checked; see ``to_rle``. None if missing.
-        area: Area in pixels, None if missing.
-        is_crowd: Whether "iscrowd" is set; False if missing.
-        bbox: Box as in the file, not checked. None if missing.
-    """
-
-    id: Any
-    image_id: ImageId
-    category_id: int
-    segmentation: Any
-    area: float | None
-    is_crowd: bool
-    bbox: Any
-
-    @property
-    def name(self) -> str:
-        """Description for messages, such as "annotation 5 of image 139"."""
-        number = "" if self.id is None else f" {self.id!r}"
-        return f"annotation{number} of image {self.image_id!r}"
 
 
 class GroundTruth(NamedTuple):
@@ -100,18 +84,24 @@ class CocoData:
 
 
 def read_annotations(
-    path: str | os.PathLike[str], *, classes: Iterable[str] | None = None, limit: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    classes: Iterable[str] | None = None,
+    limit: int | None = None,
+    keep: Collection[str] = (),
 ) -> CocoData:
-    """Read a COCO annotation file.
+    """Read a COCO annotation file in UTF-8 or UTF-16, with or without a byte order mark.
 
-    Masks are not decoded here; see ``read_ground_truth`` and ``to_rle``.
+    Masks are not decoded here; see ``read_ground_truth`` and ``Annotation.rle``. A category with the id 0
+    that is the supercategory of all others and has no annotation is left out: Roboflow adds one to exports.
 
     Args:
         path: JSON file with "images" ("id", "file_name", "height", "width"), "categories" ("id", "name") and
-            "annotations" ("image_id", "category_id", "segmentation"; optionally "id", "area", "iscrowd" and
-            "bbox").
+            "annotations" ("image_id", "category_id", "segmentation"; optionally "id", "area", "bbox", and
+            "iscrowd" and "ignore", which are 0 or 1). Null counts as missing.
         classes: Names of the classes to select. Defaults to all.
         limit: Number of images to select, from the first. Defaults to all.
+        keep: Names of classes that are not left out, even if nothing has them.
 
     Raises:
         DataError: The file is not a COCO annotation file, is inconsistent, or does not list a class.
@@ -120,21 +110,27 @@ def read_annotations(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected at least 1 image.")
     path = Path(path)
-    content = _read_json(path, _SECTIONS)
+    if classes is not None:
+        classes = [classes] if isinstance(classes, str) else list(classes)
+    content = _read_sections(path, _SECTIONS)
     images = _read_images(path, content["images"])
-    categories = _read_categories(path, content["categories"])
-    image_ids, category_ids = frozenset(image.id for image in images), frozenset(categories.ids)
+    entries = _sorted_categories(path, content["categories"])
+    image_ids = frozenset(image.id for image in images)
+    category_ids = frozenset(entry["id"] for entry in entries)
     for entry in content["annotations"]:
         _check_references(path, entry, image_ids, category_ids)
-    if classes is not None:
-        categories = _select_classes(path, categories, classes)
+    entries = _without_root(path, entries, content["annotations"], {*keep, *(classes or ())})
+    categories = _read_categories(path, entries, classes)
     images = images[:limit]
     selected_images, selected_categories = {image.id for image in images}, set(categories.ids)
-    annotations = tuple(
-        _read_annotation(path, entry)
-        for entry in content["annotations"]
-        if entry["image_id"] in selected_images and entry["category_id"] in selected_categories
-    )
+    try:
+        annotations = tuple(
+            read_annotation(entry)
+            for entry in content["annotations"]
+            if entry["image_id"] in selected_images and entry["category_id"] in selected_categories
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     return CocoData(path, images, categories, annotations, image_ids, category_ids)
 
 
@@ -147,15 +143,15 @@ def read_image_ids(path: str | os.PathLike[str]) -> dict[str, ImageId]:
         DataError: The file is not a COCO annotation file, or two of its images share a name or an id.
     """
     path = Path(path)
-    entries = _read_json(path, ("images",))["images"]
+    entries = _read_sections(path, ("images",))["images"]
     _check_images(path, entries, sized=False)
     return {entry["file_name"]: entry["id"] for entry in entries}
 
 
-def _read_json(path: Path, sections: tuple[str, ...]) -> dict[str, list[Any]]:
+def _read_sections(path: Path, sections: tuple[str, ...]) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}): expected a COCO annotation file."
         ) from error
@@ -187,10 +183,14 @@ def _check_images(path: Path, entries: list[Any], *, sized: bool) -> None:
     """Raise DataError unless each image has an id and a file name of its own and, if required, a size."""
     for entry in entries:
         if not _is_image(entry, sized):
-            size = ', "height" and "width" (in pixels)' if sized else ""
+            size = (
+                f', "height" and "width" (1 to {MAX_SIDE} pixels, at most {MAX_PIXELS} in all)'
+                if sized
+                else ""
+            )
             raise DataError(
                 f'{path}: image {summarize(entry)}: expected "id" (an integer or a string) and "file_name" '
-                f"(a string){size}."
+                f"(a string of at most {_MAX_FILE_NAME} characters){size}."
             )
     if not entries:
         raise DataError(f"{path} lists no images: expected at least one.")
@@ -203,11 +203,18 @@ def _is_image(entry: Any, sized: bool) -> bool:
         isinstance(entry, dict)
         and (is_int(entry.get("id")) or isinstance(entry.get("id"), str))
         and isinstance(entry.get("file_name"), str)
-        and (not sized or all(is_int(entry.get(side)) and entry[side] > 0 for side in ("height", "width")))
+        and len(entry["file_name"]) <= _MAX_FILE_NAME
+        and (not sized or _is_size(entry.get("height"), entry.get("width")))
     )
 
 
-def _read_categories(path: Path, entries: list[Any]) -> Categories:
+def _is_size(height: Any, width: Any) -> bool:
+    sides_are_valid = all(is_int(side) and 0 < side <= MAX_SIDE for side in (height, width))
+    return sides_are_valid and height * width <= MAX_PIXELS
+
+
+def _sorted_categories(path: Path, entries: list[Any]) -> list[dict[str, Any]]:
+    """Return the categories in the order of their ids, which is the order of pycocotools."""
     for entry in entries:
         if not (isinstance(entry, dict) and is_int(entry.get("id")) and isinstance(entry.get("name"), str)):
             raise DataError(
@@ -215,150 +222,122 @@ def _read_categories(path: Path, entries: list[Any]) -> Categories:
             )
     if not entries:
         raise DataError(f"{path} lists no categories: expected at least one.")
-    ordered = sorted(entries, key=lambda entry: entry["id"])  # the order of pycocotools
-    names, ids = tuple(entry["name"] for entry in ordered), tuple(entry["id"] for entry in ordered)
-    _check_unique(path, '"id" of categories', ids)
+    _check_unique(path, '"id" of categories', [entry["id"] for entry in entries])
+    return sorted(entries, key=lambda entry: entry["id"])
+
+
+def _without_root(
+    path: Path, entries: list[dict[str, Any]], annotations: list[dict[str, Any]], keep: set[str]
+) -> list[dict[str, Any]]:
+    """Return the categories without one that only groups the others."""
+    root = next((entry for entry in entries if entry["id"] == 0), None)
+    others = [entry for entry in entries if entry is not root]
+    if (
+        root is None
+        or not others
+        or any(entry.get("supercategory") != root["name"] for entry in others)
+        or any(entry["category_id"] == 0 for entry in annotations)
+        or (root["name"] in keep and all(entry["name"] != root["name"] for entry in others))
+    ):
+        return entries
+    logger.warning(
+        "%s: category %s (id 0) is left out: it is the supercategory of all others without annotations.",
+        path,
+        quoted(root["name"]),
+    )
+    return others
+
+
+def _read_categories(path: Path, entries: list[dict[str, Any]], classes: list[str] | None) -> Categories:
+    """Return all classes, or those of some names, in the order of their ids."""
+    names = [entry["name"] for entry in entries]
     _check_unique(path, '"name" of categories', names)
-    return Categories(names, ids)
+    if classes is not None:
+        unknown = next((name for name in classes if name not in names), None)
+        if unknown is not None:
+            raise DataError(
+                f"{path}: No class {quoted(unknown)}. {did_you_mean(unknown, names)}"
+                f"Classes: {summarize_names(names)}."
+            )
+        if not classes:
+            raise DataError(f"{path}: no class was selected: name at least one, or pass None for all.")
+        entries = [entry for entry in entries if entry["name"] in classes]
+    return Categories(tuple(entry["name"] for entry in entries), tuple(entry["id"] for entry in entries))
 
 
 def _check_unique(path: Path, label: str, values: Sequence[Any]) -> None:
     seen: set[Any] = set()
     for value in values:
         if value in seen:
-            raise DataError(f"{path}: {label}: {value!r} occurs more than once, expected unique values.")
+            raise DataError(
+                f"{path}: {label}: {quoted(value)} occurs more than once, expected unique values."
+            )
         seen.add(value)
-
-
-def _select_classes(path: Path, categories: Categories, classes: Iterable[str]) -> Categories:
-    try:
-        labels = sorted(set(categories.labels(classes)))
-    except SoloInferError as error:
-        raise DataError(f"{path}: {error}") from error
-    if not labels:
-        raise DataError(f"{path}: no class was selected: name at least one, or pass None for all.")
-    return Categories(
-        tuple(categories.names[label] for label in labels), tuple(categories.ids[label] for label in labels)
-    )
 
 
 def _check_references(
     path: Path, entry: Any, image_ids: frozenset[ImageId], category_ids: frozenset[int]
 ) -> None:
-    try:
-        is_listed = entry["image_id"] in image_ids and entry["category_id"] in category_ids
-    except (TypeError, KeyError):  # not an object, a key is missing, or an id is a list
-        is_listed = False
-    if not is_listed:
+    if not (
+        isinstance(entry, dict)
+        and is_listed(entry.get("image_id"), image_ids)
+        and is_listed(entry.get("category_id"), category_ids)
+    ):
         raise DataError(
             f'{path}: annotation {summarize(entry)}: expected "image_id" and "category_id" that are listed '
             'in "images" and "categories" of the file.'
         )
 
 
-def _read_annotation(path: Path, entry: dict[str, Any]) -> Annotation:
-    annotation = Annotation(
-        id=entry.get("id"),
-        image_id=entry["image_id"],
-        category_id=entry["category_id"],
-        segmentation=entry.get("segmentation"),
-        area=entry.get("area"),
-        is_crowd=bool(entry.get("iscrowd", 0)),
-        bbox=entry.get("bbox"),
-    )
-    try:
-        for key in ("area", "iscrowd"):
-            if key in entry:
-                check_number(key, entry[key])
-    except ValueError as error:
-        raise DataError(f"{path}: {annotation.name}: {error}") from error
-    return annotation
-
-
 def read_ground_truth(data: CocoData) -> dict[int, list[GroundTruth]]:
     """Return the annotated instances by category id; a missing area is that of the mask.
 
+    Instances without a mask are left out with a warning.
+
     Raises:
-        DataError: A mask is missing, malformed or of another size than its image.
+        DataError: A mask is malformed or of another size than its image, or no instance has a mask.
     """
     sizes = {image.id: (image.height, image.width) for image in data.images}
     instances: dict[int, list[GroundTruth]] = {number: [] for number in data.categories.ids}
+    omissions: Counter[Omission] = Counter()
     for annotation in data.annotations:
         try:
-            counts, mask_area = to_rle(annotation.segmentation, *sizes[annotation.image_id])
+            mask = annotation.rle(*sizes[annotation.image_id])
         except ValueError as error:
-            raise DataError(f"{data.path}: {annotation.name}: {error}") from error
+            raise DataError(f"{data.path}: {error}") from error
+        if mask is None:
+            omissions[Omission.NO_MASK] += 1
+            continue
+        counts, mask_area = mask
         area = mask_area if annotation.area is None else annotation.area
         instances[annotation.category_id].append(
             GroundTruth(annotation.image_id, counts, area, annotation.is_crowd)
         )
+    report_omissions(data, omissions, len(data.annotations))
     return instances
 
 
-def check_number(key: str, value: Any) -> float:
-    """Return the value of a key.
+def report_omissions(data: CocoData, omissions: Counter[Omission], total: int) -> None:
+    """Log one warning about the instances that are left out.
 
     Raises:
-        ValueError: The value is not a finite number.
+        DataError: All instances are left out.
     """
-    try:
-        if isinstance(value, int | float) and math.isfinite(value):
-            return value
-    except OverflowError:  # an integer beyond the range of float
-        value = summarize(value)
-    raise ValueError(f'"{key}" is {value!r}: expected a finite number.')
-
-
-def to_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """Convert a COCO segmentation to the counts of compressed RLE and the area in pixels.
-
-    Args:
-        segmentation: Polygons ([[x, y, x, y, ...], ...] in pixels), or RLE with "size" and "counts" (a list
-            or a string).
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-
-    Raises:
-        ValueError: The segmentation is neither polygons nor RLE, or is of another size.
-    """
-    if isinstance(segmentation, dict):
-        counts = _rle_counts(segmentation, height, width)
-    elif isinstance(segmentation, list) and segmentation:
-        counts = _polygon_counts(segmentation, height, width)
-    else:
-        raise ValueError(f'"segmentation" is {summarize(segmentation)}: expected polygons or RLE.')
-    runs = run_lengths(counts)
-    # pycocotools loops forever when it compares masks whose run lengths have different sums.
-    if runs.min(initial=0) < 0 or runs.sum() != height * width:
-        raise ValueError(f"RLE counts do not add up to the {height * width} pixels of the image.")
-    return counts, int(runs[1::2].sum())
-
-
-def _polygon_counts(polygons: list[Any], height: int, width: int) -> bytes:
-    from pycocotools import mask
-
-    try:
-        return mask.merge(mask.frPyObjects(polygons, height, width))["counts"]
-    except Exception as error:  # pycocotools raises bare exceptions
-        raise ValueError(f"pycocotools cannot read the polygons ({error})") from error
-
-
-def _rle_counts(rle: dict[str, Any], height: int, width: int) -> bytes:
-    from pycocotools import mask
-
-    counts, size = rle.get("counts"), rle.get("size")
-    if size != [height, width]:
-        raise ValueError(f"RLE of size {size} for an image of height {height}, width {width}.")
-    if isinstance(counts, str) and counts.isascii():
-        return counts.encode("ascii")
-    if isinstance(counts, list) and all(is_int(count) and 0 <= count < 1 << 32 for count in counts):
-        return mask.frPyObjects(rle, height, width)["counts"]
-    raise ValueError('RLE "counts" are neither a list of integers nor ASCII text.')
+    count = sum(omissions.values())
+    if not count:
+        return
+    if count == total:
+        raise DataError(
+            f"{data.path}: none of {total} annotations can be used: {describe_omissions(omissions)}. "
+            f"{hints(omissions)}"
+        )
+    logger.warning(
+        "%s: %d of %d instances skipped: %s", data.path, count, total, describe_omissions(omissions)
+    )
 
 
 def summarize(value: Any) -> str:
     """Return a value for a message, without its mask and cut to a maximum length."""
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if key != "segmentation"}
-    text = repr(value)
-    return text if len(text) <= _MAX_SUMMARY else f"{text[: _MAX_SUMMARY - 3]}..."
+    return quoted(value, limit=160)

@@ -19,6 +19,7 @@ from solo_infer.evaluation.report import ClassMetrics
 
 AREAS = ("", "s", "m", "l")  # all, below 32^2, from 32^2 to 96^2, above 96^2 pixels: pycocotools' order
 DEFAULT_MAX_DETECTIONS = (1, 10, 100)
+_CATEGORY = 1  # id of the only class in a run of pycocotools
 
 
 def check_max_detections(values: Iterable[int]) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ def compute_metrics(
         metrics of each class, in the order of ``data.categories``.
     """
     curves = [
-        _Curves.of_class(data, category, ground_truth[category], detections[category], max_detections)
+        _Curves.of_class(data, ground_truth[category], detections[category], max_detections)
         for category in data.categories.ids
     ]
     precision = np.stack([curve.precision for curve in curves], axis=2)  # (T, R, K, A, M)
@@ -110,49 +111,57 @@ class _Curves:
     def of_class(
         cls,
         data: CocoData,
-        category: int,
         ground_truth: list[GroundTruth],
         detections: list[Detection],
         max_detections: Sequence[int],
     ) -> _Curves:
         """Run pycocotools on one class, so that only the matches of one class are in memory."""
         image_ids = {entry.image_id for entry in ground_truth} | {entry.image_id for entry in detections}
-        images = [image for image in data.images if image.id in image_ids]
+        images = sorted((image for image in data.images if image.id in image_ids), key=lambda image: image.id)
+        numbers = {image.id: number for number, image in enumerate(images)}
         evaluator = _silent_pycocotools()["COCOeval"](iouType="segm")
-        evaluator.params.imgIds = sorted(image.id for image in images)
-        evaluator.params.catIds = [category]
+        evaluator.params.imgIds = list(numbers.values())
+        evaluator.params.catIds = [_CATEGORY]
         evaluator.params.maxDets = list(max_detections)
         if not images:
             shape = (len(evaluator.params.iouThrs), len(evaluator.params.recThrs), len(AREAS))
             precision = -np.ones((*shape, len(max_detections)))
             return cls(precision, precision[:, 0])
-        sizes = {image.id: (image.height, image.width) for image in images}
-        evaluator.cocoGt = _index(sizes, category, ground_truth)
-        evaluator.cocoDt = _index(sizes, category, detections)
+        sizes = [(image.height, image.width) for image in images]
+        evaluator.cocoGt = _index(sizes, numbers, ground_truth)
+        evaluator.cocoDt = _index(sizes, numbers, detections)
         evaluator.evaluate()
         evaluator.accumulate()
         return cls(evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0])
 
 
 def _index(
-    sizes: Mapping[ImageId, tuple[int, int]], category: int, entries: Iterable[GroundTruth | Detection]
+    sizes: Sequence[tuple[int, int]],
+    numbers: Mapping[ImageId, int],
+    entries: Iterable[GroundTruth | Detection],
 ) -> Any:
     """Return a ``pycocotools.coco.COCO`` of one class.
 
     Entries get new ids, because pycocotools treats the id 0 as "no match" and drops one of two entries with
-    equal ids.
+    equal ids. So do images, in the same order: pycocotools puts their ids into an array, which changes text
+    and large integers.
+
+    Args:
+        sizes: Heights and widths of the images.
+        numbers: Positions in ``sizes`` by image id.
+        entries: Instances of the class.
     """
     coco = _silent_pycocotools()["COCO"]()
     coco.dataset = {
-        "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()],
-        "categories": [{"id": category}],
+        "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in enumerate(sizes)],
+        "categories": [{"id": _CATEGORY}],
         "annotations": [
             {
                 "id": number,
-                "image_id": entry.image_id,
-                "category_id": category,
+                "image_id": numbers[entry.image_id],
+                "category_id": _CATEGORY,
                 "area": entry.area,
-                "segmentation": {"size": list(sizes[entry.image_id]), "counts": entry.counts},
+                "segmentation": {"size": list(sizes[numbers[entry.image_id]]), "counts": entry.counts},
                 **(
                     {"iscrowd": int(entry.is_crowd)}
                     if isinstance(entry, GroundTruth)

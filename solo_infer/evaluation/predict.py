@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,16 +17,16 @@ from solo_infer.config import BasePostprocessConfig
 from solo_infer.config.categories import Categories
 from solo_infer.data.coco import CocoData, ImageRecord
 from solo_infer.data.exif import upright_size
+from solo_infer.data.image_files import find_images
 from solo_infer.errors import DataError
 from solo_infer.evaluation.report import Timings
 from solo_infer.results.result import Result
 from solo_infer.results.writers import CocoFile
+from solo_infer.runtime.messages import summarize_names
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.segmenters.base import Segmenter
 
 logger = logging.getLogger(__name__)
-
-_MAX_LISTED_NAMES = 5
 
 
 def predict_images(
@@ -108,29 +108,27 @@ def _find_images(folder: Path, data: CocoData) -> dict[str, ImageRecord]:
         DataError: Files are missing, are not images or have another size. All files are checked before the
             first prediction.
     """
-    sources = {str(folder / image.file_name): image for image in data.images}
-    if len(sources) < len(data.images):
-        raise DataError(f'{data.path}: several "file_name" refer to the same file: expected different files.')
+    sources: dict[str, ImageRecord] = {}
     file_names: dict[str, list[str]] = defaultdict(list)
-    for source, image in sources.items():
-        problem = _file_problem(Path(source), image)
+    for image, name in zip(data.images, find_images(folder, data), strict=True):
+        path = folder / (name or image.file_name)
+        problem = "are missing" if name is None else _file_problem(path, image)
         if problem:
             file_names[problem].append(image.file_name)
+        sources[str(path)] = image
     if file_names:
         problems = "; ".join(
             f"{len(names)} {problem} ({summarize_names(names)})" for problem, names in file_names.items()
         )
         raise DataError(
-            f"Of the {len(sources)} images of {data.path} in {folder}: {problems}. Expected the folder that "
-            '"file_name" is relative to, with all images as they were annotated.'
+            f"Of the {len(data.images)} images of {data.path} in {folder}: {problems}. Expected the folder "
+            'that "file_name" is relative to, with all images as they were annotated.'
         )
     return sources
 
 
 def _file_problem(path: Path, image: ImageRecord) -> str | None:
     """Return the problem of an image file that is visible without decoding it, None if there is none."""
-    if not path.is_file():
-        return "are missing"
     try:
         height, width = upright_size(path)
     except UnidentifiedImageError:
@@ -161,10 +159,3 @@ def _with_data_labels(result: Result, labels: Sequence[int], categories: Categor
     """Return a result with the labels of the data set in place of the model's."""
     table = torch.tensor(labels, dtype=torch.int64, device=result.device)
     return replace(result, labels=table[result.labels], categories=categories)
-
-
-def summarize_names(names: Iterable[str]) -> str:
-    """Return the first names, and how many there are, for a message."""
-    names = list(names)
-    suffix = f", ... {len(names)} in all" if len(names) > _MAX_LISTED_NAMES else ""
-    return ", ".join(names[:_MAX_LISTED_NAMES]) + suffix

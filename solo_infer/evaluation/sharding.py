@@ -25,11 +25,12 @@ from torch import distributed
 from solo_infer.data.coco import CocoData
 from solo_infer.data.coco_results import iterate_list
 from solo_infer.errors import ConfigError, DataError, ResultError
-from solo_infer.evaluation.predict import predict_images, summarize_names
+from solo_infer.evaluation.predict import predict_images
 from solo_infer.evaluation.report import Evaluation, Timings
 from solo_infer.evaluation.task import EvaluationTask, TaskOptions
 from solo_infer.runtime.atomic_files import write_text, write_whole
 from solo_infer.runtime.distributed import is_main_process, rank_and_world_size
+from solo_infer.runtime.messages import summarize_names
 from solo_infer.segmenters.base import Segmenter
 
 if TYPE_CHECKING:

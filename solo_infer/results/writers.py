@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 DRAWING_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 DRAWING_MARK = "_segmented"  # at the end of the names of drawings
 _DRAWING_STEM = re.compile(rf"(.+){DRAWING_MARK}(?:_\d+)?", re.DOTALL)
+_MAX_PARTS = 32  # folders of a "file_name" by which sources are matched
 _MAX_DIGITS = 18  # of a file name that is an image id; more may not fit into 64 bits
 
 
@@ -130,7 +131,8 @@ class ImageIds:
 
     Args:
         by_file_name: Image ids by file name, as ``solo_infer.data.coco.read_image_ids`` returns them. A
-            source matches by the end of its path: "data/val/1.jpg" is the image "val/1.jpg" or "1.jpg".
+            source matches by the end of its path: "data/val/1.jpg" is the image "val/1.jpg" or "1.jpg". In a
+            file name from Windows, backslashes count as slashes.
             Defaults to ids derived from the sources: the number that is the file name, as in COCO
             ("000000000139.jpg" is 139), or else the position of the image, counted from 1.
     """
@@ -200,10 +202,10 @@ def _by_path_end(by_file_name: Mapping[str, int | str]) -> dict[tuple[str, ...],
     """Return the ids by all ends of their file names, None for an end that several file names share."""
     by_end: dict[tuple[str, ...], int | str | None] = {}
     for name, image_id in by_file_name.items():
-        parts = Path(name).parts
-        for start in range(len(parts)):
-            end = parts[start:]
-            by_end[end] = image_id if by_end.get(end, image_id) == image_id else None
+        for parts in {Path(name).parts, Path(name.replace("\\", "/")).parts}:
+            for start in range(max(len(parts) - _MAX_PARTS, 0), len(parts)):
+                end = parts[start:]
+                by_end[end] = image_id if by_end.get(end, image_id) == image_id else None
     return by_end
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 _MAX_BITS = 1024  # of an integer that is written in decimal; the conversion takes quadratic time
 _FILL = "..."
+_MAX_LISTED_NAMES = 5
 
 
 class _BoundedRepr(reprlib.Repr):
@@ -20,6 +23,13 @@ class _BoundedRepr(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
+
+    def repr_dict(self, x: Mapping[object, object], level: int) -> str:
+        if level <= 0:
+            return f"{{{_FILL}}}"
+        items = islice(x.items(), self.maxdict)  # in their order, which reprlib would change
+        pairs = (f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}" for key, item in items)
+        return f"{{{', '.join(pairs)}{f', {_FILL}' if len(x) > self.maxdict else ''}}}"
 
     def repr_bytes(self, x: bytes, level: int) -> str:
         return repr(x if len(x) <= self.maxstring else x[: self.maxstring])
@@ -77,6 +87,17 @@ def escaped(text: str) -> str:
 def escaped_lines(text: str) -> str:
     """Return a text of several lines for a terminal or a log, each line as ``escaped`` returns it."""
     return "\n".join(map(escaped, text.split("\n")))
+
+
+def summarize_names(names: Iterable[str]) -> str:
+    """Return the first names for a message, short and printable, and how many there are."""
+    names = list(names)
+    suffix = f", ... {len(names)} in all" if len(names) > _MAX_LISTED_NAMES else ""
+    return ", ".join(map(_plain_or_quoted, names[:_MAX_LISTED_NAMES])) + suffix
+
+
+def _plain_or_quoted(name: str) -> str:
+    return name if name.isprintable() and 0 < len(name) <= 80 else quoted(name)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from solo_infer.config.suggestions import did_you_mean
-from solo_infer.data.coco import Annotation, CocoData, ImageId, read_annotations, to_rle
+from solo_infer.data.annotation import Annotation, ImageId, Omission, is_listed
+from solo_infer.data.coco import CocoData, read_annotations, report_omissions
+from solo_infer.data.image_files import find_images
 from solo_infer.errors import ConfigError, DataError
+from solo_infer.runtime.messages import quoted, summarize_names
 from solo_infer.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -156,8 +158,9 @@ def read_index(
 ) -> AnnotationIndex:
     """Read a COCO annotation file.
 
-    Instances are skipped if their area is 0, their box is outside of the image or thinner than a pixel (as in
-    mmdet), or their mask is empty.
+    Instances are left out, with a warning, if they have no mask, their area is 0 or less, their box is
+    outside of the image or thinner than a pixel (as in mmdet), or their mask is empty. Instances with
+    "ignore" count as crowds.
 
     Args:
         images: Folder of the images.
@@ -171,21 +174,22 @@ def read_index(
         ConfigError: ``classes`` is not a list of different names.
     """
     folder = Path(images)
-    data = read_annotations(annotations)
+    names = () if classes is None else _check_classes(classes)
+    data = read_annotations(annotations, keep=names)
+    names = names or data.categories.names
     coverage = _covered_categories(data)
-    names = data.categories.names if classes is None else _check_classes(classes)
     _require_match(data, names)
-    _require_images(folder, data)
+    files = _require_images(folder, data)
     ids = dict(zip(data.categories.names, data.categories.ids, strict=True))
     label_of = {number: names.index(name) for name, number in ids.items() if name in names}
     builder = IndexBuilder(names, ids)
     index_of, root = {}, os.path.realpath(folder)
-    for record in data.images:
+    for record, file_name in zip(data.images, files, strict=True):
         labelled = np.zeros(len(names), dtype=bool)
         covered = label_of.keys() & coverage.get(record.id, label_of.keys())
         labelled[[label_of[number] for number in covered]] = True
         shape = (record.height, record.width)
-        index_of[record.id] = builder.add_image(root, record.file_name, shape, labelled)
+        index_of[record.id] = builder.add_image(root, file_name, shape, labelled)
     _add_instances(builder, data, index_of, label_of)
     return builder.finish()
 
@@ -194,10 +198,10 @@ def _covered_categories(data: CocoData) -> dict[ImageId, list[int]]:
     """Return the covered category ids of the images that list them."""
     coverage = {image.id: image.extra[_COVERAGE_KEY] for image in data.images if _COVERAGE_KEY in image.extra}
     for image, ids in coverage.items():
-        if not (isinstance(ids, list) and all(number in data.categories.ids for number in ids)):
+        if not (isinstance(ids, list) and all(is_listed(number, data.category_ids) for number in ids)):
             raise DataError(
-                f'{data.path}: image {image!r}: "{_COVERAGE_KEY}" is {ids!r}: expected a list of category '
-                "ids of the file."
+                f'{data.path}: image {quoted(image)}: "{_COVERAGE_KEY}" is {quoted(ids)}: expected a list of '
+                "category ids of the file."
             )
     return coverage
 
@@ -285,8 +289,8 @@ def _require_match(data: CocoData, classes: tuple[str, ...]) -> None:
     misspelled = {_letters(name) for name in missing} & {_letters(name) for name in unused}
     if len(missing) == len(classes) or misspelled:
         raise DataError(
-            f"{data.path} has no category {', '.join(similar or map(repr, missing))}: expected names of its "
-            f"categories: {', '.join(known)}."
+            f"{data.path} has no category {', '.join(similar[:3]) or summarize_names(map(repr, missing))}: "
+            f"expected names of its categories: {summarize_names(known)}."
         )
     if similar:
         logger.warning("%s has no category %s: it counts as not labeled.", data.path, ", ".join(similar))
@@ -296,22 +300,27 @@ def _letters(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _require_images(folder: Path, data: CocoData) -> None:
+def _require_images(folder: Path, data: CocoData) -> list[str]:
+    """Return the paths of all images relative to their folder."""
     if not folder.is_dir():
         raise DataError(f"No folder {folder}: expected the folder of the images of {data.path}.")
-    missing = [image.file_name for image in data.images if not os.path.isfile(folder / image.file_name)]
+    files = find_images(folder, data)
+    missing = [image.file_name for image, file in zip(data.images, files, strict=True) if file is None]
     if missing:
-        names = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        names = ", ".join(map(quoted, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise DataError(
             f"{len(missing)} of {len(data.images)} images of {data.path} are not in {folder}: {names}. "
             "Give the folder that the file names are relative to, or remove the images from the file."
         )
+    return [file for file in files if file is not None]
 
 
 def _add_instances(
     builder: IndexBuilder, data: CocoData, index_of: dict[ImageId, int], label_of: dict[int, int]
 ) -> None:
-    total = skipped = 0
+    total = 0
+    omissions: Counter[Omission] = Counter()
+    unseen = set(label_of)
     annotations = progress_bar(data.annotations, desc="reading annotations", unit="instance", delay=2)
     for annotation in annotations:
         label, image = label_of.get(annotation.category_id), index_of[annotation.image_id]
@@ -319,44 +328,35 @@ def _add_instances(
             continue
         total += 1
         try:
-            counts = _mask_counts(annotation, *builder.shapes[image])
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{data.path}: {annotation.name}: {error}") from error
-        if counts is None:
-            skipped += 1
+            counts = _usable_mask(annotation, *builder.shapes[image])
+        except ValueError as error:
+            raise DataError(f"{data.path}: {error}") from error
+        if isinstance(counts, Omission):
+            omissions[counts] += 1
         else:
-            builder.add_instance(image, label, annotation.is_crowd, counts)
-    if skipped:
-        logger.info("%s: %d of %d instances skipped: no area or no mask", data.path, skipped, total)
-    if total and skipped == total:
-        raise DataError(
-            f"{data.path}: none of {total} annotations has a mask with area inside its image: expected "
-            "polygons in pixels, or RLE. (Masks cannot be trained from a data set of boxes.)"
-        )
+            builder.add_instance(image, label, annotation.is_crowd or annotation.is_ignored, counts)
+            unseen.discard(annotation.category_id)
+    report_omissions(data, omissions, total)
+    if total and unseen:
+        names = [builder.classes[label_of[number]] for number in sorted(unseen)]
+        logger.warning("%s: no instance of %s: training cannot learn it.", data.path, summarize_names(names))
 
 
-def _mask_counts(annotation: Annotation, height: int, width: int) -> bytes | None:
-    """Return the mask of an annotation as compressed RLE, None if the instance is to be skipped."""
-    box = annotation.bbox
-    if annotation.area == 0 or (box is not None and not _is_visible(box, height, width)):
-        return None
-    segmentation = annotation.segmentation
-    if isinstance(segmentation, list):
-        # Fewer than three points have no area, and pycocotools would read four numbers as a box.
-        segmentation = [
-            polygon for polygon in segmentation if not isinstance(polygon, list) or len(polygon) >= 6
-        ]
-        if not segmentation:
-            return None
-    counts, area = to_rle(segmentation, height, width)
-    return counts if area > 0 else None
+def _usable_mask(annotation: Annotation, height: int, width: int) -> bytes | Omission:
+    """Return the mask of an annotation as compressed RLE, or the reason to leave it out."""
+    mask = annotation.rle(height, width)
+    if mask is None:
+        return Omission.NO_MASK
+    if annotation.area is not None and annotation.area <= 0:
+        return Omission.AREA
+    if annotation.bbox is not None and not _is_visible(annotation.bbox, height, width):
+        return Omission.BOX
+    counts, area = mask
+    return counts if area > 0 else Omission.EMPTY
 
 
-def _is_visible(box: Any, height: int, width: int) -> bool:
+def _is_visible(box: tuple[float, float, float, float], height: int, width: int) -> bool:
     """Return whether a box is at least a pixel wide and high and overlaps the image."""
-    try:
-        left, top, box_width, box_height = map(float, box)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'"bbox" is {box!r}: expected x, y, width and height in pixels.') from error
+    left, top, box_width, box_height = box
     overlaps = min(left + box_width, width) > max(left, 0) and min(top + box_height, height) > max(top, 0)
     return overlaps and box_width >= 1 and box_height >= 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
@@ -15,9 +16,11 @@ from torchvision.transforms.v2 import functional as F
 
 from solo_infer.config import Categories
 from solo_infer.config.validation import require, require_non_negative_ints, require_positive_ints
+from solo_infer.data.exif import upright_size
 from solo_infer.data.images import load_reduced
 from solo_infer.errors import DataError, ImageError
 from solo_infer.ops.rle import run_lengths
+from solo_infer.runtime.messages import summarize_names
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.training.annotation_index import AnnotationIndex, merge_indices, read_index
 from solo_infer.training.sample import Sample, make_sample, mask_bounds, nearest_indices
@@ -71,8 +74,8 @@ class InstanceDataset(Dataset[Sample]):
         )
         if not len(self._images):
             raise DataError(
-                f"None of {len(index)} images has an instance of {', '.join(self.classes)}: select other "
-                "classes or images (filter_empty=False keeps images without instances)."
+                f"None of {len(index)} images has an instance of {summarize_names(self.classes)}: select "
+                "other classes or images (filter_empty=False keeps images without instances)."
             )
         self._cached = self._read_all() if cache else None
 
@@ -172,9 +175,10 @@ def _decode_rle_reduced(
 class CocoDataset(InstanceDataset):
     """Images and instances of one COCO annotation file.
 
-    Masks may be polygons or RLE, compressed or not; crowds are kept and marked. Instances are skipped if
-    their area is 0, their box is outside of the image or their mask is empty. Instances of categories that
-    are not in ``classes`` are dropped.
+    Masks may be polygons or RLE, compressed or not. Crowds, and instances with "ignore", are kept and
+    marked. Instances are left out if they have no mask, their area is 0 or less, their box is outside of the
+    image or thinner than a pixel, or their mask is empty. Instances of categories that are not in
+    ``classes`` are dropped.
 
     Args:
         images: Folder of the images.
@@ -287,7 +291,7 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
     except ImageError as error:
         raise DataError(f"{path} cannot be read as an image of the training set: {error}") from error
     if size != (height, width):
-        hint = " (Its EXIF orientation counts: annotate it upright.)" if size == (width, height) else ""
+        hint = " (Its EXIF orientation counts: annotate it upright.)" if _is_turned(path) else ""
         raise DataError(
             f"{path} has {size[0]} x {size[1]} pixels (height x width), but its annotations say "
             f"{height} x {width}: correct them or the image.{hint}"
@@ -297,3 +301,9 @@ def read_pixels(path: str, height: int, width: int, longest: int | None = None) 
         return planes
     reduced = [max(round(height * scale), 1), max(round(width * scale), 1)]
     return F.resize(planes, reduced, antialias=True)
+
+
+def _is_turned(path: str) -> bool:
+    """Return whether the EXIF orientation of an image exchanges its height and width."""
+    with Image.open(path) as image:
+        return upright_size(image) != (image.height, image.width)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from solo_infer.config import Categories, ModelConfig
 from solo_infer.config.solo import LITE0
 from solo_infer.config.validation import require
-from solo_infer.errors import CheckpointError
+from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
+from solo_infer.runtime.messages import first_line
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training.recipe import Recipe
-from solo_infer.training.torch_state import neutral_torch_state
+from solo_infer.training.torch_state import is_out_of_memory, neutral_torch_state
 from solo_infer.weights.pickles.reader import read_pickled
 
 
@@ -31,11 +32,22 @@ def init_model(config: ModelConfig, seed: int = 0) -> Segmenter:
     Args:
         config: Configuration of the model.
         seed: Seed of the weights. The global random state is not changed.
+
+    Raises:
+        ConfigError: The weights do not fit into the memory of this machine.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-        network = build_network(config.architecture)
-        network.init_weights()
+        try:
+            network = build_network(config.architecture)
+            network.init_weights()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"The weights of this configuration do not fit into memory ({first_line(error)}): expected "
+                "fewer classes, channels or convolutions."
+            ) from error
     return build_segmenter(config, network)
 
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from solo_infer.config import PreprocessConfig
-from solo_infer.errors import ConfigError
+from solo_infer.errors import ConfigError, TrainingError
 from solo_infer.models.target import Target
 from solo_infer.runtime.distributed import rank_and_world_size
+from solo_infer.runtime.messages import first_line
 from solo_infer.training.dataset import InstanceDataset, make_generator
 from solo_infer.training.run_start import fingerprint
 from solo_infer.training.sample import Sample
+from solo_infer.training.torch_state import is_out_of_memory
 from solo_infer.training.worker_processes import load_batches
 
 Batch = tuple[Tensor, list[Target]]
@@ -280,5 +282,13 @@ def _load_batch(
     size: tuple[int, int] | None,
 ) -> PackedBatch:
     """Return the batch of the keys (epoch, index) of a data set."""
-    images, targets = collate([dataset[key] for key in keys], preprocessing, size)
-    return PackedBatch(images, PackedTargets.pack(targets))
+    try:
+        images, targets = collate([dataset[key] for key in keys], preprocessing, size)
+        return PackedBatch(images, PackedTargets.pack(targets))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"A batch of {len(keys)} images does not fit into memory ({first_line(error)}): use a smaller "
+            "batch, crop or scale."
+        ) from error

@@ -78,3 +78,8 @@ def deferred_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if len(received) == 1:
             previous(*received[0])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch or Python could not allocate memory."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

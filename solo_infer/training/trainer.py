@@ -264,9 +264,11 @@ class _TrainingRun:
 
     def save(self) -> None:
         """Write the model and the state of the run, each completely or not at all."""
+        if is_main_process():
+            self._write_state()
         self._saved_iteration = self.iteration
-        if not is_main_process():
-            return
+
+    def _write_state(self) -> None:
         with checkpointing.written(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         weights = self.network.state_dict()
@@ -305,7 +307,11 @@ class _TrainingRun:
             )
             if facts["scaler"]:
                 self.scaler.load_state_dict(facts["scaler"])
-            self._running_means = facts.get("running_means", {})
+            means = facts.get("running_means", {})
+            self._running_means = {
+                "sums": {name: float(value) for name, value in means.get("sums", {}).items()},
+                "count": int(means.get("count", 0)),
+            }
             self.iteration = self._saved_iteration = facts["iteration"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, SoloInferError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.runtime.messages import shortened
 from solo_infer.runtime.neutral_state import neutral_state
+from solo_infer.runtime.text_files import read_json
 from solo_infer.weights.infer_config import infer_config, with_class_names
 from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network, match_state_dict
 from solo_infer.weights.named_tensors import quoted_name, translate
@@ -81,11 +81,11 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"the file has more than {MAX_CONFIG_BYTES} bytes; expected a model's config.")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(f"expected a JSON object, got {type(values).__name__}.")
         return ModelConfig.from_dict(values)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {shortened(error, 1000)}") from error
 
 

@@ -12,6 +12,7 @@ from helpers.training_sets import instance, rectangle, write_set
 from solo_infer import SOLO
 from solo_infer.cli.main import build_parser
 from solo_infer.cli.train import RECIPE_SETTINGS, recipe_from_options
+from solo_infer.errors import ConfigError
 from solo_infer.training import RECIPES, CocoFiles, init_model
 
 pytest_plugins = ["helpers.command_line_fixtures"]
@@ -76,13 +77,53 @@ def test_quiet_training(run, data, initial, tmp_path):
         (["--model", "x", "--recipe", "2x"], 1, "Expected finetune, 1x, 3x"),
         (["--model", "x", "--recipe", "yolct"], 1, "Did you mean 'yolact'"),
         (["--model", "nowhere"], 1, "No model 'nowhere'"),
+        (["--model", "x", "--epochs", 10**30], 2, "expected an integer of at least 1 and at most 19 digits"),
+        (
+            ["--model", "x", "--epochs", 10**15],
+            1,
+            "epochs=1000000000000000: expected an integer in 1..1000000",
+        ),
+        (["--model", "x", "--epochs", "9" * 5000], 2, "--epochs: expected an integer"),
+        (["--model", "x", "--seed", 2**63], 1, "expected an integer in 0..9223372036854775807"),
+        (["--model", "x", "--workers", 5000], 1, "workers=5000: expected an integer in 0..256"),
+        (["--model", "x", "--batch-size", 10**9], 1, "expected an integer in 1..65536"),
+        (["--model", "x", "--crop-size", 10**8], 1, "crop_size=100000000: expected an integer in 0..32768"),
+        (
+            ["--model", "x", "--scale", 10**8, 10**8],
+            1,
+            "short_side=100000000: expected an integer in 1..32768",
+        ),
+        (["--model", "x", "--lr", "nan"], 1, "lr=nan: expected a number"),
+        (["--model", "x", "--lr", "1e400"], 1, "lr=inf: expected a number"),
+        (["--model", "x", "--recipe", "r" * 100_000], 1, "No recipe"),
     ],
 )
 def test_errors(run, options, code, message, data, tmp_path):
     exit_code, out, err = run("train", *options, *files(data, tmp_path / "out"))
     assert (exit_code, out) == (code, "")
     assert_clear(err, message)
-    assert not (tmp_path / "out").exists()
+    assert len(err) < 4000 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000,
+        b"\xff\xfe{",
+        b'{"epochs": ' + b"9" * 5000 + b"}",
+        b"{}" + b" " * (2 << 20),
+        b"[1]",
+        b'"x"',
+    ],
+    ids=["nested", "encoding", "integer", "list", "text"],
+)
+def test_files_that_are_no_recipe(run, data, tmp_path, content):
+    (tmp_path / "recipe.json").write_bytes(content)
+    options = ("--model", "x", "--recipe", tmp_path / "recipe.json")
+    code, out, err = run("train", *options, *files(data, tmp_path / "out"))
+    assert (code, out) == (1, "")
+    assert_clear(err, "recipe")
+    assert len(err) < 1500
 
 
 def test_output_folder_of_another_run(run, data, initial, tmp_path):
@@ -111,6 +152,20 @@ def recipe_of(*options):
 def test_recipe_without_options():
     assert recipe_of("--recipe", "3x") == RECIPES["3x"]
     assert recipe_of() == RECIPES["finetune"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_recipe_files_may_have_a_byte_order_mark(tmp_path, encoding):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(RECIPES["1x"].to_json().encode(encoding))
+    assert recipe_of("--recipe", path) == RECIPES["1x"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\0"])
+def test_recipe_files_that_are_no_json_are_refused(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ConfigError, match="No recipe .*recipe.json"):
+        recipe_of("--recipe", tmp_path / "recipe.json")
 
 
 def test_milestones_scale_with_the_epochs():

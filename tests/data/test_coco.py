@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.coco_sets import CAT, DOG, HEIGHT, WIDTH, bitmap_of, content, write
+from helpers.coco_sets import CAT, DOG, HEIGHT, NO_MASK, WIDTH, bitmap_of, content, write
 from pycocotools import mask as rle
 
 from solo_infer.data.coco import ImageRecord, read_annotations, read_ground_truth, read_image_ids
@@ -140,18 +140,18 @@ def test_inconsistent_annotation_file_raises_error(write_annotations, make_inval
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"segmentation": []}, "expected polygons or RLE"),
-        ({"segmentation": None}, "expected polygons or RLE"),
-        ({"segmentation": [[1, 2]]}, "pycocotools cannot read the polygons"),
-        ({"segmentation": [["a"] * 6]}, "pycocotools cannot read the polygons"),
+        ({"segmentation": 5}, "expected polygons or RLE"),
+        ({"segmentation": [["a"] * 6]}, "coordinate 'a': expected a number in pixels"),
         ({"segmentation": {"counts": "1"}}, "RLE of size None for an image of height 150, width 220"),
         ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "1"}}, r"RLE of size \[220, 150\]"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 5]}}, "add up to the 33000 pixels"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-5]}}, "neither a list of integers"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-5]}}, r"not in 0\.\.33000"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": None}}, "neither a list of integers"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "a"}}, "damaged or cut off"),
         ({"area": "large"}, "\"area\" is 'large': expected a finite number"),
-        ({"iscrowd": None}, '"iscrowd" is None'),
+        ({"iscrowd": 2}, '"iscrowd" is 2: expected 0 or 1'),
+        ({"ignore": "yes"}, "\"ignore\" is 'yes': expected 0 or 1"),
+        ({"bbox": [1, 2, 3]}, r'"bbox" is \[1, 2, 3\]: expected x, y, width and height'),
     ],
 )
 def test_annotation_without_usable_mask_raises_error(write_annotations, fields, message):
@@ -173,10 +173,125 @@ def test_unreadable_file_raises_error(tmp_path):
 
 def test_annotation_without_id_is_identified_by_its_image(write_annotations):
     values = content()
-    values["annotations"][4].update(segmentation=[])
+    values["annotations"][4].update(segmentation="")
     del values["annotations"][4]["id"]
     with pytest.raises(DataError, match="json: annotation of image 30: .*polygons or RLE"):
         read_ground_truth(read_annotations(write_annotations(values)))
+
+
+@pytest.mark.parametrize("segmentation", NO_MASK)
+def test_instance_without_a_mask_is_skipped_with_one_warning(write_annotations, caplog, segmentation):
+    values = content()
+    for index in (0, 3):
+        values["annotations"][index]["segmentation"] = segmentation
+    instances = read_ground_truth(read_annotations(write_annotations(values)))
+    assert {number: len(entries) for number, entries in instances.items()} == {3: 5, 17: 1, 40: 1}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "2 of 9 instances skipped: 2 without a mask" in message
+
+
+def test_file_without_any_mask_is_refused(write_annotations):
+    values = content()
+    for entry in values["annotations"]:
+        entry["segmentation"] = []
+    with pytest.raises(DataError, match="none of 9 annotations can be used: 9 without a mask.*of boxes"):
+        read_ground_truth(read_annotations(write_annotations(values)))
+
+
+# --- Categories
+
+
+def with_root(values, **root):
+    """Add the category that Roboflow adds to its exports."""
+    for entry in values["categories"]:
+        entry["supercategory"] = "animals"
+    values["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none", **root})
+    return values
+
+
+def test_category_that_only_groups_the_others_is_left_out(write_annotations, caplog):
+    data = read_annotations(write_annotations(with_root(content())))
+    assert data.categories.names == ("dog", "cat", "bird") and data.categories.ids == (3, 17, 40)
+    assert data.category_ids == {0, 3, 17, 40}
+    assert "category 'animals' (id 0) is left out" in caplog.text
+
+
+def test_root_category_may_have_the_name_of_a_class(write_annotations):
+    values = with_root(content(), name="cat")
+    for entry in values["categories"][1:]:
+        entry["supercategory"] = "cat"
+    assert read_annotations(write_annotations(values)).categories.ids == (3, 17, 40)
+
+
+@pytest.mark.parametrize(
+    "make_real",
+    [
+        lambda values: values["annotations"][0].update(category_id=0),
+        lambda values: values["categories"][0].update(id=1),
+        lambda values: values["categories"][2].update(supercategory="animal"),
+        lambda values: values["categories"][2].pop("supercategory"),
+    ],
+    ids=["annotated", "other id", "other supercategory", "no supercategory"],
+)
+def test_other_categories_are_kept(write_annotations, make_real):
+    values = with_root(content())
+    make_real(values)
+    assert "animals" in read_annotations(write_annotations(values)).categories.names
+
+
+def test_root_category_is_kept_if_it_is_named(write_annotations):
+    path = write_annotations(with_root(content()))
+    assert read_annotations(path, classes=["animals", "cat"]).categories.names == ("animals", "cat")
+    assert read_annotations(path, keep=("animals",)).categories.ids == (0, 3, 17, 40)
+    with pytest.raises(DataError, match="No class 'animal'. Did you mean 'animals'"):
+        read_annotations(write_annotations(with_root(content())), classes=["animal", "animals"])
+
+
+# --- Encodings and hostile files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings(tmp_path, encoding):
+    values = content()
+    values["images"][0]["file_name"] = "süß 図.png"
+    path = tmp_path / "annotations.json"
+    path.write_bytes(json.dumps(values, ensure_ascii=False).encode(encoding))
+    assert read_annotations(path).images[0].file_name == "süß 図.png"
+    assert read_image_ids(path)["süß 図.png"] == 30
+
+
+@pytest.mark.parametrize("read", [read_annotations, read_image_ids])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "[" * 100_000, '{"a": ' * 100_000])
+def test_deeply_nested_file_raises_error(tmp_path, read, text):
+    (tmp_path / "deep.json").write_text(text)
+    with pytest.raises(DataError, match="deep.json cannot be read .*nested too deeply"):
+        read(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("read", [read_annotations, read_image_ids])
+def test_messages_quote_values_short_and_escaped(write_annotations, read):
+    values = content()
+    values["images"][0].update(id=[1], file_name="\x1b[31m\u202e" + "x" * 100_000)
+    with pytest.raises(DataError) as caught:
+        read(write_annotations(values))
+    assert len(str(caught.value)) < 800 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "size", [{"height": 10**12}, {"width": 1_000_001}, {"height": 50_000, "width": 50_000}, {"height": True}]
+)
+def test_images_of_impossible_sizes_are_refused(write_annotations, size):
+    with pytest.raises(DataError, match='"height" and "width" .1 to 1000000 pixels, at most 2147483647'):
+        read_annotations(write_annotations(change("images", 0, **size)(content())))
+
+
+def test_bools_are_not_ids(write_annotations):
+    values = content()
+    values["categories"][0]["id"] = 1
+    for entry in values["annotations"]:
+        entry["category_id"] = True if entry["category_id"] == CAT else entry["category_id"]
+    with pytest.raises(DataError, match="annotation .*'category_id': True"):
+        read_annotations(write_annotations(values))
 
 
 # --- Image ids

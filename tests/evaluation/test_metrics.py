@@ -102,6 +102,36 @@ def test_annotation_ids_are_ignored(tmp_path, detections):
     assert sum(entry.instances for entry in evaluation.per_class) == 8
 
 
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda number: -number,
+        lambda number: number * 10**30,
+        lambda number: 2**63 + number if number > 20 else -number,
+        lambda number: "image\0" + "\0" * number,
+    ],
+    ids=["negative", "huge", "mixed", "text"],
+)
+def test_image_ids_of_any_kind_give_the_same_metrics(tmp_path, detections, rename):
+    values, entries = content(), noisy_detections(VALUES, 0)
+    for image in values["images"]:
+        image["id"] = rename(image["id"])
+    for entry in values["annotations"] + entries:
+        entry["image_id"] = rename(entry["image_id"])
+    evaluation = evaluate_detections(write(tmp_path / "annotations.json", values), detections(entries))
+    order = sorted(image["id"] for image in values["images"])
+    plain = content()  # the same order of the images, on which equal scores depend
+    numbers = {image_id: number for number, image_id in enumerate(order)}
+    for image, renamed in zip(plain["images"], values["images"], strict=True):
+        image["id"] = numbers[renamed["id"]]
+    for entry, renamed in zip(plain["annotations"], values["annotations"], strict=True):
+        entry["image_id"] = numbers[renamed["image_id"]]
+    for entry in entries:
+        entry["image_id"] = numbers[entry["image_id"]]
+    expected = by_hand(write(tmp_path / "plain.json", plain), detections(entries))
+    assert list(evaluation.metrics.values()) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
 def test_no_detections_give_zero_ap(annotations, detections):
     evaluation = evaluate_detections(annotations, detections([]))
     assert set(evaluation.metrics.values()) == {0.0}

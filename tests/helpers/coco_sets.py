@@ -11,6 +11,18 @@ from pycocotools.cocoeval import COCOeval
 
 HEIGHT, WIDTH = 150, 220
 CAT, DOG, BIRD = 17, 3, 40
+# Segmentations of instances that have a box only; four numbers are a box.
+NO_MASK = (
+    None,
+    [],
+    [[]],
+    [[], []],
+    [[1, 2]],
+    [[1, 2, 3, 4]],
+    [1, 2, 3, 4],
+    [[1, 2], [3, 4]],
+    [[[1, 2], [3, 4]]],
+)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from helpers.models import small_config
 from helpers.paths import ROOT
 from helpers.training_sets import bitmap, compressed, instance, rectangle, write_set
+from torch import nn
 
 from solo_infer.training import CocoFiles, Recipe, checkpointing, init_model
 from solo_infer.training.metrics_log import read_rows
@@ -60,6 +62,64 @@ class Rectangles:
         return image, {"boxes": box, "labels": torch.tensor([label]), "masks": mask}
 
 
+class OneLayer(nn.Module):
+    """Network with a loss and one layer in its backbone, which trains in milliseconds."""
+
+    losses = ("loss_cls",)
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+
+    def forward(self, images, targets):
+        return {"loss_cls": self.head(self.backbone(images.mean((2, 3)))).square().mean()}
+
+
+ONE_LAYER = replace(QUICK, freeze_stem=False)
+
+
+def one_layer_model(head="decoupled_light", **changes):
+    """Return a stand-in for a model with a ``OneLayer``; ``changes`` are of its configuration."""
+    return SimpleNamespace(network=OneLayer(), config=replace(small_config(head), **changes))
+
+
+class Noise:
+    """Batches of random images without targets, generated from their index."""
+
+    def __init__(self, count=4, before=lambda epoch, index: None):
+        self.count, self.before = count, before
+
+    def __len__(self):
+        return self.count
+
+    def epoch(self, epoch, start):
+        for index in range(start, self.count):
+            self.before(epoch, index)
+            generator = torch.Generator("cpu").manual_seed(1000 * epoch + index)
+            images = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float32, device="cpu")
+            yield images, [{}, {}]
+
+
+def sum_of_weights(model):
+    """Evaluate a model: return a number that depends on all of its weights."""
+    return {"AP": float(sum(parameter.double().sum() for parameter in model.network.parameters()))}
+
+
+def assert_equal_runs(folder, other):
+    """Check that two runs have the same states, models, best models, evaluations and losses."""
+    for group, tensors in state_tensors(other).items():
+        assert tensors.keys() == state_tensors(folder)[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, state_tensors(folder)[group][name]), name
+    for name in ("model.safetensors", "config.json", "best/model.safetensors", "evaluation.csv"):
+        files = [path / name for path in (folder, other) if (path / name).exists()]
+        assert not files or files[0].read_bytes() == files[-1].read_bytes() and len(files) == 2, name
+    assert losses(folder) == losses(other)
+
+
 def write_nuts_and_bolts(folder):
     """Write four images with a nut and a bolt in three of them, and return the data set."""
     instances = [
@@ -77,7 +137,7 @@ def write_nuts_and_bolts(folder):
 def losses(folder):
     """Return the iteration, losses and gradient norm of each row of a run's training.csv, as text."""
     return [
-        (row["iteration"], row["loss_cls"], row["loss_mask"], row["grad_norm"])
+        (row["iteration"], row["loss_cls"], row.get("loss_mask"), row["grad_norm"])
         for row in read_rows(folder / "training.csv")
     ]
 

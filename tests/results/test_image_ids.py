@@ -50,6 +50,26 @@ def test_unknown_or_ambiguous_source_raises_error(source):
         ImageIds(ANNOTATED).of(source)
 
 
+@pytest.mark.parametrize(
+    "file_name",
+    ["images\\val\\1.jpg", "..\\..\\media\\val\\1.jpg", "C:\\x\\val\\1.jpg", "val\\1.jpg", "x/val\\1.jpg"],
+)
+def test_file_names_from_windows_are_matched(file_name):
+    ids = ImageIds({file_name: 10, "train\\1.jpg": 11, "..\\2.jpg": 12})
+    assert [ids.of(source) for source in ("/data/val/1.jpg", "train/1.jpg", "2.jpg")] == [10, 11, 12]
+    with pytest.raises(ResultError, match="among the images of the annotation file"):
+        ids.of("other/1.jpg")
+
+
+def test_literal_file_names_with_backslashes_are_matched():
+    assert ImageIds({"a\\1.jpg": 1, "b\\1.jpg": 2}).of("photos/a\\1.jpg") == 1
+
+
+def test_file_names_of_many_folders_take_little_memory():
+    names = {"/".join(["a"] * 2000) + f"/{number}.jpg": number for number in range(50)}
+    assert ImageIds(names).of("a/a/7.jpg") == 7
+
+
 def test_two_sources_of_one_image_raise_error():
     ids = ImageIds(ANNOTATED)
     ids.of("a/2.jpg")

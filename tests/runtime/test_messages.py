@@ -75,9 +75,9 @@ def test_quoted_values_are_printable(value, expected):
     ids=lambda value: type(value).__name__,
 )
 def test_large_values_are_cut_without_being_written_out(value):
-    start = time.perf_counter()
+    start = time.process_time()
     text = quoted(value)
-    assert len(text) <= 80 and text.isprintable() and time.perf_counter() - start < 0.5
+    assert len(text) <= 80 and text.isprintable() and time.process_time() - start < 0.5
     assert len(quoted(value, limit=30)) <= 30
 
 

@@ -217,6 +217,18 @@ def test_exif_orientation_is_applied(tmp_path, longest, shape):
         read_pixels(path, 50, 80, longest)
 
 
+def test_exif_is_not_blamed_for_other_sizes(tmp_path):
+    path = str(tmp_path / "plain.jpg")
+    Image.fromarray(pixels_of("plain", 50, 80)).save(path)
+    with pytest.raises(DataError, match="50 x 80 .* say 80 x 50: correct them or the image.$"):
+        read_pixels(path, 80, 50)
+    mirrored = Image.Exif()
+    mirrored[EXIF_ORIENTATION] = 2
+    Image.fromarray(pixels_of("plain", 50, 80)).save(path, exif=mirrored)
+    with pytest.raises(DataError, match="or the image.$"):
+        read_pixels(path, 80, 50)
+
+
 def test_exif_orientation_of_nearly_square_images_is_applied(tmp_path):
     path = write_rotated(tmp_path / "rotated.jpg", 79, 80)
     assert read_pixels(path, 80, 79, 10).shape == (3, 10, 10)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from helpers.training_runs import QUICK, Rectangles, small_start
+import pytest
+from helpers.training_runs import ONE_LAYER, QUICK, Noise, Rectangles, one_layer_model, small_start
 
+from solo_infer.errors import CheckpointError
 from solo_infer.training import fit
 from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, plot_run, read_rows
 
@@ -89,3 +91,93 @@ def test_tensorboard_gets_the_values_of_the_csv(tmp_path, monkeypatch):
     assert calls[0] == (str(tmp_path / "tensorboard"), 1) and calls[-1] == "closed"
     for row in read_rows(tmp_path / "training.csv"):
         assert ("loss", float(row["loss"]), int(row["iteration"])) in calls
+
+
+def break_matplotlib(monkeypatch, error):
+    class Figure:
+        def __init__(self, **options):
+            raise error
+
+    module = ModuleType("matplotlib.figure")
+    module.Figure = Figure
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", module)
+
+
+def break_tensorboard(monkeypatch, error, at):
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            if at == "start":
+                raise error
+
+        def add_scalar(self, name, value, iteration):
+            if at == "row":
+                raise error
+
+        def close(self):
+            if at == "end":
+                raise error
+
+    tensorboard = ModuleType("tensorboard")
+    tensorboard.__spec__ = ModuleSpec("tensorboard", None)
+    writer = ModuleType("torch.utils.tensorboard")
+    writer.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "tensorboard", tensorboard)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("module 'matplotlib' has no attribute 'rcParams'"),
+        ValueError("'Qt4Agg' is not a valid value for backend"),
+        TypeError("Descriptors cannot be created directly"),
+        UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("at", ["plot", "start", "row", "end"])
+def test_broken_recorders_warn_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, error, at):
+    if at == "plot":
+        break_matplotlib(monkeypatch, error)
+    else:
+        break_tensorboard(monkeypatch, error, at)
+    fit(one_layer_model(), Noise(2), tmp_path, ONE_LAYER, device="cpu")
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "is not used in this run" in warnings[0]
+    assert type(error).__name__ in warnings[0] and warnings[0].isprintable()
+    assert len(read_rows(tmp_path / "training.csv")) == 4
+
+
+def test_row_that_a_full_disk_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "training.csv"
+    path.write_text("epoch,iteration,loss\n1,1,0.5\n1,2,0.4\n1,3")
+    assert [row["loss"] for row in read_rows(path)] == ["0.5", "0.4"]
+
+
+@pytest.mark.parametrize("content", ["epoch,loss\n1,2\n", "epoch,iteration,AP\n1,x,0.5\n", "\xff\xfe"])
+def test_damaged_tables_are_named(tmp_path, content):
+    path = tmp_path / "evaluation.csv"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="evaluation.csv is damaged"):
+        EvaluationLog(tmp_path, 10)
+        read_rows(path)
+        raise AssertionError("the table was read")
+
+
+def test_best_evaluation_is_found_in_the_digits_of_the_file(tmp_path):
+    """A resumed run reads rounded metrics, and must find the same best model."""
+    first, second = 0.12345690, 0.12345695
+    log = EvaluationLog(tmp_path, 0)
+    log.add(1, 1, {"AP": first})
+    assert log.is_best({"AP": second}) == EvaluationLog(tmp_path, 1).is_best({"AP": second})
+
+
+def test_other_metrics_of_a_resumed_run_get_columns(tmp_path):
+    EvaluationLog(tmp_path, 0).add(1, 1, {"AP": 0.1, "AR100": 0.2})
+    EvaluationLog(tmp_path, 1).add(2, 2, {"AP": 0.3, "AR50": 0.4})
+    rows = read_rows(tmp_path / "evaluation.csv")
+    assert [(row["AP"], row["AR100"], row["AR50"]) for row in rows] == [
+        ("0.1", "0.2", ""),
+        ("0.3", "", "0.4"),
+    ]

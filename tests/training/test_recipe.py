@@ -68,13 +68,48 @@ def test_published_schedules():
         {"scale_range": (0.0, 1.0)},
         {"scale_range": ("a", "b")},
         {"scale_range": 1.0},
+        {"scale_range": (1e-300, 1.0)},
+        {"scale_range": [[0.5, 1.0], [1.0, 2.0]]},
+        {"epochs": 10**30},
+        {"epochs": 10**5000},
+        {"epochs": [12]},
+        {"epochs": float("nan")},
+        {"batch_size": 10**9},
+        {"workers": 5000},
+        {"crop_size": 10**8},
+        {"seed": 2**64},
+        {"lr": float("nan")},
+        {"lr": 10**400},
+        {"lr": 1e30},
+        {"milestones": [10**400]},
+        {"milestones": [1] * 10**6},
+        {"milestones": {"8": 1}},
+        {"optimizer": "a" * 10**6},
+        {"augment": {"name": "flip"}},
+        {"ema_decay": "0.9"},
+        {"copy_paste": True},
+        {"freeze_stem": "\x1b[31m\u202e"},
     ],
-    ids=str,
+    ids=lambda setting: f"{next(iter(setting))}",
 )
 def test_wrong_settings_are_rejected(setting):
     (name,) = setting
-    with pytest.raises(ConfigError, match=f"{name}=.*expected"):
+    with pytest.raises(ConfigError, match=f"{name}=.*expected") as caught:
         Recipe(**setting)
+    assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("values", [None, 5, "epochs", ["epochs"]])
+def test_recipes_are_objects(values):
+    with pytest.raises(ConfigError, match="expected an object of settings"):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("key", ["x" * 10**6, "\x1b[31m", "\u202e", "\ud800", ""])
+def test_names_of_unknown_settings_are_escaped_and_short(key):
+    with pytest.raises(ConfigError, match="Unknown setting") as caught:
+        Recipe.from_dict({key: 1})
+    assert len(str(caught.value)) < 700 and str(caught.value).isprintable()
 
 
 def test_lists_become_tuples():
