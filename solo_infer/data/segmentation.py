@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import Any
 
@@ -53,9 +54,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int] | No
     masks += _polygon_masks(_checked_polygons(polygons, height, width), height, width)
     if not masks:
         return None
-    counts = _union(masks, height, width)
-    runs = run_lengths(counts)
-    return counts, int(runs[1::2].sum())
+    return _union(masks, height, width)
 
 
 def _split(segmentation: list[Any]) -> list[Any]:
@@ -68,11 +67,11 @@ def _split(segmentation: list[Any]) -> list[Any]:
     return [segmentation] if is_points else segmentation
 
 
-def _coordinates(polygon: Any) -> np.ndarray:
-    """Return the numbers (n,) float64 of a polygon, whose points may be pairs.
+def _coordinates(polygon: Any) -> list[float]:
+    """Return the numbers of a polygon, whose points may be pairs.
 
     Raises:
-        ValueError: There is anything other than numbers in the range of float64.
+        ValueError: There is anything other than numbers.
     """
     if not isinstance(polygon, list):
         raise ValueError(f'"segmentation" has {quoted(polygon)} in its list: expected polygons or RLE.')
@@ -84,28 +83,22 @@ def _coordinates(polygon: Any) -> np.ndarray:
     if not set(map(type, polygon)) <= _NUMBERS:
         other = next(number for number in polygon if type(number) not in _NUMBERS)
         raise ValueError(f"A polygon has the coordinate {quoted(other)}: expected a number in pixels.")
-    try:
-        return np.array(polygon, dtype=np.float64)
-    except OverflowError as error:
-        raise ValueError("A polygon has a coordinate beyond the range of float64.") from error
+    return polygon
 
 
-def _checked_polygons(polygons: list[np.ndarray], height: int, width: int) -> list[np.ndarray]:
+def _checked_polygons(polygons: list[list[float]], height: int, width: int) -> list[list[float]]:
     """Return the polygons of three points or more.
 
     Raises:
         ValueError: A coordinate is not finite or too far outside of the image, or the outline is too long.
     """
     length = 0.0
-    for polygon in polygons:
-        if not polygon.size:
-            continue
-        lowest, highest = float(polygon.min()), float(polygon.max())  # NaN if there is one
-        if not (lowest >= -MAX_OUTSIDE and highest <= min(height, width) + MAX_OUTSIDE):
+    for polygon in filter(None, polygons):
+        if not _is_near(polygon, min(height, width)):
             _check_range(polygon[0::2], "x", width, height, width)
             _check_range(polygon[1::2], "y", height, height, width)
-        length += polygon.size * (highest - lowest + 1)
-    large = [polygon for polygon in polygons if polygon.size >= _MIN_NUMBERS]
+        length += len(polygon) * (max(polygon) - min(polygon) + 1)
+    large = [polygon for polygon in polygons if len(polygon) >= _MIN_NUMBERS]
     if (
         length > MAX_OUTLINE and sum(map(_outline, large)) > MAX_OUTLINE
     ):  # the estimate is quick, but too high
@@ -115,36 +108,45 @@ def _checked_polygons(polygons: list[np.ndarray], height: int, width: int) -> li
     return large
 
 
-def _check_range(values: np.ndarray, axis: str, side: int, height: int, width: int) -> None:
-    wrong = values[~((values >= -MAX_OUTSIDE) & (values <= side + MAX_OUTSIDE))]
-    if wrong.size:
+def _is_near(polygon: list[float], side: int) -> bool:
+    """Return quickly whether all coordinates are finite and within the limits of a square image."""
+    try:
+        is_finite = math.isfinite(sum(polygon))
+    except OverflowError:  # an integer beyond the range of float
+        return False
+    return is_finite and min(polygon) >= -MAX_OUTSIDE and max(polygon) <= side + MAX_OUTSIDE
+
+
+def _check_range(values: list[float], axis: str, side: int, height: int, width: int) -> None:
+    wrong = next((value for value in values if not -MAX_OUTSIDE <= value <= side + MAX_OUTSIDE), None)
+    if wrong is not None:
         raise ValueError(
-            f"A polygon has the {axis} coordinate {quoted(float(wrong[0]))}: expected finite numbers of "
-            f"pixels, at most {MAX_OUTSIDE} outside of the image of height {height}, width {width}."
+            f"A polygon has the {axis} coordinate {quoted(wrong)}: expected finite pixels, at most "
+            f"{MAX_OUTSIDE} outside of the image of height {height}, width {width}."
         )
 
 
-def _outline(polygon: np.ndarray) -> float:
+def _outline(polygon: list[float]) -> float:
     """Return the length of a closed polygon, where diagonal steps count as 1."""
-    points = polygon[: polygon.size // 2 * 2].reshape(-1, 2)
+    points = np.array(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
     return float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
 
 
-def _polygon_masks(polygons: list[np.ndarray], height: int, width: int) -> list[bytes]:
+def _polygon_masks(polygons: list[list[float]], height: int, width: int) -> list[bytes]:
     from pycocotools import mask
 
     return [encoded["counts"] for encoded in mask.frPyObjects(polygons, height, width)] if polygons else []
 
 
-def _union(masks: list[bytes], height: int, width: int) -> bytes:
-    """Return the union of masks, merged in groups: one after another takes quadratic time."""
+def _union(masks: list[bytes], height: int, width: int) -> tuple[bytes, int]:
+    """Return the union of masks and its area, merged in groups: one after another takes quadratic time."""
     from pycocotools import mask
 
     while len(masks) > 1:
         encoded = [{"size": [height, width], "counts": counts} for counts in masks]
         groups = [encoded[start : start + _MERGED] for start in range(0, len(encoded), _MERGED)]
         masks = [mask.merge(group)["counts"] for group in groups]
-    return masks[0]
+    return masks[0], int(mask.area({"size": [height, width], "counts": masks[0]}))
 
 
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> tuple[bytes, int]:
