@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from solo_infer.errors import ConfigError
@@ -18,7 +20,8 @@ def require(condition: bool, message: str) -> None:
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Require one of several values."""
     choices = tuple(choices)
-    require(value in choices, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+    is_choice = isinstance(value, Hashable) and any(value is item or value == item for item in choices)
+    require(is_choice, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
@@ -66,5 +69,27 @@ def is_int(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a finite number; ``bool`` does not count."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a finite number; ``bool`` and integers beyond floats do not count."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def require_path(name: str, value: Any) -> Path:
+    """Return a path with ``~`` expanded; require a str or a PathLike."""
+    try:
+        return Path(os.path.expanduser(os.fsdecode(value)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}: expected a path (str or PathLike)."
+        ) from error
+
+
+def require_instance(name: str, value: Any, expected: type) -> None:
+    """Require an instance of a class of this library or of torch."""
+    require(
+        isinstance(value, expected), f"{name} is a {type(value).__name__}: expected a {expected.__name__}."
+    )
