@@ -246,10 +246,9 @@ class Segmenter(ABC):
         """
         is_single = is_single_source(source)
         if not is_single and not isinstance(source, list | tuple):
-            raise ImageError(
-                f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
-                "tensor, or a list of these. For folders, globs and iterators use stream()."
-            )
+            kinds = "expected a path, URL, bytes, PIL image, array, tensor, or a list of these"
+            advice = "For folders, globs and iterators use stream()."
+            raise ImageError(f"{type(source).__name__} is not an image: {kinds}. {advice}")
         sources = cast(Images, [source] if is_single else source)
         results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
         return results[0] if is_single else results
