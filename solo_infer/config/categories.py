@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import ConfigError, ResultError
@@ -23,10 +24,11 @@ class Categories:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
-            raise ConfigError(f"Category names {self.names!r}: expected a sequence of strings.")
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "ids", tuple(self.ids or range(1, len(self.names) + 1)))
+        names, ids = _as_tuple("names", self.names), _as_tuple("ids", self.ids)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"Category names {names!r}: expected a sequence of strings.")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "ids", ids or tuple(range(1, len(names) + 1)))
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.ids):
             raise ConfigError(f"Category ids {self.ids}: expected integers.")
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
@@ -41,7 +43,12 @@ class Categories:
         Raises:
             ResultError: There is no such class; the message suggests similar names.
         """
-        several = [classes] if isinstance(classes, str) or not isinstance(classes, Iterable) else classes
+        if isinstance(classes, str):
+            return [self._label(classes)]
+        try:
+            several = list(classes)  # type: ignore[arg-type]
+        except TypeError:  # a single label, also of numpy or torch
+            several = [classes]  # type: ignore[list-item]
         return [self._label(item) for item in several]
 
     def _label(self, item: str | int) -> int:
@@ -53,11 +60,21 @@ class Categories:
             )
         try:
             label = operator.index(item)  # numpy's and torch's integers too
-        except TypeError:
+        except (TypeError, ValueError, RuntimeError):
             label = -1
         if isinstance(item, bool) or not 0 <= label < len(self):
             raise ResultError(f"Class {item!r}: expected a name, or a label 0..{len(self) - 1}.")
         return label
+
+
+def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
+    """Return a sequence as a tuple; text is none, although it has characters."""
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        try:
+            return tuple(values)
+        except TypeError:  # an array without axes
+            pass
+    raise ConfigError(f"Category {name} {values!r}: expected a sequence.")
 
 
 _COCO_NAMES = (

@@ -13,7 +13,7 @@ from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.solo import PostprocessConfig, SOLOConfig
-from solo_infer.config.validation import require, require_choice, shown
+from solo_infer.config.validation import require, require_choice, require_instance, shown
 from solo_infer.errors import ConfigError
 
 FORMAT = "solo_infer/2"
@@ -38,6 +38,9 @@ class ModelConfig:
     categories: Categories = COCO
 
     def __post_init__(self) -> None:
+        require_instance("architecture", self.architecture, ArchitectureConfig)
+        require_instance("preprocessing", self.preprocessing, PreprocessConfig)
+        require_instance("categories", self.categories, Categories)
         expected = family_of(self.architecture).postprocess
         require(
             isinstance(self.thresholds, expected),
@@ -58,6 +61,7 @@ class ModelConfig:
         Raises:
             ConfigError: The format is unknown, or a field is unknown or wrong.
         """
+        require(isinstance(values, Mapping), f"{type(values).__name__}: expected an object of settings.")
         sections = legacy.upgrade(values)
         written = sections.pop("format", None)
         require(written == FORMAT, f"format={shown(written)}: expected {FORMAT!r}.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from solo_infer.errors import ConfigError
@@ -59,7 +61,8 @@ def shown(value: Any) -> str:
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Require one of several values."""
     choices = tuple(choices)
-    require(value in choices, f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}.")
+    is_choice = isinstance(value, Hashable) and any(value is item or value == item for item in choices)
+    require(is_choice, f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}.")
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
@@ -112,10 +115,27 @@ def is_int(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a number in the range of float; ``bool`` does not count."""
+    """Return whether a value is a finite number; ``bool`` and integers beyond floats do not count."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of float
         return False
+
+
+def require_path(name: str, value: Any) -> Path:
+    """Return a path with ``~`` expanded; require a str or a PathLike."""
+    try:
+        return Path(os.path.expanduser(os.fsdecode(value)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}: expected a path (str or PathLike)."
+        ) from error
+
+
+def require_instance(name: str, value: Any, expected: type) -> None:
+    """Require an instance of a class of this library or of torch."""
+    require(
+        isinstance(value, expected), f"{name} is a {type(value).__name__}: expected a {expected.__name__}."
+    )

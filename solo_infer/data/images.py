@@ -76,8 +76,8 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
         ImageError: The source cannot be found, fetched or decoded, or its type or layout is not supported.
         OfflineError: The source is a URL and offline mode is on.
     """
-    if color not in ("rgb", "bgr"):
-        raise ImageError(f'color={color!r}: expected "rgb" or "bgr".')
+    if not isinstance(color, str) or color not in ("rgb", "bgr"):
+        raise ImageError(f'color={quoted(color)}: expected "rgb" or "bgr".')
     if isinstance(source, str) and is_url(source):
         return LoadedImage(_from_url(source), source)
     if isinstance(source, str | os.PathLike):

@@ -54,7 +54,7 @@ def prefetch_images(
         except (ImageError, OfflineError) as error:
             if on_error is None:
                 raise
-            on_error(str(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
+            on_error(os.fsdecode(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
             continue
         yield PrefetchedImage(image, {"load": seconds, "wait": time.perf_counter() - start})
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solo_infer.config.validation import require_instance, require_path, require_positive_ints
 from solo_infer.data.sources import IMAGE_SUFFIXES
 from solo_infer.errors import ResultError
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
@@ -88,19 +89,22 @@ def evaluate(
         ResultError: ``output`` cannot be written, or is an input.
         ConfigError: A number is out of range.
     """
-    target = None if output is None else Path(os.path.expanduser(output))
+    require_instance("model", model, Segmenter)
+    require_positive_ints({"batch_size": batch_size} | ({} if limit is None else {"limit": limit}))
+    folder, annotations = require_path("images", images), require_path("annotations", annotations)
+    target = None if output is None else require_path("output", output)
     if target is not None and target.exists() and not target.is_file():
         raise ResultError(f"{target} is not a regular file: expected the path of a JSON file to write.")
     task = EvaluationTask.read(annotations, max_detections=max_detections, limit=limit, classes=classes)
-    _protect_inputs(target, Path(images), Path(annotations), task)
+    _protect_inputs(target, folder, annotations, task)
     if is_distributed():
-        folder = None if shards is None else Path(shards)
-        return evaluate_distributed(model, Path(images), task, target, folder, batch_size, progress)
+        exchange = None if shards is None else require_path("shards", shards)
+        return evaluate_distributed(model, folder, task, target, exchange, batch_size, progress)
     with tempfile.TemporaryDirectory() as temporary:
         path = target or Path(temporary) / "detections.json"
         timings = predict_images(
             model,
-            Path(images),
+            folder,
             task.data,
             path,
             max_detections=task.max_detections[-1],
@@ -135,5 +139,6 @@ def evaluate_detections(
         DataError: A file cannot be read, or the two do not belong together.
         ConfigError: A number is out of range.
     """
-    path = Path(detections)
+    path = require_path("detections", detections)
+    annotations = require_path("annotations", annotations)
     return EvaluationTask.read(annotations, **options).score([path], output=path)

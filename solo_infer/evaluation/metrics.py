@@ -16,6 +16,7 @@ from solo_infer.data.coco import CocoData, GroundTruth, ImageId
 from solo_infer.data.coco_results import Detection
 from solo_infer.errors import ConfigError
 from solo_infer.evaluation.report import ClassMetrics
+from solo_infer.runtime.messages import quoted
 
 AREAS = ("", "s", "m", "l")  # all, below 32^2, from 32^2 to 96^2, above 96^2 pixels: pycocotools' order
 DEFAULT_MAX_DETECTIONS = (1, 10, 100)
@@ -28,7 +29,10 @@ def check_max_detections(values: Iterable[int]) -> tuple[int, ...]:
     Raises:
         ConfigError: There are none, or one is not an integer of at least 1.
     """
-    numbers = tuple(values)
+    try:
+        numbers = tuple(values)
+    except TypeError as error:
+        raise ConfigError(f"max_detections={quoted(values)}: expected several integers.") from error
     if not numbers or not all(is_int(number) and number >= 1 for number in numbers):
         raise ConfigError(f"max_detections={numbers}: expected one or more integers of at least 1.")
     return tuple(sorted(set(numbers)))

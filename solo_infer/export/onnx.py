@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 from solo_infer._version import __version__
 from solo_infer.config import ArchitectureConfig
 from solo_infer.config.families import family_of
+from solo_infer.config.validation import is_int, require_instance, require_path
 from solo_infer.errors import ExportError
 from solo_infer.export import onnx_recorder
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import require_writable
 from solo_infer.segmenters.base import Segmenter
 
@@ -52,8 +55,13 @@ def export_onnx(
             convolutions) cannot be exported, ``onnx`` is not installed, or the file cannot be written.
     """
     require_onnx()
-    target = Path(os.path.expanduser(path))
+    target = require_path("path", path)
+    require_instance("model", model, Segmenter)
+    if not is_int(opset):
+        raise ExportError(f"opset={quoted(opset)}: expected 11 or 13.")
     require_writable("path", target, error_type=ExportError)
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(map(is_int, size))):
+        raise ExportError(f"size={quoted(size)}: expected (height, width) in pixels.")
     height, width = size
     if min(size) < MIN_SIDE or height % DIVISOR or width % DIVISOR:
         raise ExportError(

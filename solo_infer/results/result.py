@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from solo_infer.config.categories import Categories
+from solo_infer.config.validation import require_path
 from solo_infer.errors import ResultError
 from solo_infer.ops import packed_masks, rle
 from solo_infer.runtime.device import resolve_device
+from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
@@ -151,7 +154,10 @@ class Result:
     def _indices(self, index: MultiIndex) -> Tensor:
         """Convert a slice, a boolean mask or a list of ints to indices (K,) int64."""
         count = len(self)
-        indices = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
+        try:
+            indices = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
+        except TypeError as error:
+            raise ResultError(f"Index {quoted(index)}: {error}.") from error
         if indices.ndim != 1 or indices.dtype.kind not in "biu":
             raise ResultError(
                 f"Index of type {type(index).__name__} ({indices.dtype} {indices.shape}): expected an "
@@ -180,9 +186,7 @@ class Result:
         Raises:
             ResultError: The model does not have a class, or the score is not in 0..1.
         """
-        if not 0.0 <= min_score <= 1.0:
-            raise ResultError(f"min_score={min_score!r}: expected a score in 0..1.")
-        keep = self.scores >= min_score
+        keep = self.scores >= as_fraction("min_score", min_score)
         if classes is not None:
             labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64, device=self.device)
             keep &= torch.isin(self.labels, labels)
@@ -223,8 +227,13 @@ class Result:
             boxes: Include "bbox". ``COCO.loadRes`` then uses the area of the box instead of that of the mask,
                 which changes mask AP by object size. Without "bbox", it derives both from the mask, as mmdet
                 does.
+
+        Raises:
+            ResultError: The image id is neither an integer nor a text.
         """
-        number = image_id if isinstance(image_id, str) else operator.index(image_id)
+        number = image_id if isinstance(image_id, str) else _as_int(image_id)
+        if number is None:
+            raise ResultError(f"image_id={quoted(image_id)}: expected an integer or a text.")
         ids = self.categories.ids
         return [
             {
@@ -289,6 +298,7 @@ class Result:
         canvas = self.image if image is None else image
         if canvas is None:
             raise ResultError("The result has no image to draw on: pass it as image=(H, W, 3) uint8 RGB.")
+        alpha = as_fraction("alpha", alpha)
         result = self.filter(min_score).cpu()
         return draw_instances(
             canvas,
@@ -315,6 +325,7 @@ class Result:
         """
         from solo_infer.results.drawing import save_image
 
+        path = require_path("path", path)
         if self.source and "://" not in self.source:
             refuse_overwriting({"The drawing": path}, {"the segmented image": [self.source]})
         return save_image(self.plot(**options), path)
@@ -338,6 +349,21 @@ class Result:
         return f"<Result{source} {width}x{height} px, {instances}{more}>"
 
 
+def as_fraction(name: str, value: Any) -> float:
+    """Return a number in 0..1 as float.
+
+    Raises:
+        ResultError: It is something else.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise ResultError(f"{name}={quoted(value)}: expected a number in 0..1.")
+    return number
+
+
 def _as_int(index: Any) -> int | None:
     """Convert an int, or a 0-d integer of numpy or torch, to int; return None for all other types."""
     is_bool = isinstance(index, bool) or "bool" in str(getattr(index, "dtype", ""))
@@ -345,7 +371,7 @@ def _as_int(index: Any) -> int | None:
         return None
     try:
         return operator.index(index)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):
         return None
 
 
@@ -353,7 +379,7 @@ def _as_array(index: Any) -> np.ndarray:
     """Convert an index to a numpy array; an empty list becomes an empty array of int64."""
     try:
         array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ResultError(f"Index of type {type(index).__name__}: {error}.") from error
     return array.astype(np.int64) if array.dtype.kind == "f" and array.shape == (0,) else array
 

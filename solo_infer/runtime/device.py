@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 
 from solo_infer.errors import DeviceError
-from solo_infer.runtime.messages import first_line
+from solo_infer.runtime.messages import first_line, quoted
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _EXPECTED_DEVICE = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
@@ -25,12 +25,12 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     Raises:
         DeviceError: The device is unknown or not available; the message gives the reason.
     """
-    if device is None or device == "auto":
+    if device is None or (isinstance(device, str) and device == "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"device={device!r}: {_EXPECTED_DEVICE}.") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise DeviceError(f"device={quoted(device)}: {_EXPECTED_DEVICE}.") from error
     if resolved.type == "meta":
         raise DeviceError(f"device='meta' holds no values: {_EXPECTED_DEVICE}.")
     if resolved.type == "cuda":
@@ -59,8 +59,8 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
         DeviceError: It is not float32, float16 or bfloat16.
     """
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved is None or resolved not in DTYPES.values():
-        raise DeviceError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
+    if not isinstance(resolved, torch.dtype) or resolved not in DTYPES.values():
+        raise DeviceError(f"dtype={quoted(dtype)}: expected one of {', '.join(DTYPES)}.")
     return resolved
 
 

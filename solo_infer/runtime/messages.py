@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -46,8 +47,9 @@ def quoted(value: object, limit: int = 80) -> str:
         limit: Greatest number of characters, at least 16. A longer text has "..." in place of its middle.
     """
     if isinstance(value, str | os.PathLike):
-        path = os.fspath(value)
-        value = path if isinstance(path, bytes) else str.__str__(path)  # subclasses may have another repr
+        with contextlib.suppress(TypeError):  # an object that claims to be a path and is none
+            path = os.fspath(value)
+            value = path if isinstance(path, bytes) else str.__str__(path)  # subclasses may have another repr
     text = _BoundedRepr(limit).repr(value)
     if not text.isprintable():  # the repr of an object of another library
         text = repr(text)[1:-1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import FAMILIES, family_of
+from solo_infer.config.validation import require_instance, require_path, require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
 from solo_infer.data.sources import ImageSource, is_single_source
@@ -31,7 +32,7 @@ from solo_infer.runtime.device import require_compile, require_dtype, resolve_de
 from solo_infer.runtime.fork import require_own_cuda
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
-from solo_infer.segmenters.batching import forward_groups, make_result
+from solo_infer.segmenters.batching import check_batch, forward_groups, make_result
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.save import save_checkpoint
@@ -62,6 +63,8 @@ class Segmenter(ABC):
     network: SegmentationNetwork
 
     def __init__(self, config: ModelConfig, network: SegmentationNetwork) -> None:
+        require_instance("config", config, ModelConfig)
+        require_instance("network", network, torch.nn.Module)
         architecture = config.architecture
         if architecture.family != self.family:
             raise ConfigError(
@@ -103,8 +106,8 @@ class Segmenter(ABC):
         Raises:
             WeightsError: The weights cannot be found, fetched, read or matched with a model.
             OfflineError: The weights would have to be downloaded, which is forbidden.
-            ConfigError: The weights belong to another family of models (``load_model`` accepts any), or the
-                ``config.json`` beside them is invalid.
+            ConfigError: The weights belong to another family of models (``load_model`` accepts any), the
+                ``config.json`` beside them is invalid, or an argument has the wrong type.
             DeviceError: The device or dtype is not available.
         """
         resolved_device, resolved_dtype = resolve_device(device), resolve_dtype(dtype)
@@ -254,13 +257,13 @@ class Segmenter(ABC):
 
         Raises:
             ImageError: An image cannot be read.
+            ConfigError: ``batch_size`` is not a positive integer, or the thresholds are of another family.
         """
         is_single = is_single_source(source)
         if not is_single and not isinstance(source, list | tuple):
-            raise ImageError(
-                f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
-                "tensor, or a list of these. For folders, globs and iterators use stream()."
-            )
+            kinds = "expected a path, URL, bytes, PIL image, array, tensor, or a list of these"
+            advice = "For folders, globs and iterators use stream()."
+            raise ImageError(f"{type(source).__name__} is not an image: {kinds}. {advice}")
         sources = cast(Images, [source] if is_single else source)
         results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
         return results[0] if is_single else results
@@ -290,8 +293,7 @@ class Segmenter(ABC):
             on_error: Called with the name and the error of an image that cannot be read, which is then
                 skipped. Defaults to raising the error.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: expected at least 1.")
+        require_positive_ints({"batch_size": batch_size})
         settings = self._settings(thresholds)
         batch: list[PrefetchedImage] = []
         for prefetched in prefetch_images(source, color, on_error):
@@ -322,9 +324,9 @@ class Segmenter(ABC):
         Args:
             batch: Images from ``solo_infer.load_image``.
             thresholds: Post-processing settings. Defaults to the model's own.
-            synchronize: Whether to synchronize with the device at the end of each stage, so that the
-                timings of the results are exact. For benchmarks; slower.
+            synchronize: Whether to synchronize with the device after each stage; exact timings, but slower.
         """
+        check_batch(batch)
         settings = self._settings(thresholds)
         geometries = [plan(image.pixels, self.config.preprocessing) for image in batch]
         results: dict[int, Result] = {}
@@ -340,9 +342,8 @@ class Segmenter(ABC):
 
     def _settings(self, thresholds: BasePostprocessConfig | None) -> BasePostprocessConfig:
         """Return the post-processing settings of a call; raise ConfigError for those of another family."""
-        if thresholds is None:
-            return self.config.thresholds
-        return replace(self.config, thresholds=thresholds).thresholds
+        config = self.config if thresholds is None else replace(self.config, thresholds=thresholds)
+        return config.thresholds
 
     def _predict_group(
         self,
@@ -409,7 +410,7 @@ class Segmenter(ABC):
         Raises:
             CacheError: The directory cannot be written.
         """
-        return save_checkpoint(self.config, self.network.state_dict(), Path(folder))
+        return save_checkpoint(self.config, self.network.state_dict(), require_path("folder", folder))
 
     def __repr__(self) -> str:
         architecture = self.config.architecture

@@ -8,10 +8,20 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from solo_infer.config import Categories
+from solo_infer.config.validation import require, require_instance
 from solo_infer.data.images import LoadedImage
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.results.result import Result
+
+
+def check_batch(batch: Sequence[LoadedImage]) -> None:
+    """Raise ``ConfigError`` unless a batch is a list or tuple of loaded images."""
+    require(
+        isinstance(batch, list | tuple), f"batch is a {type(batch).__name__}: expected a list or a tuple."
+    )
+    for image in batch:
+        require_instance("An image of the batch", image, LoadedImage)
 
 
 def forward_groups(geometries: Sequence[Geometry], device: torch.device) -> list[list[int]]:

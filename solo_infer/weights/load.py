@@ -9,7 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from solo_infer.config import ModelConfig, find_preset
+from solo_infer.config.validation import require_instance
 from solo_infer.errors import CheckpointError, ConfigError, DownloadError, OfflineError, UnknownModelError
+from solo_infer.runtime.messages import quoted
 from solo_infer.weights import fetch
 from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint, read_config
 from solo_infer.weights.manifest import ManifestEntry, find_entry, load_manifest, unknown_model_message
@@ -43,10 +45,19 @@ def load_checkpoint(
     Raises:
         UnknownModelError: There is no such path, model or repo; the message suggests similar names.
         WeightsError: The weights cannot be downloaded or read, or fit no model.
-        ConfigError: The ``config.json`` of a directory or repo is invalid, or the model is of another family.
+        ConfigError: The ``config.json`` of a directory or repo is invalid, the model is of another family, or
+            an argument has the wrong type.
         OfflineError: A file would have to be downloaded in offline mode.
     """
-    name = os.fsdecode(name_or_path)
+    try:
+        name = os.fsdecode(name_or_path)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"name_or_path={quoted(name_or_path)}: expected a name or a path (str or PathLike)."
+        ) from error
+    if config is not None:
+        require_instance("config", config, ModelConfig)
+    require_instance("revision", revision, str)
     path = _existing_path(name)
     if path is None and name in load_manifest():
         checkpoint = _load_published(find_entry(name), config, offline, families)

@@ -44,6 +44,6 @@ def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folde
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / CONFIG_NAME, write_both)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CacheError(f"{folder} cannot be written: {error}. Choose another directory.") from error
     return folder

@@ -90,3 +90,24 @@ def test_pipe_is_written_and_not_replaced(tmp_path):
     assert received == ["through"]
     assert pipe.is_fifo()
     assert names_in(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="this system has no permissions by user")
+def test_temporary_files_are_private_and_the_result_is_not(tmp_path):
+    modes = []
+
+    def write(staged):
+        staged.write_text("x")
+        modes.append(staged.stat().st_mode & 0o777)
+
+    previous = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "new.txt", write)
+        (tmp_path / "old.txt").write_text("")
+        (tmp_path / "old.txt").chmod(0o604)
+        write_whole(tmp_path / "old.txt", write)
+    finally:
+        os.umask(previous)
+    assert modes == [0o600, 0o600]
+    assert (tmp_path / "new.txt").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "old.txt").stat().st_mode & 0o777 == 0o604
