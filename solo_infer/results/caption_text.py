@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -153,28 +153,33 @@ def _drawable_characters(text: str, kept: list[bool], path: str | None) -> list[
 
 def _mistakable(text: str, path: str) -> set[int]:
     """Return the indices of characters that look like others in this text."""
-    twins = _twins(path)
+    alike = _lookalikes(path)
     indices = set()
     for word in re.finditer(r"[^\W\d_]+", text):
         letters = {index: text[index] for index in range(*word.span()) if _script(text[index]) in _SCRIPTS}
         scripts = {_script(letter) for letter in letters.values()}
         first = min(scripts, key=_SCRIPTS.index, default="LATIN")
-        is_whole_word = len(scripts) == 1 and any(
-            all(any(_script(twin) == earlier for twin in twins[letter]) for letter in letters.values())
-            for earlier in _SCRIPTS[: _SCRIPTS.index(first)]
-        )
-        indices |= {index for index, c in letters.items() if _script(c) != first or is_whole_word}
+        is_mistakable = len(scripts) == 1 and _has_another_reading(letters.values(), first, alike)
+        indices |= {index for index, c in letters.items() if _script(c) != first or is_mistakable}
     for index, character in enumerate(text):
-        if not character.isascii() and any(_is_preferred(twin, character) for twin in twins[character]):
+        if any(_is_preferred(other, character) for other in alike.get(character, ())):
             indices.add(index)
     return {index for index in indices if not text[index].isascii()}
 
 
-def _is_preferred(twin: str, character: str) -> bool:
-    """Return whether a twin of the same script, or a twin of a sign, is drawn rather than a character."""
-    group, other = _script(character), _script(twin)
-    related = group == other or {group, other} <= set(_KANA) or "" in (group, other)
-    return related and (twin == _PREFERRED or (twin < character and character != _PREFERRED))
+def _has_another_reading(letters: Collection[str], script: str, alike: dict[str, list[str]]) -> bool:
+    """Return whether all letters of a word look like letters of one earlier script."""
+    return any(
+        all(earlier in map(_script, alike.get(letter, ())) for letter in letters)
+        for earlier in _SCRIPTS[: _SCRIPTS.index(script)]
+    )
+
+
+def _is_preferred(other: str, character: str) -> bool:
+    """Return whether a character that looks the same is drawn, and this one escaped, in the same script."""
+    scripts = {_script(character), _script(other)}
+    is_related = len(scripts) == 1 or scripts <= set(_KANA) or "" in scripts
+    return is_related and (other == _PREFERRED or (other < character and character != _PREFERRED))
 
 
 def _script(character: str) -> str:
@@ -183,7 +188,7 @@ def _script(character: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _twins(path: str) -> defaultdict[str, list[str]]:
+def _lookalikes(path: str) -> dict[str, list[str]]:
     """Return the other characters that a font draws in the same way, for letters and signs that have any."""
     groups = defaultdict(list)
     codes = [code for first, end in (*_LETTERS, *_SIGNS) for code in range(first, end)]
@@ -191,11 +196,8 @@ def _twins(path: str) -> defaultdict[str, list[str]]:
         is_compatible = unicodedata.normalize("NFKC", character) == character
         if character.isprintable() and is_compatible and _has_glyph(path, character):
             groups[_glyph(path, character)].append(character)
-    twins = defaultdict(list)
-    for group in groups.values():
-        for character in group:
-            twins[character] = [other for other in group if other != character]
-    return twins
+    several = [group for group in groups.values() if len(group) > 1]
+    return {c: [other for other in group if other != c] for group in several for c in group}
 
 
 def _has_glyph(path: str | None, character: str) -> bool:
