@@ -16,7 +16,8 @@ class Tolerances:
 
     Attributes:
         pyramid: Values of the feature pyramid, in standard deviations of their map.
-        head: Class logits, box deltas, mask coefficients and prototypes of YOLACT, in standard deviations.
+        head: Kernels and mask features of SOLOv2; class logits, box deltas, mask coefficients and prototypes
+            of YOLACT; in standard deviations of their map.
         class_scores: Class scores of SOLO that are local maxima on both sides, 0..1.
         mask_scores: Mask scores of SOLO, 0..1.
         final_scores: Scores of paired detections, 0..1.

@@ -1,4 +1,4 @@
-"""Parity of SOLO models with mmdet: feature pyramid, class scores, mask scores, detections."""
+"""Parity of SOLO models with mmdet: feature pyramid, kernels, class scores, mask scores, detections."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from solo_infer.diagnostics.pairing import pair_detections
-from solo_infer.diagnostics.parity import Check, Tolerances, max_abs, pyramid_difference
+from solo_infer.diagnostics.parity import Check, Tolerances, max_abs, pyramid_difference, sampled_difference
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.solo.head import class_scores_from_logits
+from solo_infer.models.solo.head import HeadOutput, class_scores_from_logits
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.models.solo.solov2_head import SOLOv2Output
 from solo_infer.segmenters.base import Segmenter
 
 
@@ -35,6 +36,8 @@ def check_solo(
     outputs = _network_outputs(cast(SOLONetwork, segmenter.network), inputs, cells)
     (detections,) = segmenter.detect(inputs, [geometry])
     yield check("pyramid / std", pyramid_difference(outputs.pyramid, golden), tolerances.pyramid)
+    for quantity, difference in _kernel_differences(outputs.raw, golden).items():
+        yield check(f"{quantity} / std", difference, tolerances.head)
     yield check(
         "class scores", _class_score_difference(outputs.class_scores, golden), tolerances.class_scores
     )
@@ -51,6 +54,7 @@ class _Outputs(NamedTuple):
     pyramid: list[Tensor]  # P2 to P6, each (1, C, h, w)
     class_scores: Tensor  # (cells, classes) float32 in 0..1, 0 where not a local maximum
     mask_scores: Tensor  # (K, pixels) float32 in 0..1, on the CPU
+    raw: HeadOutput | SOLOv2Output
 
 
 @torch.no_grad()
@@ -58,9 +62,21 @@ def _network_outputs(network: SOLONetwork, inputs: Tensor, cells: Tensor) -> _Ou
     """Return the outputs of a plain network, with the mask scores of the cells (K,)."""
     maps = network.backbone(inputs)
     pyramid, levels = network.neck.pyramid(maps), network.neck(maps)
-    class_scores = class_scores_from_logits(network.mask_head.class_logits(levels))
+    raw = network.mask_head(levels)
+    class_scores = class_scores_from_logits(raw.class_logits)
     (masks,) = network.mask_head.masks(levels, [cells])
-    return _Outputs(pyramid, class_scores[0], masks.scores(cells).flatten(1).cpu())
+    return _Outputs(pyramid, class_scores[0], masks.scores(cells).flatten(1).cpu(), raw)
+
+
+def _kernel_differences(raw: HeadOutput | SOLOv2Output, golden: NpzFile) -> dict[str, float]:
+    """Return the greatest differences of the kernels and mask features of SOLOv2, in standard deviations."""
+    if not isinstance(raw, SOLOv2Output):
+        return {}
+    kernels = [sampled_difference(x, f"kernel{level}", golden) for level, x in enumerate(raw.kernels)]
+    return {
+        "kernels": max(kernels),
+        "mask features": sampled_difference(raw.mask_features, "feature", golden),
+    }
 
 
 def _class_score_difference(class_scores: Tensor, golden: NpzFile) -> float:

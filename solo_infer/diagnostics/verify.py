@@ -27,7 +27,8 @@ from solo_infer.segmenters.base import Segmenter
 __all__ = ["MODELS", "TOLERANCES", "Check", "Tolerances", "procedural_model", "verify"]
 
 SOLO_MODELS = ("solo_r50", "decoupled_r50", "decoupled_light_r50")
-MODELS = (*SOLO_MODELS, "yolact_r50")
+SOLOV2_MODELS = ("solov2_r50", "solov2_light_r18", "solov2_light_r50_dcn")
+MODELS = (*SOLO_MODELS, *SOLOV2_MODELS, "yolact_r50")
 GEOMETRY = Geometry(original=(375, 467), resized=(250, 311), padded=(256, 320))
 INPUT_KEY = "tensor_1x256x320"
 GOLDENS = Path(__file__).resolve().parents[1] / "assets" / "goldens"

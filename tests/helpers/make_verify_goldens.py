@@ -14,7 +14,7 @@ import numpy as np
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.diagnostics import procedural_weights
-from solo_infer.diagnostics.verify import GOLDENS, INPUT_KEY, MODELS, SOLO_MODELS
+from solo_infer.diagnostics.verify import GOLDENS, INPUT_KEY, MODELS
 from solo_infer.inference.preprocess import plan
 
 MIN_CLASS_SCORE = 0.03  # lower class scores are not kept
@@ -49,6 +49,9 @@ def trim(golden):
     out["class_value"] = scores[out["class_index"]]
     out["mask_cells"], out["mask_value"] = np.concatenate(cells), np.concatenate(values)
     out["mask_index"] = np.stack(pixels)
+    for name in ("feature", *(f"kernel{level}" for level in range(5))):
+        if f"{name}_value" in golden:  # SOLOv2
+            out |= {f"{name}_{key}": golden[f"{name}_{key}"] for key in SAMPLED}
     for key in DETECTIONS:
         out[key] = golden[f"img0_{key}"]
     return out
@@ -71,7 +74,7 @@ def main():
     np.savez_compressed(GOLDENS / "preprocessing.npz", **preprocessing())
     for model in MODELS:
         with np.load(kit_goldens / f"{model}__{INPUT_KEY}.npz") as golden:
-            trimmed = trim(golden) if model in SOLO_MODELS else trim_yolact(golden)
+            trimmed = trim_yolact(golden) if model.startswith("yolact") else trim(golden)
             np.savez_compressed(GOLDENS / f"{model}.npz", **trimmed)
 
 

@@ -14,7 +14,7 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, detect_image, find_candidates, full_size_masks
 from solo_infer.models.solo import masks as solo_masks
 from solo_infer.models.solo.head import class_scores_from_logits
-from solo_infer.models.solo.masks import CandidateMasks
+from solo_infer.models.solo.masks import CandidateMasks, KernelMasks
 from solo_infer.ops import packed_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -68,12 +68,42 @@ def golden_inputs(case, decoupled):
     return torch.from_numpy(np.concatenate(classes)), torch.from_numpy(np.concatenate(masks))
 
 
+def golden_inputs_of_solov2(case):
+    """Return class scores (cells, 80) and masks of a post-processing case, from kernels and class logits.
+
+    The mask features are 1 on one column, one row or everywhere.
+    """
+    height, width = MASK_SIZE
+    features = np.zeros((128, height, width), np.float32)
+    features[np.arange(width), :, np.arange(width)] = 1
+    features[width + np.arange(height), np.arange(height)] = 1
+    features[width + height] = 1
+    kernels, logits = [], []
+    scores = golden_inputs(case, True)[0].split([grid * grid for grid in GRIDS])
+    for level, (grid, level_scores) in enumerate(zip(GRIDS, scores, strict=True)):
+        key = f"post/{case}/{level}"
+        kernel = np.zeros((grid * grid, 128))
+        kernel[:, :width] = 8 * (bump(key + "/x", grid * grid, width) - 1)
+        kernel[:, width : width + height] = 8 * (bump(key + "/y", grid * grid, height) - 1)
+        kernel[:, width + height] = 4
+        kernels.append(np.maximum(kernel, -40).astype(np.float32))
+        level_scores = np.maximum(level_scores.T.reshape(1, 80, grid, grid).double().numpy(), 1e-9)
+        logits.append(torch.from_numpy(np.log(level_scores / (1 - level_scores)).astype(np.float32)))
+    kernels = torch.from_numpy(np.concatenate(kernels))
+    masks = KernelMasks(torch.from_numpy(features), torch.arange(len(kernels)), kernels)
+    return class_scores_from_logits(logits)[0], masks
+
+
 @pytest.mark.parametrize("case", CANDIDATE_COUNTS)
-@pytest.mark.parametrize("head", ["solo", "decoupled"])
+@pytest.mark.parametrize("head", ["solo", "decoupled", "solov2"])
 def test_detections_equal_mmdets(head, case):
-    scores, masks = golden_inputs(case, head == "decoupled")
+    if head == "solov2":
+        scores, masks = golden_inputs_of_solov2(case)
+    else:
+        scores, maps = golden_inputs(case, head == "decoupled")
+        masks = StoredMasks(maps)
     candidates = find_candidates(scores, 0.1)
-    detections = detect_image(candidates, StoredMasks(masks), CELL_STRIDES, GEOMETRY, PostprocessConfig())
+    detections = detect_image(candidates, masks, CELL_STRIDES, GEOMETRY, PostprocessConfig())
     with np.load(DATA / f"post__{head}.npz") as file:
         golden = {name.split("/")[1]: file[name] for name in file if name.startswith(f"{case}/")}
     assert len(candidates.cells) == int(golden["img0_num_candidates"])
@@ -85,7 +115,7 @@ def test_detections_equal_mmdets(head, case):
     )
     assert (report["missing"], report["extra"], report["mask_pixels"]) == (0, 0, 0), report
     if case == "many":
-        areas, _, _ = StoredMasks(masks).statistics(candidates.cells.unique(), 0.5)
+        areas, _, _ = masks.statistics(candidates.cells.unique(), 0.5)
         cells, mask_index = candidates.cells.unique_consecutive(return_inverse=True)
         large = (areas > CELL_STRIDES[cells])[mask_index]
         assert int(large.sum()) == int(golden["img0_num_after_area"]) < len(candidates.cells)

@@ -18,7 +18,7 @@ from helpers.paths import DATA, KIT
 from solo_infer.data.images import load_image
 from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.procedural_weights import input_tensor
-from solo_infer.diagnostics.verify import MODELS, SOLO_MODELS, check_model
+from solo_infer.diagnostics.verify import MODELS, SOLO_MODELS, SOLOV2_MODELS, check_model
 from solo_infer.inference import yolact
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.inference.solo import detect_features, extract_features
@@ -29,9 +29,10 @@ from solo_infer.weights.key_mapping import mmdet_name
 
 CPU = torch.device("cpu")
 YOLACT_MODELS = ("yolact_r50", "yolact_r101")
+PHOTO_MODELS = (*SOLO_MODELS, "solov2_light_r18", "yolact_r50")
 GOLDENS, YOLACT_GOLDENS = (
     sorted(path.stem for model in models for path in (KIT / "goldens").glob(f"{model}__*.npz"))
-    for models in (SOLO_MODELS, YOLACT_MODELS)
+    for models in ((*SOLO_MODELS, "solov2_*"), YOLACT_MODELS)
 )
 
 
@@ -54,16 +55,16 @@ def assert_result(golden, result):
     assert_detections(golden, 0, arrays["scores"], arrays["labels"], arrays["masks"])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PHOTO_MODELS)
 def test_result_of_a_photo_equals_mmdets(model, procedural, photo_path):
     with np.load(DATA / f"photo__{model}.npz") as golden:
         result = procedural(model)(photo_path)
         assert_result(golden, result)
-        if model not in SOLO_MODELS:
+        if model in YOLACT_MODELS:
             assert_boxes(golden, 0, result)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PHOTO_MODELS)
 def test_network_input_is_bit_identical(model, procedural, photo):
     config = procedural(model).config.preprocessing
     inputs = prepare([photo], [plan(photo, config)], config, CPU).numpy()
@@ -75,7 +76,7 @@ def test_network_input_is_bit_identical(model, procedural, photo):
 @pytest.mark.parametrize("model", MODELS)
 def test_checks_of_verify_pass(model):
     checks = list(check_model(model, CPU, torch.float32))
-    assert len(checks) == (6 if model in SOLO_MODELS else 9)
+    assert len(checks) == (6 if model in SOLO_MODELS else 8 if model in SOLOV2_MODELS else 9)
     assert all(check.passed for check in checks), checks
 
 
@@ -193,6 +194,10 @@ def golden_input(golden, case, kit, config):
 def assert_head_outputs(golden, network, levels):
     head = network.mask_head
     assert_class_scores(golden, network, class_scores_from_logits(head.class_logits(levels)))
+    if "feature_value" in golden:  # SOLOv2
+        assert_sampled(golden, "feature", head.mask_features(levels), 1e-4)
+        for level, kernels in enumerate(head.kernels(levels)):
+            assert_sampled(golden, f"kernel{level}", kernels, 1e-4)
     start = 0
     for level, grid in enumerate(network.config.num_grids):
         cells = torch.from_numpy(golden[f"mask{level}_cells"]) + start
@@ -202,14 +207,18 @@ def assert_head_outputs(golden, network, levels):
 
 
 def assert_class_scores(golden, network, scores):
-    """Compare class scores (N, cells, classes); a few may be a local maximum on one side only."""
-    start = one_sided = 0
+    """Compare class scores (N, cells, classes); a few may be a local maximum on one side only.
+
+    The goldens of SOLOv2 have zeros instead of scores below a floor.
+    """
+    start, one_sided, floor = 0, 0, float(golden.get("cls_floor", 0.0))
     for level, grid in enumerate(network.config.num_grids):
         level_scores = (
             scores[:, start : start + grid * grid].transpose(1, 2).unflatten(2, (grid, grid)).numpy()
         )
         expected = golden[f"cls{level}"]
         assert level_scores.shape == expected.shape
+        level_scores = np.where(level_scores < floor, 0, level_scores)
         is_one_sided = (level_scores == 0) != (expected == 0)
         one_sided += is_one_sided.sum()
         assert np.abs(level_scores - expected)[~is_one_sided].max() <= 1e-4
