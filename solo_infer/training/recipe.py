@@ -32,6 +32,10 @@ _CHOICES = {"optimizer": Optimizer, "schedule": Schedule, "autocast": Autocast, 
 _POSITIVE_INTS = ("epochs", "batch_size", "log_every", "save_every", "evaluate_every")
 _NON_NEGATIVE_INTS = ("last_epoch", "warmup_iters", "seed", "workers", "crop_size")
 _NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "weight_decay", "grad_clip_norm")
+# Short sides of mmdet's 3x schedules: 800, 768, ... 640 of the 800 pixels at prediction, and of the light
+# models of SOLO (512) and SOLOv2 (448).
+_SHORT_SIDE_SCALES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+_LIGHT_SHORT_SIDES = {side: (512, 480, 448, 416, 384, 352) for side in (512, 448)}
 # Names of fields in recipe.json and in run states of earlier versions.
 _OLD_NAMES = {
     "body_lr": "backbone_lr_mult",
@@ -179,6 +183,17 @@ class Recipe:
                 raise ConfigError(f"A recipe has {name!r} twice, also under its old name: keep one of them.")
             settings[name] = value
         return cls(**settings)
+
+
+def multiscale_short_sides(short: int, long: int) -> tuple[int, ...]:
+    """Return the short sides in pixels, at most ``long``, that "multiscale" chooses from.
+
+    Args:
+        short: Short side at prediction.
+        long: Greatest long side.
+    """
+    scaled = tuple(max(round(short * scale), 1) for scale in _SHORT_SIDE_SCALES)
+    return tuple(min(side, long) for side in _LIGHT_SHORT_SIDES.get(short, scaled))
 
 
 PUBLISHED_1X = Recipe()
