@@ -36,6 +36,10 @@ _LARGEST_NUMBER = 1e9
 _SCALE_LIMITS = (1e-3, 1e3)
 _MAX_MILESTONES, _LARGEST_MILESTONE = 1000, 10**6
 _NON_NEGATIVE_NUMBERS = ("lr", "backbone_lr_mult", "class_lr_mult", "weight_decay", "grad_clip_norm")
+# Short sides of mmdet's 3x schedules: 800, 768, ... 640 of the 800 pixels at prediction, and of the light
+# models of SOLO (512) and SOLOv2 (448).
+_SHORT_SIDE_SCALES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+_LIGHT_SHORT_SIDES = {side: (512, 480, 448, 416, 384, 352) for side in (512, 448)}
 # Names of fields in recipe.json and in run states of earlier versions.
 _OLD_NAMES = {
     "body_lr": "backbone_lr_mult",
@@ -223,6 +227,17 @@ class Recipe:
                 raise ConfigError(f"A recipe has {name!r} twice, also under its old name: keep one of them.")
             settings[name] = value
         return cls(**settings)
+
+
+def multiscale_short_sides(short: int, long: int) -> tuple[int, ...]:
+    """Return the short sides in pixels, at most ``long``, that "multiscale" chooses from.
+
+    Args:
+        short: Short side at prediction.
+        long: Greatest long side.
+    """
+    scaled = tuple(max(round(short * scale), 1) for scale in _SHORT_SIDE_SCALES)
+    return tuple(min(side, long) for side in _LIGHT_SHORT_SIDES.get(short, scaled))
 
 
 PUBLISHED_1X = Recipe()

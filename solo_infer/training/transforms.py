@@ -21,7 +21,7 @@ from solo_infer.config import PreprocessConfig
 from solo_infer.config.preprocess import scaled_size
 from solo_infer.config.validation import is_finite, require, require_positive_ints, require_unit_interval
 from solo_infer.models.target import Target
-from solo_infer.training.recipe import Recipe
+from solo_infer.training.recipe import Recipe, multiscale_short_sides
 from solo_infer.training.sample import (
     Sample,
     crop,
@@ -39,10 +39,6 @@ Step = Callable[[Sample, Generator], Sample]
 _MEAN_COLOR = (124, 116, 104)  # ImageNet's mean; such padding is about 0 after normalization
 _LUMA = (0.299, 0.587, 0.114)
 _MAX_CROP_TRIES = 10
-# Short sides in pixels of mmdet's 3x schedules of light models, by their short side at prediction: SOLO's and
-# SOLOv2's. Other models get fractions of theirs: 800, 768, ... 640 of 800.
-_PUBLISHED_SHORT_SIDES = {side: (512, 480, 448, 416, 384, 352) for side in (512, 448)}
-_SHORT_SIDE_SCALES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 
 
 @dataclass(frozen=True)
@@ -330,16 +326,8 @@ def make_augmentation(recipe: Recipe, preprocessing: PreprocessConfig) -> Augmen
     if stretch:
         cropping: tuple[Step, ...] = (Crop(),) if recipe.augment == "multiscale" else ()
         return Augmentation((*cropping, *stretch, *mirror))
-    short_sides = _short_sides(preprocessing) if recipe.augment == "multiscale" else (short,)
+    short_sides = multiscale_short_sides(short, long) if recipe.augment == "multiscale" else (short,)
     return Augmentation((ResizeChoice(short_sides, long), *mirror))
-
-
-def _short_sides(preprocessing: PreprocessConfig) -> tuple[int, ...]:
-    """Return the short sides in pixels of mmdet's 3x schedule, of at most the long side of a model."""
-    short, long = preprocessing.short_side, preprocessing.long_side
-    scaled = tuple(max(round(short * scale), 1) for scale in _SHORT_SIDE_SCALES)
-    sides = _PUBLISHED_SHORT_SIDES.get(short, scaled)
-    return tuple(min(side, long) for side in sides)
 
 
 def fixed_input_size(recipe: Recipe, preprocessing: PreprocessConfig) -> tuple[int, int] | None:

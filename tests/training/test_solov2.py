@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.models import variant_of
 from helpers.training_runs import (
     QUICK,
     QUICK_FINE_TUNE,
@@ -16,7 +17,7 @@ from helpers.training_runs import (
 
 from solo_infer import SOLO
 from solo_infer.models.solo.targets import downsample_masks
-from solo_infer.training import PUBLISHED_SOLOV2_3X, fine_tune, fit
+from solo_infer.training import PUBLISHED_SOLOV2_3X, fine_tune, fit, init_model
 from solo_infer.training.initialization import keep_classes, prepare_for_training, replace_classifier
 from solo_infer.training.metrics_log import read_rows
 
@@ -128,6 +129,16 @@ def test_all_parameters_get_a_gradient_without_instances(network, images, target
     for layer in ("conv_kernel", "kernel_convs.0.conv", "mask_feature_head.conv_pred.conv"):
         assert bool(gradients[f"mask_head.{layer}.weight"].any()) == has_instances
     assert gradients["mask_head.conv_cls.weight"].any()
+
+
+def test_deformable_convolutions_are_trained(start, images):
+    changes = {"deformable_head": "all", "deformable_mask_features": True, "modulated": True}
+    network = prepare_for_training(init_model(variant_of(start.config, changes)).network, True)
+    sum(network(images, OVERLAPPING).values()).backward()
+    offsets = {name: p for name, p in network.named_parameters() if "conv_offset" in name}
+    assert len(offsets) == 2 * (1 + 1 + 8)  # class and kernel branch, mask feature head
+    for name, parameter in offsets.items():
+        assert not parameter.any() and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
 def test_crowds_and_unlabeled_classes_are_ignored(network, images):
