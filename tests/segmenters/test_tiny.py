@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.models import small_tiny_config, small_tiny_network
 from helpers.results import assert_same
+from helpers.training_runs import small_start
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig, load_model
 from solo_infer.config import TinyPostprocessConfig
@@ -148,12 +149,12 @@ def test_saved_model_predicts_the_same(saved, photo, result):
     assert_same(loaded(photo), result)
 
 
-def test_other_classes_refuse_tiny(saved, small_model, tmp_path):
+def test_other_classes_refuse_tiny(saved, tmp_path):
     with pytest.raises(ConfigError, match="is a tiny model of the family 'tiny': expected one of yolact"):
         YOLACT.from_pretrained(saved, device="cpu")
     with pytest.raises(ConfigError, match="YOLACT cannot use a tiny model of the family 'tiny'"):
         YOLACT.from_checkpoint(read_checkpoint(saved))
-    other = small_model.save_pretrained(tmp_path / "solo")
+    other = small_start().save_pretrained(tmp_path / "solo")
     with pytest.raises(ConfigError, match="is a decoupled_light model .*: expected one of tiny"):
         Tiny.from_pretrained(other, device="cpu")
     with pytest.raises(ConfigError, match="Tiny cannot use a decoupled_light model"):
@@ -183,8 +184,8 @@ class RenamedTiny(Tiny):
     """Class of an application."""
 
 
-def test_derived_classes_load_their_family(saved, small_model, tmp_path):
-    other = small_model.save_pretrained(tmp_path / "solo")
+def test_derived_classes_load_their_family(saved, tmp_path):
+    other = small_start().save_pretrained(tmp_path / "solo")
     assert type(Renamed.from_pretrained(other, device="cpu")) is Renamed
     assert type(RenamedTiny.from_pretrained(saved, device="cpu")) is RenamedTiny
     with pytest.raises(ConfigError, match="'tiny': expected one of solo. Use load_model"):

@@ -45,6 +45,7 @@ def test_model_loads_and_predicts(saved, photo):
     assert bare.config.architecture.backbone == "efficientnet_lite0"
 
 
+@pytest.mark.parametrize("saved", ["format 1"], indirect=True)
 def test_model_is_fine_tuned(saved, tmp_path):
     data = write_nuts_and_bolts(tmp_path / "data")
     recipe = replace(QUICK_FINE_TUNE, epochs=1, augment="jitter", crop_size=64)

@@ -172,7 +172,7 @@ def test_losses_of_a_batch_are_sums_over_its_images_with_common_divisors():
         "loss_distance": DISTANCE_WEIGHT * distance / quality,
         "loss_mask": mask / masks,
     }
-    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(expected, rel=2e-3)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=2e-3)
 
 
 def test_processes_with_half_of_a_batch_average_to_the_whole(monkeypatch):
@@ -194,8 +194,8 @@ def test_processes_with_half_of_a_batch_average_to_the_whole(monkeypatch):
         for i, target in enumerate(targets)
     ]
     for name, loss in whole.items():
-        mean = sum(float(half[name]) for half in halves) / 2
-        assert mean == pytest.approx(float(loss), rel=1e-4), name
+        mean = sum(half[name].item() for half in halves) / 2
+        assert mean == pytest.approx(loss.item(), rel=1e-4), name
 
 
 def class_gradient(target):
