@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.results import make_result
 from PIL import Image
 
 from solo_infer.errors import ResultError
+from solo_infer.ops.packed_masks import pack
 from solo_infer.results import caption_text as module
 from solo_infer.results.caption_text import caption_text
 from solo_infer.results.drawing import draw_instances
@@ -138,7 +140,8 @@ def test_the_font_of_a_folder_is_checked_before_the_first_image(tmp_path):
 
 @pytest.mark.skipif(SANS is None, reason="the font DejaVu Sans is not installed")
 def test_results_and_folders_use_the_font(tmp_path):
-    result = make_result(2)
+    image, masks = np.full((60, 200, 3), 90, np.uint8), torch.ones(2, 60, 200, dtype=torch.bool)
+    result = make_result(2, image=image, image_size=(60, 200), packed_masks=pack(masks))
     plain, other = result.plot(), result.plot(font=SANS)
     assert plain.tobytes() != other.tobytes()
     path = ImageFolder(tmp_path, font=SANS).add(replace(result, source="a.png"))
