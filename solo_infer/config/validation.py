@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from solo_infer.errors import ConfigError
+
+_MAX_BITS = 1024  # of an integer that is written in decimal; the conversion takes quadratic time
+
+
+class _BoundedRepr(reprlib.Repr):
+    """``repr`` of bounded length and time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
+
+
+shown = _BoundedRepr().repr  # a value for a message
 
 
 def require(condition: bool, message: str) -> None:
@@ -21,45 +38,45 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Require one of several values."""
     choices = tuple(choices)
     is_choice = isinstance(value, Hashable) and any(value is item or value == item for item in choices)
-    require(is_choice, f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+    require(is_choice, f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}.")
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
     """Require integers of at least 1."""
     for name, value in values.items():
-        require(is_int(value) and value >= 1, f"{name}={value!r}: expected an integer of at least 1.")
+        require(is_int(value) and value >= 1, f"{name}={shown(value)}: expected an integer of at least 1.")
 
 
 def require_non_negative_ints(values: Mapping[str, Any]) -> None:
     """Require integers of at least 0."""
     for name, value in values.items():
-        require(is_int(value) and value >= 0, f"{name}={value!r}: expected an integer of at least 0.")
+        require(is_int(value) and value >= 0, f"{name}={shown(value)}: expected an integer of at least 0.")
 
 
 def require_unit_interval(values: Mapping[str, Any]) -> None:
     """Require numbers in 0..1."""
     for name, value in values.items():
         within = is_finite(value) and 0.0 <= value <= 1.0
-        require(within, f"{name}={value!r}: expected a number in 0..1.")
+        require(within, f"{name}={shown(value)}: expected a number in 0..1.")
 
 
 def require_positive(values: Mapping[str, Any]) -> None:
     """Require finite numbers greater than 0."""
     for name, value in values.items():
-        require(is_finite(value) and value > 0, f"{name}={value!r}: expected a positive finite number.")
+        require(is_finite(value) and value > 0, f"{name}={shown(value)}: expected a positive finite number.")
 
 
 def require_bools(values: Mapping[str, Any]) -> None:
     """Require ``True`` or ``False``."""
     for name, value in values.items():
-        require(isinstance(value, bool), f"{name}={value!r}: expected true or false.")
+        require(isinstance(value, bool), f"{name}={shown(value)}: expected true or false.")
 
 
 def coerce_tuple(owner: object, name: str, length: int) -> None:
     """Replace a list in a field of a frozen dataclass by a tuple, and require its length."""
     value = getattr(owner, name)
     fits = isinstance(value, list | tuple) and len(value) == length
-    require(fits, f"{name}={value!r}: expected {length} values.")
+    require(fits, f"{name}={shown(value)}: expected {length} values.")
     object.__setattr__(owner, name, tuple(value))
 
 
