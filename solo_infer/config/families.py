@@ -13,8 +13,12 @@ from typing import Any
 
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.solo import SOLO_PRESETS, PostprocessConfig, SOLOConfig
+<<<<<<< HEAD
 from solo_infer.config.tiny import TINY_PRESETS, TinyConfig, TinyPostprocessConfig
 from solo_infer.config.validation import require
+=======
+from solo_infer.config.validation import require, shown
+>>>>>>> wt-inputs
 from solo_infer.config.yolact import YOLACT_PRESETS, YOLACTConfig, YOLACTPostprocessConfig
 
 
@@ -92,5 +96,5 @@ def family_of(architecture: ArchitectureConfig) -> Family:
     """
     name = getattr(architecture, "family", None)
     known = ", ".join(family.architecture.__name__ for family in FAMILIES.values())
-    require(name in FAMILIES, f"architecture={architecture!r}: expected one of {known}.")
+    require(name in FAMILIES, f"architecture={shown(architecture)}: expected one of {known}.")
     return FAMILIES[str(name)]

@@ -19,6 +19,7 @@ from solo_infer.config.validation import (
     require_positive,
     require_positive_ints,
     require_unit_interval,
+    shown,
 )
 
 HeadName = Literal["solo", "decoupled", "decoupled_light", "solov2"]
@@ -130,7 +131,7 @@ class SOLOConfig(ArchitectureConfig):
     def _check_deformable_stages(self) -> None:
         stages = self.deformable_stages
         known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)
-        require(known, f"deformable_stages={stages!r}: expected a subset of 1, 2, 3, 4.")
+        require(known, f"deformable_stages={shown(stages)}: expected a subset of 1, 2, 3, 4.")
         object.__setattr__(self, "deformable_stages", tuple(sorted(set(stages))))
         allowed = not stages or self.backbone in DEFORMABLE_BACKBONES
         require(allowed, f"deformable_stages={stages}: expected none with {self.backbone}.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from solo_infer.errors import ConfigError
 
+<<<<<<< HEAD
 _CHANNELS, _PIXELS, _EPOCHS = 2**13, 2**15, 10**6
 # Upper bounds of integers by name of the field: larger ones exceed the memory of every machine.
 _LIMITS = {
@@ -40,6 +41,23 @@ _MAX_MESSAGE = 600  # characters
 _MAX_BITS = 256  # of an integer that a message shows
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+=======
+_MAX_BITS = 1024  # of an integer that is written in decimal; the conversion takes quadratic time
+
+
+class _BoundedRepr(reprlib.Repr):
+    """``repr`` of bounded length and time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
+
+
+shown = _BoundedRepr().repr  # a value for a message
+>>>>>>> wt-inputs
 
 
 def require(condition: bool, message: str) -> None:
@@ -66,8 +84,14 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
+<<<<<<< HEAD
     """Require integers of at least 1, up to the limit of each name."""
     _require_ints(values, 1)
+=======
+    """Require integers of at least 1."""
+    for name, value in values.items():
+        require(is_int(value) and value >= 1, f"{name}={shown(value)}: expected an integer of at least 1.")
+>>>>>>> wt-inputs
 
 
 def require_non_negative_ints(values: Mapping[str, Any]) -> None:
@@ -77,9 +101,13 @@ def require_non_negative_ints(values: Mapping[str, Any]) -> None:
 
 def _require_ints(values: Mapping[str, Any], least: int) -> None:
     for name, value in values.items():
+<<<<<<< HEAD
         greatest = _LIMITS.get(name.partition("[")[0], _LARGEST_INT)
         within = is_int(value) and least <= value <= greatest
         require(within, f"{name}={shown(value)}: expected an integer in {least}..{greatest}.")
+=======
+        require(is_int(value) and value >= 0, f"{name}={shown(value)}: expected an integer of at least 0.")
+>>>>>>> wt-inputs
 
 
 def require_unit_interval(values: Mapping[str, Any]) -> None:

@@ -105,7 +105,8 @@ def test_unwritable_outputs_are_told_before_the_work(run, inputs, arguments, err
         pytest.importorskip("matplotlib", reason="the chart needs the extra [train]")
     code, out, err = run(*arguments)
     assert (code, out, run.loadings) == (1, "", [])
-    assert_clear(err, error, arguments[arguments.index("--output" if "--output" in arguments else -2) + 1])
+    option = next(name for name in ("--output", "--save-json", "--save-chart") if name in arguments)
+    assert_clear(err, error, arguments[arguments.index(option) + 1])
 
 
 def test_the_table_is_printed_even_if_the_chart_fails(run, inputs, saved, monkeypatch):
