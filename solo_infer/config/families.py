@@ -13,12 +13,8 @@ from typing import Any
 
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.solo import SOLO_PRESETS, PostprocessConfig, SOLOConfig
-<<<<<<< HEAD
 from solo_infer.config.tiny import TINY_PRESETS, TinyConfig, TinyPostprocessConfig
-from solo_infer.config.validation import require
-=======
 from solo_infer.config.validation import require, shown
->>>>>>> wt-inputs
 from solo_infer.config.yolact import YOLACT_PRESETS, YOLACTConfig, YOLACTPostprocessConfig
 
 

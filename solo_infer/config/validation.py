@@ -11,7 +11,6 @@ from typing import Any
 
 from solo_infer.errors import ConfigError
 
-<<<<<<< HEAD
 _CHANNELS, _PIXELS, _EPOCHS = 2**13, 2**15, 10**6
 # Upper bounds of integers by name of the field: larger ones exceed the memory of every machine.
 _LIMITS = {
@@ -38,10 +37,6 @@ _LIMITS = {
 }
 _LARGEST_INT = 2**31 - 1  # upper bound of other fields
 _MAX_MESSAGE = 600  # characters
-_MAX_BITS = 256  # of an integer that a message shows
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-=======
 _MAX_BITS = 1024  # of an integer that is written in decimal; the conversion takes quadratic time
 
 
@@ -57,23 +52,12 @@ class _BoundedRepr(reprlib.Repr):
 
 
 shown = _BoundedRepr().repr  # a value for a message
->>>>>>> wt-inputs
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ``ConfigError`` with a message, cut to a few lines, if a condition does not hold."""
     if not condition:
         raise ConfigError(message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 3]}...")
-
-
-def shown(value: Any) -> str:
-    """Return a value of any type for a message: its ``repr``, cut to a few dozen characters."""
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        return f"an integer of {value.bit_length()} bits"
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # a huge integer inside a list: Python refuses to write it
-        return f"a {type(value).__name__}"
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -84,14 +68,8 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
-<<<<<<< HEAD
     """Require integers of at least 1, up to the limit of each name."""
     _require_ints(values, 1)
-=======
-    """Require integers of at least 1."""
-    for name, value in values.items():
-        require(is_int(value) and value >= 1, f"{name}={shown(value)}: expected an integer of at least 1.")
->>>>>>> wt-inputs
 
 
 def require_non_negative_ints(values: Mapping[str, Any]) -> None:
@@ -101,13 +79,9 @@ def require_non_negative_ints(values: Mapping[str, Any]) -> None:
 
 def _require_ints(values: Mapping[str, Any], least: int) -> None:
     for name, value in values.items():
-<<<<<<< HEAD
         greatest = _LIMITS.get(name.partition("[")[0], _LARGEST_INT)
         within = is_int(value) and least <= value <= greatest
         require(within, f"{name}={shown(value)}: expected an integer in {least}..{greatest}.")
-=======
-        require(is_int(value) and value >= 0, f"{name}={shown(value)}: expected an integer of at least 0.")
->>>>>>> wt-inputs
 
 
 def require_unit_interval(values: Mapping[str, Any]) -> None:
