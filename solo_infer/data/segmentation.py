@@ -121,8 +121,8 @@ def _check_range(values: list[float], axis: str, side: int, height: int, width: 
     wrong = next((value for value in values if not -MAX_OUTSIDE <= value <= side + MAX_OUTSIDE), None)
     if wrong is not None:
         raise ValueError(
-            f"A polygon has the {axis} coordinate {quoted(wrong)}: expected finite pixels, at most "
-            f"{MAX_OUTSIDE} outside of the image of height {height}, width {width}."
+            f"A polygon has the {axis} coordinate {quoted(wrong)}: expected a finite number, at most "
+            f"{MAX_OUTSIDE} pixels outside of the image of height {height}, width {width}."
         )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -134,7 +133,7 @@ def test_limits_of_coordinates():
     )
     for number, axis in ((-limit - 1, "x"), (WIDTH + limit + 1, "x")):
         with pytest.raises(
-            ValueError, match=f"{axis} coordinate .*at most 100000 outside of the image of height 80"
+            ValueError, match=f"{axis} coordinate .*at most 100000 pixels outside of the image of height 80"
         ):
             to_rle([[number, 0, 5, 5, 0, 9]], HEIGHT, WIDTH)
     with pytest.raises(ValueError, match="y coordinate"):
@@ -227,10 +226,3 @@ def test_empty_runs_are_removed():
 def test_other_values_are_refused(segmentation):
     with pytest.raises(ValueError, match='"segmentation" is .*: expected polygons or RLE'):
         to_rle(segmentation, HEIGHT, WIDTH)
-
-
-def test_many_disjoint_parts_take_no_quadratic_time():
-    parts = [part for x in range(0, 1000, 4) for y in range(0, 1000, 16) for part in rectangle(x, y, 2, 2)]
-    start = time.process_time()
-    assert to_rle(parts, 1000, 1000)[1] == 4 * len(parts)
-    assert time.process_time() - start < 5

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from solo_infer.errors import SoloInferError
 
+SEED = os.environ.get("SOLO_INFER_FUZZ_SEED", "0")  # another one gives other inputs in all campaigns
 SECONDS = float(os.environ.get("SOLO_INFER_FUZZ_SECONDS", "3"))  # of each campaign
 MAX_SECONDS_OF_A_CALL = 2.0
 MAX_MESSAGE = 1500  # characters
@@ -107,8 +108,8 @@ class Outcome:
 
 def case(seed, number):
     """Return the random numbers of an input of a campaign."""
-    rng = Case(f"{seed}/{number}")
-    rng.name = f"seed {seed!r}, input {number}"
+    rng = Case(f"{SEED}/{seed}/{number}")
+    rng.name = f"seed {seed!r}, input {number}" + (f", SOLO_INFER_FUZZ_SEED={SEED}" if SEED != "0" else "")
     return rng
 
 
@@ -239,7 +240,7 @@ def _retype(container, key, places, rng):
     value = container[key]
     if isinstance(value, str):
         container[key] = rng.choice(
-            (value.encode().hex(), value + rng.choice(ODD_TEXTS), value[:-1], [value], len(value))
+            (ascii(value), value + rng.choice(ODD_TEXTS), value[:-1], [value], len(value))
         )
     elif isinstance(value, dict):
         container[key] = rng.choice((list(value), list(value.values()), [value], str(value)[:100]))
