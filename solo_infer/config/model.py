@@ -58,6 +58,7 @@ class ModelConfig:
         Raises:
             ConfigError: The format is unknown, or a field is unknown or wrong.
         """
+        require(isinstance(values, Mapping), f"Configuration {shown(values)}: expected an object.")
         sections = legacy.upgrade(values)
         written = sections.pop("format", None)
         require(written == FORMAT, f"format={shown(written)}: expected {FORMAT!r}.")

@@ -239,7 +239,13 @@ def _retype(container, key, places, rng):
     value = container[key]
     if isinstance(value, str):
         container[key] = rng.choice(
-            (value.encode().hex(), value + rng.choice(ODD_TEXTS), value[:-1], [value], len(value))
+            (
+                value.encode("utf-8", "surrogatepass").hex(),
+                value + rng.choice(ODD_TEXTS),
+                value[:-1],
+                [value],
+                len(value),
+            )
         )
     elif isinstance(value, dict):
         container[key] = rng.choice((list(value), list(value.values()), [value], str(value)[:100]))
