@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from solo_infer.config.suggestions import did_you_mean
+from solo_infer.config.validation import shown
 from solo_infer.errors import ConfigError, ResultError
 
 
@@ -24,13 +25,13 @@ class Categories:
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
-            raise ConfigError(f"Category names {self.names!r}: expected a sequence of strings.")
+            raise ConfigError(f"Category names {shown(self.names)}: expected a sequence of strings.")
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "ids", tuple(self.ids or range(1, len(self.names) + 1)))
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.ids):
-            raise ConfigError(f"Category ids {self.ids}: expected integers.")
+            raise ConfigError(f"Category ids {shown(self.ids)}: expected integers.")
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"{len(self.names)} names need as many different ids, got {self.ids}.")
+            raise ConfigError(f"{len(self.names)} names need as many different ids, got {shown(self.ids)}.")
 
     def __len__(self) -> int:
         return len(self.names)

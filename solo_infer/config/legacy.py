@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo_infer.config.solo import LEVEL_STRIDES
-from solo_infer.config.validation import require
+from solo_infer.config.validation import require, shown
 
 _FORMAT_1, _FORMAT_2 = "solo_infer/1", "solo_infer/2"
 _YOLACT_VARIANTS = {"yolact": "mmdet", "yolact_author": "original"}
@@ -33,7 +33,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         return {**sections, "family": "yolact", "architecture": {"variant": variant, **fields}}
     strides = architecture.get("strides", LEVEL_STRIDES)
     fixed = isinstance(strides, list | tuple) and tuple(strides) == LEVEL_STRIDES
-    require(fixed, f"strides={strides!r}: expected {LEVEL_STRIDES}, which the levels of every SOLO have.")
+    require(
+        fixed, f"strides={shown(strides)}: expected {LEVEL_STRIDES}, which the levels of every SOLO have."
+    )
     fields = {name: value for name, value in architecture.items() if name != "strides"}
     return {**sections, "family": "solo", "architecture": fields}
 
