@@ -203,8 +203,9 @@ def _read_recipe(name: str, known: Any) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)  # without the name again
         raise ConfigError(
-            f"No recipe {quoted(name)} ({first_line(error)}). {did_you_mean(name[:60], known)}Expected "
+            f"No recipe {quoted(name)} ({reason}). {did_you_mean(name[:60], known)}Expected "
             f"{', '.join(known)}, or a JSON file of settings, e.g. the recipe.json of a run."
         ) from error
     if not isinstance(content, dict):

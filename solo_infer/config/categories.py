@@ -31,9 +31,9 @@ class Categories:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "ids", ids or tuple(range(1, len(names) + 1)))
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.ids):
-            raise ConfigError(f"Category ids {self.ids}: expected integers.")
+            raise ConfigError(f"Category ids {shown(self.ids)}: expected integers.")
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"{len(self.names)} names need as many different ids, got {self.ids}.")
+            raise ConfigError(f"{len(self.names)} names need as many different ids, got {shown(self.ids)}.")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -15,18 +15,22 @@ _PARALLEL_ELEMENTS = 1 << 20  # enough for torch to use all of its threads
 
 @contextlib.contextmanager
 def neutral_torch_state() -> Iterator[None]:
-    """Use torch's initial settings: gradients, the default dtype float32 and the default device CPU.
+    """Use torch's initial settings: gradients, no autocast, float32 and the CPU as defaults.
 
     At the end the settings of the caller are restored.
     """
     dtype = torch.get_default_dtype()
-    device = torch.device("cpu") if _has_default_device() else contextlib.nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), device:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.is_autocast_enabled():  # without CUDA, its context warns
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        if _has_default_device():
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        yield
 
 
 def _has_default_device() -> bool:

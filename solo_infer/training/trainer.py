@@ -240,7 +240,7 @@ class _TrainingRun:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which the network computes in the dtype of the recipe."""
         if self.recipe.autocast == "float32":
-            return torch.autocast(self.device.type, enabled=False)  # whatever the caller has set
+            return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast))
 
     def _evaluate(self, evaluate: Evaluator) -> None:

@@ -147,7 +147,7 @@ class _Parcel:
         """Return the batch, or raise the error."""
         try:
             item = pickle.loads(self.content)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TrainingError(
                 f"A batch cannot be taken over from the process that loaded it ({describe_error(error)}). "
                 f"{_REMEDY}"

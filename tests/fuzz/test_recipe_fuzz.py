@@ -76,6 +76,4 @@ def test_options(capsys):
                 check(recipe_from_options(parser.parse_args([*FILES, "--recipe", "1x", *pairs])))
             except SystemExit as stop:
                 assert stop.code == 2, rng.name
-        assert max(map(len, capsys.readouterr().err.splitlines()), default=0) < 1500 or "x" * 300 in str(
-            pairs
-        )
+        capsys.readouterr()

@@ -3,7 +3,15 @@
 import logging
 
 import pytest
-from helpers.training_sets import ANIMALS, change_json, instance, rectangle, write_animals, write_set
+from helpers.training_sets import (
+    ANIMALS,
+    change_json,
+    instance,
+    pixels_of,
+    rectangle,
+    write_animals,
+    write_set,
+)
 from PIL import Image
 
 from solo_infer.errors import DataError
@@ -45,9 +53,9 @@ def test_orientation_counts_and_pixels_are_not_decoded(tmp_path):
     )
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 60)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(pixels_of("a", 60, 40)).save(tmp_path / "a.jpg", exif=exif, quality=100)
     content = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2 + 300])
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) * 3 // 4])
     check_image_files(read_index(*files))
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def run(folder, *, batches=None, recipe=ONE_LAYER, model=None, evaluate=sum_of_w
         evaluate=evaluate,
         resume=resume,
     )
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # plots take most of the time of a run
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +277,7 @@ def limited_file_size(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [0, 100, 200, 400, 700, 1500, 3000])
+@pytest.mark.parametrize("size", [0, 200, 700, 1500])
 def test_full_disk_at_any_write(tmp_path, expected, size):
     """Each file is written up to some size only; the run goes on where it was when there is space again."""
     with limited_file_size(size), pytest.raises(CacheError, match="cannot be written") as caught:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from dataclasses import replace
 
@@ -34,6 +35,11 @@ def default_dtype(dtype):
         yield
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # plots take most of the time of a run
 
 
 AMBIENT = {
@@ -84,9 +90,10 @@ def test_state_is_restored_after_errors(tmp_path):
     def fail(epoch, index):
         raise TrainingError("stop")
 
+    model = one_layer_model()
     before = torch_state()
     with pytest.raises(TrainingError, match="stop"):
-        fit(one_layer_model(), Noise(before=fail), tmp_path, ONE_LAYER, device="cpu")
+        fit(model, Noise(before=fail), tmp_path, ONE_LAYER, device="cpu")
     assert torch_state() == before and before[5]
 
 

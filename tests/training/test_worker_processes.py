@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_shared_memory_that_is_full_after_all(monkeypatch):
     def dumps(batch):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
-    monkeypatch.setattr(worker_processes.ForkingPickler, "dumps", staticmethod(dumps))
+    monkeypatch.setattr(worker_processes, "ForkingPickler", SimpleNamespace(dumps=dumps))
     assert load(load_numbers) == KEYS
 
 
