@@ -143,7 +143,8 @@ VERBS = ("predict", "eval", "benchmark", "train", "models", "info", "download", 
 OPTIONS = (
     "--model --output --save-json --save-chart --json --no-save --classes --min-score --nms --nms-iou "
     "--device --dtype --batch-size --images --annotations --detections --limit --max-detections --runs "
-    "--warmup --quiet --verbose --input-size --depth --opset --image-ids --offline --recipe --epochs --workers --config --help"
+    "--warmup --quiet --verbose --input-size --depth --opset --image-ids --offline --recipe --epochs "
+    "--workers --config --help"
 ).split()
 WORDS = (
     "missing.jpg",
