@@ -16,7 +16,7 @@ pytest_plugins = ["helpers.command_line_fixtures"]
 
 
 def remove_console(monkeypatch):
-    """Set the standard streams to None, as in programs without a console. After fixtures, pytest sets them."""
+    """Set the standard streams to None, as in programs without a console; pytest undoes it in fixtures."""
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
 
