@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from solo_infer._version import __version__
-from solo_infer.cli.options import format_examples
+from solo_infer.cli.options import Parser, format_examples
 from solo_infer.cli.terminal import info, log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
 
@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     lines = ["Instance segmentation with SOLO and YOLACT."]
     for title, names in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<11}{modules[name].SUMMARY}" for name in names)]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="solo-infer",
         usage="solo-infer COMMAND [options]",
         description="\n".join(lines),

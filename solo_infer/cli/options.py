@@ -10,10 +10,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from solo_infer.config.solo import NMS_METHODS
 from solo_infer.errors import ConfigError
+from solo_infer.runtime.messages import escaped
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -68,6 +69,14 @@ def path(text: str) -> Path:
 
 
 # --- Parsers
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors repeat arguments without their control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2."""
+        super().error(escaped(message))
 
 
 def add_command(

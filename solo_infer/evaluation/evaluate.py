@@ -93,7 +93,7 @@ def evaluate(
     require_positive_ints({"batch_size": batch_size} | ({} if limit is None else {"limit": limit}))
     folder, annotations = require_path("images", images), require_path("annotations", annotations)
     target = None if output is None else require_path("output", output)
-    if target is not None and target.exists() and not target.is_file():
+    if target is not None and os.path.exists(target) and not os.path.isfile(target):
         raise ResultError(f"{target} is not a regular file: expected the path of a JSON file to write.")
     task = EvaluationTask.read(annotations, max_detections=max_detections, limit=limit, classes=classes)
     _protect_inputs(target, folder, annotations, task)
@@ -117,7 +117,7 @@ def evaluate(
 def _protect_inputs(target: Path | None, folder: Path, annotations: Path, task: EvaluationTask) -> None:
     """Check that the results file can be written and is none of the files that the evaluation reads."""
     images = [folder / image.file_name for image in task.data.images]
-    if target is not None and target.suffix.lower() in IMAGE_SUFFIXES and target.exists():
+    if target is not None and target.suffix.lower() in IMAGE_SUFFIXES and os.path.exists(target):
         images.append(target)  # also an image that the evaluation leaves out
     refuse_overwriting({"output": target}, {"the annotation file": [annotations], "the image": images})
     require_writable("output", target, create_folder=True)

@@ -243,7 +243,7 @@ class CocoFile:
         Raises:
             ResultError: The file cannot be written.
         """
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise ResultError(f"{self.path} is a folder: expected the path of a file, e.g. results.json.")
         with self._as_result_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)

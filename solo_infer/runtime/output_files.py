@@ -126,10 +126,10 @@ def require_writable(
     if path is None:
         return
     label = f"{name} {quoted(path, 200)}"
-    if path.is_dir():
+    if os.path.isdir(path):
         raise error_type(f"{label} is a folder: expected the path of a file.")
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device, which is written directly
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device, which is written directly
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"no permission to write to {path}")
             return

@@ -15,9 +15,8 @@ from solo_infer.runtime.progress import progress_bar
 pytest_plugins = ["helpers.command_line_fixtures"]
 
 
-@pytest.fixture
-def no_console(monkeypatch):
-    """Set the standard streams to None, as in programs without a console."""
+def remove_console(monkeypatch):
+    """Set the standard streams to None, as in programs without a console; pytest undoes it in fixtures."""
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
 
@@ -40,21 +39,24 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("arguments, expected", COMMANDS.values(), ids=COMMANDS)
-def test_commands_without_a_console(run, photos, saved, no_console, monkeypatch, arguments, expected):
+def test_commands_without_a_console(run, photos, saved, monkeypatch, arguments, expected):
     from solo_infer.data import pipes
 
     monkeypatch.setattr(pipes, "_STDIN_DESCRIPTOR", 10_000)
+    remove_console(monkeypatch)
     assert main([saved if argument == "SAVED" else argument for argument in arguments]) == expected
     assert (sys.stdin, sys.stdout, sys.stderr) == (None, None, None)
 
 
-def test_progress_bars_without_a_console(no_console):
+def test_progress_bars_without_a_console(monkeypatch):
+    remove_console(monkeypatch)
     assert list(progress_bar(range(3))) == [0, 1, 2]
     with progress_bar(total=3) as bar:
         bar.update(2)
 
 
-def test_python_calls_without_a_console(loaded, photos, no_console):
+def test_python_calls_without_a_console(loaded, photos, monkeypatch):
+    remove_console(monkeypatch)
     assert len(list(loaded.stream("photos"))) == 2
     assert loaded("photos/1.png").save("drawn.png").is_file()
 

@@ -117,7 +117,6 @@ def calls(model, result, pixels):
         "load_image.color": lambda value: load_image(pixels, color=value),
         "evaluate": lambda value: evaluate(value, ".", "missing.json"),
         "evaluate.images": lambda value: evaluate(model, value, "missing.json"),
-        "evaluate.annotations": lambda value: evaluate(model, ".", value),
         "evaluate.output": lambda value: evaluate(model, ".", "missing.json", output=value),
         "evaluate.max_detections": lambda value: evaluate(model, ".", "missing.json", max_detections=value),
         "export_onnx": lambda value: export_onnx(value, "x.onnx", size=(64, 64)),
@@ -143,7 +142,8 @@ VERBS = ("predict", "eval", "benchmark", "train", "models", "info", "download", 
 OPTIONS = (
     "--model --output --save-json --save-chart --json --no-save --classes --min-score --nms --nms-iou "
     "--device --dtype --batch-size --images --annotations --detections --limit --max-detections --runs "
-    "--warmup --quiet --verbose --input-size --depth --opset --image-ids --offline --recipe --epochs --workers --config --help"
+    "--warmup --quiet --verbose --input-size --depth --opset --image-ids --offline --recipe --epochs "
+    "--workers --config --help"
 ).split()
 WORDS = (
     "missing.jpg",
