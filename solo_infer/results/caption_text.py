@@ -113,7 +113,7 @@ def _join(text: str, drawable: list[bool]) -> str:
 
 
 def _escape(character: str) -> str:
-    base, *marks = unicodedata.normalize("NFD", character)
+    base, *marks = list(unicodedata.normalize("NFD", character))
     if marks and base.isascii() and unicodedata.is_normalized("NFC", character):
         return base + "".join(f"\\u{ord(mark):04x}" for mark in marks)
     code = ord(character)
