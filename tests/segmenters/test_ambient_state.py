@@ -1,6 +1,7 @@
 """The state of torch around a call neither changes results, nor is changed, nor outlives the call."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -43,15 +44,16 @@ CONFIGS = dict(_configs())
 STATIC = ("solo", "decoupled_light")  # models whose path with static shapes is run too
 
 
-@pytest.fixture(scope="module")
-def networks():
-    builders = {"solo": small_network, "yolact": small_yolact_network}
-    return {name: randomize(builders[config.architecture.family](config)) for name, config in CONFIGS.items()}
+@cache
+def network(name):
+    config = CONFIGS[name]
+    build = {"solo": small_network, "yolact": small_yolact_network}[config.architecture.family]
+    return randomize(build(config))
 
 
-def run(name, network):
+def run(name):
     """Return all that a new model of a network computes."""
-    model = build_segmenter(CONFIGS[name], network)
+    model = build_segmenter(CONFIGS[name], network(name))
     image = load_image(IMAGE)
     geometry = plan(image.pixels, model.config.preprocessing)
     inputs = prepare([image.pixels], [geometry], model.config.preprocessing, model.device, model.dtype)
@@ -72,9 +74,9 @@ def detect_static(model, inputs, geometry):
 
 
 @pytest.fixture(scope="module")
-def expected(networks):
+def expected():
     clear_caches()
-    return {name: run(name, network) for name, network in networks.items()}
+    return {name: run(name) for name in CONFIGS}
 
 
 def assert_equal(outcome, expected_outcome):
@@ -87,25 +89,25 @@ def assert_equal(outcome, expected_outcome):
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_predictions_do_not_depend_on_it(state, networks, expected):
+def test_predictions_do_not_depend_on_it(state, expected):
     """First calls of new models in the state fill every cache; later ones outside of it use them."""
     clear_caches()
     names = CONFIGS if state == "everything" else ("solo", "yolact_mmdet")
     for name in names:
         with STATES[state]():
             before = snapshot()
-            inside = run(name, networks[name])
+            inside = run(name)
             after = snapshot()
         assert len(inside[0][0]) > 0
         assert before == after, name
         assert_equal(inside, expected[name])
     for name in names if state == "everything" else ("yolact_mmdet",):
-        assert_equal(run(name, networks[name]), expected[name])
+        assert_equal(run(name), expected[name])
 
 
 @pytest.mark.parametrize("name", ["decoupled", "yolact_original"])
-def test_loading_does_not_depend_on_it(name, networks, tmp_path):
-    folder = build_segmenter(CONFIGS[name], networks[name]).save_pretrained(tmp_path / name)
+def test_loading_does_not_depend_on_it(name, tmp_path):
+    folder = build_segmenter(CONFIGS[name], network(name)).save_pretrained(tmp_path / name)
     expected = load_model(folder, device="cpu")(IMAGE)
     for state in ("float64", "default_device", "inference_mode", "everything"):
         with STATES[state]():
@@ -117,4 +119,4 @@ def test_loading_does_not_depend_on_it(name, networks, tmp_path):
         assert_same(result, expected)
         tensors = model.network.state_dict()
         assert not any(tensor.is_inference() or tensor.is_meta for tensor in tensors.values())
-        assert all(torch.equal(tensors[key], value) for key, value in networks[name].state_dict().items())
+        assert all(torch.equal(tensors[key], value) for key, value in network(name).state_dict().items())
