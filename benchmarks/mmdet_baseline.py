@@ -40,11 +40,13 @@ from solo_infer.segmenters.auto import load_model
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.weights.key_mapping import mmdet_name
 
-# Configuration files in mmdet's package by name of the architecture.
+# Configuration files in mmdet's package by name of the architecture; {depth} is that of the ResNet.
 _CONFIG_FILES = {
     "solo": "solo/solo_r50_fpn_1x_coco.py",
     "decoupled": "solo/decoupled-solo_r50_fpn_1x_coco.py",
     "decoupled_light": "solo/decoupled-solo-light_r50_fpn_3x_coco.py",
+    "solov2": "solov2/solov2_r50_fpn_1x_coco.py",
+    "solov2_light": "solov2/solov2-light_r{depth}_fpn_ms-3x_coco.py",
     "yolact": "yolact/yolact_r50_1xb8-55e_coco.py",
 }
 
@@ -233,16 +235,20 @@ def _stub_operators(mmcv: Any) -> None:
 def _mmdet_config(config: ModelConfig) -> Any:
     """Return mmdet's configuration of a model."""
     name = config.architecture.name
-    published = {preset.architecture for preset_name, preset in PRESETS.items() if "_dcn_" not in preset_name}
+    if config.preprocessing == PRESETS["solov2_light_r50"].preprocessing:
+        name = f"{name}_light"
+    # Deformable convolutions are among the compiled operators of mmcv.
+    published = {preset.architecture for preset_name, preset in PRESETS.items() if "dcn" not in preset_name}
     if name not in _CONFIG_FILES or config.architecture not in published:
         raise ConfigError(f"mmdet has no configuration of this {name} model: expected a published one.")
     mmdet = _import_mmdet()
     from mmengine.config import Config
 
     folder = Path(mmdet.__file__).parent / ".mim" / "configs"
-    mmdet_config = Config.fromfile(str(folder / _CONFIG_FILES[name]))
+    depth = int(config.architecture.backbone.removeprefix("resnet"))
+    mmdet_config = Config.fromfile(str(folder / _CONFIG_FILES[name].format(depth=depth)))
     mmdet_config.model.backbone.init_cfg = None
-    mmdet_config.model.backbone.depth = int(config.architecture.backbone.removeprefix("resnet"))
+    mmdet_config.model.backbone.depth = depth
     thresholds = dataclasses.asdict(cast(Any, config.thresholds))
     mmdet_config.model.test_cfg.update(max_per_img=thresholds.pop("max_per_image"), **thresholds)
     return mmdet_config
@@ -287,7 +293,9 @@ def _run(detector: Any, pipeline: Any, image: Any, device: torch.device) -> tupl
     (instances,) = detector.mask_head.predict_by_feat(*outputs, batch_img_metas=metas)
     stopwatch.mark("post")
     threshold = detector.mask_head.test_cfg.score_thr
-    candidates = sum(int((scores[0] > threshold).sum()) for scores in outputs[-1])
+    # SOLOv2 returns kernels, class scores and mask features; the others return their class scores last.
+    class_scores = outputs[1] if isinstance(outputs[-1], torch.Tensor) else outputs[-1]
+    candidates = sum(int((scores[0] > threshold).sum()) for scores in class_scores)
     return stopwatch.seconds, candidates, len(instances.scores)
 
 

@@ -195,6 +195,14 @@ def _unique(numbers: Tensor) -> Tensor:
     return torch.cat([values, indices, numbers.unique_consecutive()])
 
 
+def _deformable_convolution(x: Tensor, weight: Tensor, offsets: Tensor, factors: Tensor) -> Tensor:
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError as error:  # the report must not depend on a working torchvision
+        raise RuntimeError(f"torchvision cannot be imported: {error}") from error
+    return deform_conv2d(x, offsets, weight, padding=(1, 1), mask=factors.sigmoid())
+
+
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
 _FLOAT32 = (torch.float32,)
 
@@ -221,6 +229,14 @@ OPERATIONS = {
     "nonzero": Operation(_nonzero, lambda: (_noise(40, 30) > 1,)),
     "unique": Operation(_unique, lambda: ((_noise(500) * 4).long(),)),
     "packed masks": Operation(_pack_and_unpack, lambda: (_noise(4, 5, 13) > 0,)),
+    # Needed only by models with deformable convolutions.
+    "deformable convolution": Operation(
+        _deformable_convolution,
+        lambda: (_noise(1, 8, 9, 11), _noise(8, 8, 3, 3) / 9, _noise(1, 18, 9, 11), _noise(1, 9, 9, 11)),
+        1e-3,
+        needed=False,
+        dtypes=_FLOAT32,
+    ),
     # Not used on a device; for maintainers who read a report.
     "integer matmul": Operation(
         lambda x: x @ x.T, lambda: ((_noise(9, 30) * 9).round().int(),), needed=False

@@ -72,7 +72,7 @@ def test_config_survives_json(name):
     config = find_preset(name)
     written = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     assert written["format"] == "solo_infer/2"
-    assert written["family"] == name.split("_")[0].replace("decoupled", "solo")
+    assert written["family"] == ("yolact" if name.startswith("yolact") else "solo")
     assert ModelConfig.from_dict(written) == config
 
 
@@ -94,6 +94,16 @@ def test_lists_are_converted_to_tuples():
     assert yolact == YOLACTConfig() and hash(yolact) == hash(YOLACTConfig())
 
 
+def test_deformable_head_of_earlier_versions():
+    assert SOLOConfig(deformable_head=True) == SOLOConfig(deformable_head="last")
+    assert SOLOConfig(deformable_head=False) == SOLOConfig()
+    written = {**find_preset("decoupled_light_dcn_r50").to_dict()["architecture"], "deformable_head": True}
+    for name in ("modulated", "mask_channels", "deformable_mask_features"):
+        del written[name]
+    config = ModelConfig.from_dict({"format": "solo_infer/2", "family": "solo", "architecture": written})
+    assert config.architecture == find_preset("decoupled_light_dcn_r50").architecture
+
+
 def test_configurations_are_frozen():
     with pytest.raises(FrozenInstanceError):
         PostprocessConfig().nms_pre = 3
@@ -104,7 +114,7 @@ def test_configurations_are_frozen():
     [
         (SOLOConfig, {"head": "mask"}),
         (SOLOConfig, {"head": ["solo"]}),
-        (SOLOConfig, {"backbone": "resnet18"}),
+        (SOLOConfig, {"backbone": "resnet19"}),
         (SOLOConfig, {"num_classes": 0}),
         (SOLOConfig, {"num_classes": "80"}),
         (SOLOConfig, {"num_classes": 80.0}),
@@ -121,6 +131,13 @@ def test_configurations_are_frozen():
         (SOLOConfig, {"head_channels": -32}),
         (SOLOConfig, {"head_bias": 1}),
         (SOLOConfig, {"deformable_head": "DCN"}),
+        (SOLOConfig, {"deformable_head": 1.5}),
+        (SOLOConfig, {"modulated": 2}),
+        (SOLOConfig, {"mask_channels": 100}),
+        (SOLOConfig, {"head": "solov2", "mask_channels": 0}),
+        (SOLOConfig, {"head": "solov2", "deformable_mask_features": "all"}),
+        (SOLOConfig, {"head": "solo", "deformable_mask_features": True}),
+        (SOLOConfig, {"deformable_stages": (4,), "backbone": "resnet34"}),
         (SOLOConfig, {"extra_level": "p6"}),
         (SOLOConfig, {"extra_level": ["conv"]}),
         (SOLOConfig, {"deformable_stages": (0, 1)}),

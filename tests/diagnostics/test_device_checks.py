@@ -1,6 +1,7 @@
 """Descriptions of devices and comparison of their operations with the CPU."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -83,3 +84,10 @@ def test_cpu_passes_all_operations():
     assert {state for name, state in states.items() if is_needed(name)} == {"ok"}
     assert states["float64 copy"] == "ok" and not is_needed("float64 copy")
     assert is_needed("convolution float32") and not is_needed("convolution float16")
+    assert states["deformable convolution float32"] == "ok"
+
+
+def test_report_does_not_depend_on_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    states = probe_operations(torch.device("cpu"))
+    assert states["deformable convolution float32"].startswith("fails: torchvision cannot be imported")

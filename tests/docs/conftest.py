@@ -19,6 +19,7 @@ from solo_infer.weights.key_mapping import mmdet_name
 PUBLISHED = {
     "decoupled_r50_3x": "decoupled_r50",
     "decoupled_light_r50_3x": "decoupled_light_r50",
+    "solov2_light_r18_3x": "solov2_light_r18",
     "yolact_r50": "yolact_r50",
 }
 

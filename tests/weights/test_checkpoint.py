@@ -68,6 +68,8 @@ INFERRED_FIELDS = (
 
 def check_equal(loaded: Checkpoint, expected: State, architecture: SOLOConfig) -> None:
     for field in INFERRED_FIELDS:
+        if field == "num_grids" and architecture.head == "solov2":
+            continue  # in no tensor
         assert getattr(loaded.config.architecture, field) == getattr(architecture, field)
     weights = loaded.state_dict
     assert list(weights) == list(expected)
@@ -91,7 +93,7 @@ def test_every_layout_of_every_head(
     check_equal(loaded, state, small_config(head).architecture)
     expected = ("class 0", "class 1", "class 2") if layout == "bare" else NAMES
     assert loaded.config.categories.names == expected
-    preset = PRESETS[f"{head}_r50"]
+    preset = PRESETS["solov2_light_r50" if head == "solov2" else f"{head}_r50"]
     assert (loaded.config.preprocessing, loaded.config.thresholds) == (
         preset.preprocessing,
         preset.thresholds,

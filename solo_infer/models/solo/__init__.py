@@ -1,1 +1,1 @@
-"""SOLO, Decoupled SOLO and Decoupled Light SOLO."""
+"""SOLO, Decoupled SOLO, Decoupled Light SOLO and SOLOv2."""

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from solo_infer.config import SOLOConfig
 from solo_infer.models.layers.conv_branch import ConvBlock, append_coordinates
-from solo_infer.models.layers.resize import resize, upsample
+from solo_infer.models.layers.resize import resize
 from solo_infer.models.solo.cells import LevelCells
 from solo_infer.models.solo.head import BaseHead
 from solo_infer.models.solo.masks import CandidateMasks, KernelMasks
@@ -46,7 +46,8 @@ class MaskFeatureHead(nn.Module):
         deformable, modulated = config.deformable_mask_features, config.modulated
         self.convs_all_levels = nn.ModuleList()
         for level in range(_FEATURE_LEVELS):
-            # One convolution per up-sampling by 2, and one for P2. P5 comes with coordinates.
+            # A convolution before each up-sampling to the next finer level, and one for P2. P5 comes with
+            # coordinates.
             widths = [config.pyramid_channels + 2 * (level == _FEATURE_LEVELS - 1)]
             widths += [FEATURE_CHANNELS] * (level - 1)
             blocks = [
@@ -61,22 +62,18 @@ class MaskFeatureHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Map P2 to P5 (N, C, h, w) to mask features (N, E, H/4, W/4)."""
+        sizes = [(x.shape[-2], x.shape[-1]) for x in pyramid]
         *levels, p5 = pyramid
-        features = [
-            self._convolve(convs, x)
-            for convs, x in zip(self.convs_all_levels, [*levels, append_coordinates(p5, "xy")], strict=True)
-        ]
+        features = []
+        for level, x in enumerate([*levels, append_coordinates(p5, "xy")]):
+            first, *others = self.convs_all_levels[level].children()
+            x = first(x)
+            for size, conv in zip(reversed(sizes[1:level]), others, strict=True):
+                x = conv(resize(x, size))
+            features.append(x)
         # Up-sampling is linear: P3 to P5, now of one size, are added before the last one.
-        return self.conv_pred(features[0] + upsample(features[1] + features[2] + features[3]))
-
-    @staticmethod
-    def _convolve(convs: nn.Module, x: Tensor) -> Tensor:
-        """Apply the convolutions of a level, with up-sampling by 2 between them."""
-        first, *others = convs.children()
-        x = first(x)
-        for conv in others:
-            x = conv(upsample(x))
-        return x
+        coarse = features[1] + features[2] + features[3]
+        return self.conv_pred(features[0] + resize(coarse, sizes[0]))
 
 
 class SOLOv2Head(BaseHead):

@@ -60,6 +60,38 @@ def test_each_tap_reads_at_its_offset(stride):
     torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel_size, stride, groups", [(3, 1, 1), (3, 2, 4), (1, 1, 1)])
+@torch.no_grad()
+def test_modulated_taps_have_factors(kernel_size, stride, groups):
+    """Compare with ``grid_sample`` of each tap, with zeros outside, times its factor."""
+    torch.manual_seed(0)
+    conv = DeformableConv(8, 4, kernel_size, stride, groups, modulated=True)
+    taps = kernel_size**2
+    assert conv.conv_offset.weight.shape == (3 * taps, 8, kernel_size, kernel_size)
+    conv.conv_offset.weight.normal_(std=0.3)
+    x = torch.randn(1, 8, 9, 11)
+    channels = conv.conv_offset(x)[0]
+    offsets, factors = channels[: 2 * taps].unflatten(0, (taps, 2)), channels[2 * taps :].sigmoid()
+    rows, columns = (torch.arange(side) * stride - kernel_size // 2 for side in channels.shape[1:])
+    expected = torch.zeros(1, 4, *channels.shape[1:])
+    for tap in range(taps):
+        y = rows[:, None] + tap // kernel_size + offsets[tap, 0]
+        x_ = columns[None] + tap % kernel_size + offsets[tap, 1]
+        grid = torch.stack([x_ / (11 - 1), y / (9 - 1)], dim=-1)[None] * 2 - 1
+        sampled = nn.functional.grid_sample(x, grid, padding_mode="zeros", align_corners=True)
+        weight = conv.weight[:, :, tap // kernel_size, tap % kernel_size, None, None]
+        expected += nn.functional.conv2d(sampled * factors[tap], weight, groups=groups)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_modulated_convolution_starts_as_half_of_an_ordinary_one():
+    torch.manual_seed(0)
+    conv = DeformableConv(3, 4, bias=True, modulated=True)
+    x = torch.randn(1, 3, 7, 8)
+    ordinary = nn.functional.conv2d(x, conv.weight, padding=1) / 2 + conv.bias.view(-1, 1, 1)
+    torch.testing.assert_close(conv(x), ordinary)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
 def test_offsets_that_are_not_finite_do_no_harm(value):
     """Torchvision's operator ends the process at offsets of NaN."""
