@@ -81,11 +81,11 @@ def dice_losses(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def mask_loss(losses: Tensor, num_positive: float, batch_fraction: float) -> Tensor:
-    """Return the weighted mean of dice losses over the positive cells, 0 if there are none.
+    """Return the weighted sum of dice losses divided by the number of positive cells, 0 if there are none.
 
     Args:
-        losses: (P,) dice losses of this process.
-        num_positive: Positive cells of the whole batch.
+        losses: (P,) dice losses of this process, one for each mask target: in SOLOv2 a cell may have several.
+        num_positive: Distinct positive cells of the whole batch.
         batch_fraction: Fraction of the batch that one process has; its loss is divided by it because DDP
             averages over processes.
     """
