@@ -107,23 +107,35 @@ def find_instances(
     index, labels, candidate_scores = _best_candidates(scores, thresholds)
     boxes = decode_boxes(cells.distance_logits[index], points[index])
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
-    kept = batched_nms(boxes, candidate_scores, labels, thresholds.box_iou)
+    kept = batched_nms(_non_negative(boxes), candidate_scores, labels, thresholds.box_iou)
     index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
     logits = cell_mask_logits(cells.kernels[index], boxes, features)
     if not len(logits):
         return Instances(candidate_scores, labels, logits)
     areas, sums, packed = mask_statistics(logits.sigmoid(), thresholds.mask_thr)
     maskness = sums / areas.clamp(min=1)  # mean mask score inside the mask
+    filled = torch.nonzero(areas).flatten()
+    if not len(filled):
+        return Instances(candidate_scores[filled], labels[filled], logits[filled])
     result = nms_function(thresholds)(
-        packed,
-        areas,
-        labels,
-        candidate_scores * maskness * (areas > 0),
+        packed[filled],
+        areas[filled],
+        labels[filled],
+        (candidate_scores * maskness)[filled],
         nms_pre=thresholds.nms_pre,
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
     )
-    return Instances(result.scores, result.labels, logits[result.keep])
+    return Instances(result.scores, result.labels, logits[filled[result.keep]])
+
+
+def _non_negative(boxes: Tensor) -> Tensor:
+    """Return boxes (K, 4) moved to coordinates of at least 0, which ``batched_nms`` requires.
+
+    It moves the boxes of each class by a multiple of the greatest coordinate. Classes would overlap where
+    boxes extend beyond the top left of the image.
+    """
+    return boxes - boxes.min() if len(boxes) else boxes
 
 
 def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
