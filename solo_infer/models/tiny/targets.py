@@ -35,8 +35,8 @@ def assign(class_logits: Tensor, boxes: Tensor, instances: Instances, target: Ta
 
     An instance goes to the cells with the highest product of their score of its class and the cube of the IoU
     of their box with its own (as in TOOD, arXiv 2108.07755); a cell learns only the instance that its box
-    overlaps most. The best cell of an instance learns the greatest IoU as its score, the others
-    proportionally less.
+    overlaps most, or all of these if their boxes are equal. The best cell of an instance learns the greatest
+    IoU of its cells as its score, the others proportionally less.
 
     Args:
         class_logits: (cells, classes) of the image.
@@ -51,8 +51,9 @@ def assign(class_logits: Tensor, boxes: Tensor, instances: Instances, target: Ta
     best, cells = metric.topk(min(CELLS_PER_INSTANCE, len(metric)), dim=0)
     number = torch.arange(len(instances.labels), device=iou.device).expand_as(cells)
     used = best > 0
-    quality = best / best.amax(dim=0).clamp(min=1e-12) * iou.gather(0, cells).amax(dim=0)
-    suitable = used & (iou.gather(0, cells) > MIN_MASK_IOU)
+    cell_iou = iou.gather(0, cells)
+    quality = best / best.amax(dim=0).clamp(min=1e-12) * (cell_iou * used).amax(dim=0)
+    suitable = used & (cell_iou > MIN_MASK_IOU)
     suitable[MASK_CELLS_PER_INSTANCE:] = False
     mask_cells, mask_instances = _sample(cells[suitable], number[suitable])
     weights = _class_weights(boxes, target, class_logits.shape[1])
