@@ -131,7 +131,11 @@ class Segmenter(ABC):
     @classmethod
     def _families(cls) -> list[str]:
         """Return the names of the families whose models this class loads."""
-        return [name for name, family in FAMILIES.items() if issubclass(family.load("segmenter"), cls)]
+        return [
+            name
+            for name, family in FAMILIES.items()
+            if name == cls.family or issubclass(family.load("segmenter"), cls)
+        ]
 
     @property
     def device(self) -> torch.device:
