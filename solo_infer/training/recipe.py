@@ -88,7 +88,7 @@ class Recipe:
     optimizer: Optimizer = "sgd"
     lr: float = 0.01
     backbone_lr_mult: float = 1.0
-    lr_mults: Mapping[str, float] = field(default_factory=dict)
+    lr_mults: Mapping[str, float] = field(default_factory=dict, hash=False)
     weight_decay: float = 1e-4
     schedule: Schedule = "step"
     milestones: tuple[int, ...] = (8, 11)
