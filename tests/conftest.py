@@ -13,6 +13,8 @@ from helpers.models import (
     YOLACT_VARIANTS,
     small_config,
     small_network,
+    small_tiny_config,
+    small_tiny_network,
     small_yolact_config,
     small_yolact_network,
 )
@@ -22,6 +24,7 @@ from solo_infer import SOLO, YOLACT
 from solo_infer.diagnostics.procedural_weights import CALIBRATION
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.runtime import environment
+from solo_infer.segmenters.tiny import Tiny
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +102,10 @@ def small_yolacts():
     """Return small models of both variants of YOLACT, with the classes cat, dog and bird."""
     configs = {variant: small_yolact_config(variant) for variant in YOLACT_VARIANTS}
     return {variant: YOLACT(config, small_yolact_network(config)) for variant, config in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def small_tiny():
+    """Return a small Tiny model, with the classes cat, dog and bird."""
+    config = small_tiny_config()
+    return Tiny(config, small_tiny_network(config))

@@ -18,6 +18,7 @@ from solo_infer.config import (
     ModelConfig,
     PreprocessConfig,
     SOLOConfig,
+    TinyConfig,
     YOLACTConfig,
 )
 from solo_infer.config.architecture import Preset
@@ -55,7 +56,7 @@ def test_parts_of_a_family_belong_together(name):
     segmenter = family.load("segmenter")
     assert issubclass(segmenter, Segmenter) and segmenter.family == name
     assert isinstance(family.load("checkpoints"), CheckpointFamily)
-    assert callable(family.load("parity"))
+    assert family.parity is None or callable(family.load("parity"))
     assert family.presets
     for preset in family.presets.values():
         assert isinstance(preset.architecture, family.architecture)
@@ -66,8 +67,11 @@ def test_parts_of_a_family_belong_together(name):
 def test_families_of_architectures():
     assert family_of(SOLOConfig()) is FAMILIES["solo"]
     assert family_of(YOLACTConfig()) is FAMILIES["yolact"]
+    assert family_of(TinyConfig()) is FAMILIES["tiny"]
     for other in (None, "solo", object()):
-        with pytest.raises(ConfigError, match="architecture=.*expected one of SOLOConfig, YOLACTConfig"):
+        with pytest.raises(
+            ConfigError, match="architecture=.*expected one of SOLOConfig, YOLACTConfig, TinyC"
+        ):
             family_of(other)
 
 
@@ -211,7 +215,7 @@ def test_models_of_a_further_family_are_saved_and_loaded(stripes, photo, tmp_pat
         loaded = load(tmp_path / "saved", device="cpu")
         assert type(loaded) is Stripes and loaded.config == stripes
         assert_same(loaded(photo[:16, :16]), model(photo[:16, :16]))
-    with pytest.raises(ConfigError, match="is a stripes model .* expected one of 'solo'"):
+    with pytest.raises(ConfigError, match="is a stripes model .* expected one of solo, tiny"):
         FAMILIES["solo"].load("segmenter").from_pretrained(tmp_path / "saved", device="cpu")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.models import small_config
+from helpers.models import randomize, small_config, small_network, variant_of
 
 from solo_infer import SOLO, PostprocessConfig, YOLACTPostprocessConfig
 from solo_infer.config import find_preset
@@ -60,13 +60,14 @@ def test_outputs_and_results_equal_the_model(exported, model, photo):
 
 def test_other_backbone(tmp_path, photo):
     """Export EfficientNet's asymmetric padding and bounded activations."""
-    model = SOLO.from_pretrained("tiny", device="cpu")
-    path = export_onnx(model, tmp_path / "tiny.onnx", size=(320, 448), opset=11)
+    config = variant_of(small_config("decoupled_light"), {"backbone": "efficientnet_lite0"})
+    model = SOLO(config, randomize(small_network(config)))
+    path = export_onnx(model, tmp_path / "lite0.onnx", size=INPUT_SIZE, opset=11)
     assert {"Pad", "Clip"} < {node.op_type for node in onnx.load(str(path)).graph.node}
     exported_model = ExportedModel.from_onnx(path)
     inputs, geometry = exported_model.prepare(photo)
     _, outputs = run_onnx(path, inputs)
-    assert geometry.padded == (320, 448) == plan(photo, model.config.preprocessing).padded
+    assert geometry.padded == INPUT_SIZE == plan(photo, model.config.preprocessing).padded
     assert_same_instances(exported_model.result(outputs, geometry), model(photo))
 
 

@@ -53,6 +53,36 @@ def test_slices_pads_and_copies(opset, tmp_path):
         torch.testing.assert_close(torch.from_numpy(output), expected)
 
 
+class Rearranged(nn.Module):
+    """Changes of the order and the number of axes, also with negative axes."""
+
+    def forward(self, x):
+        pairs = torch.stack([x.movedim(1, -1), x.relu().movedim(1, -1)], dim=-1)
+        return (
+            pairs.flatten(-2).movedim(-1, 1),
+            torch.stack([x, x.sigmoid()]).transpose(0, -2),
+            x.permute(0, -1, 1, -2),
+            x.flatten(2).transpose(1, 2),
+            x.view(-1, 45).view(3, 5, 1, 9),
+            torch.stack([x, x], dim=2),
+            nn.functional.leaky_relu(x, 0.1),
+            nn.LeakyReLU()(x),
+        )
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_axes_and_leaky_relu(opset, tmp_path):
+    inputs = torch.randn(1, 3, 5, 9, generator=torch.Generator().manual_seed(0))
+    expected = Rearranged()(inputs)
+    names = [f"output_{index}" for index in range(len(expected))]
+    graph = onnx_recorder.record(Rearranged(), inputs, names, opset)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save_model(graph, str(tmp_path / "model.onnx"))
+    _, outputs = run_onnx(tmp_path / "model.onnx", inputs.numpy())
+    for output, values in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(output), values)
+
+
 def test_other_dtypes_in_the_network_raise():
     class Double(nn.Module):
         def forward(self, x):

@@ -5,7 +5,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from solo_infer.config import Categories, ModelConfig, PreprocessConfig, SOLOConfig, YOLACTConfig
+from solo_infer.config import (
+    Categories,
+    ModelConfig,
+    PreprocessConfig,
+    SOLOConfig,
+    TinyConfig,
+    TinyPostprocessConfig,
+    YOLACTConfig,
+)
 from solo_infer.config.presets import config_from_preset
 from solo_infer.config.yolact import yolact_preset
 from solo_infer.models import build_network
@@ -86,6 +94,40 @@ def small_yolact_network(config):
         head.conv_cls.bias.view(3, -1)[:, -1] = 4.0
         network.mask_head.segm_branch.segm_conv.weight.mul_(0.1)
     return network.requires_grad_(False)
+
+
+def small_tiny_config(backbone="shufflenet_1x"):
+    """Return the configuration of a Tiny model of three classes that runs in milliseconds."""
+    return ModelConfig(
+        TinyConfig(
+            backbone, num_classes=3, pyramid_channels=16, mask_channels=8, mask_features=8, distance_bins=6
+        ),
+        PreprocessConfig(short_side=96, long_side=160),
+        TinyPostprocessConfig(),
+        Categories(("cat", "dog", "bird")),
+    )
+
+
+@torch.no_grad()
+def small_tiny_network(config):
+    """Return a network with random weights that finds a few dozen candidates with blob-like masks."""
+    network = build_network(config.architecture)
+    generator = torch.Generator().manual_seed(7)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            module.weight.normal_(std=(2 / fan_in) ** 0.5, generator=generator)
+            module.bias.zero_()
+    for layers, gain, bias in (
+        (network.head.class_out, 0.01, -3.0),
+        (network.head.distance_out, 0.005, 0.0),
+        (network.head.kernel_out, 0.002, 0.0),
+        ([network.mask_branch.out], 0.003, 0.0),
+    ):
+        for layer in layers:
+            layer.weight.mul_(gain)
+            layer.bias.fill_(bias)
+    return network.to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 @torch.no_grad()

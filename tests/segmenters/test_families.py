@@ -17,9 +17,11 @@ def saved(small_yolacts, small_model, tmp_path):
 
 
 def test_from_pretrained_refuses_models_of_the_other_family(saved):
-    with pytest.raises(ConfigError, match="is a yolact model .* expected one of 'solo'. Use load_model"):
+    with pytest.raises(ConfigError, match="is a yolact model .* expected one of solo, tiny. Use load_model"):
         SOLO.from_pretrained(saved["yolact"], device="cpu")
-    with pytest.raises(ConfigError, match="is a decoupled_light model .* expected one of 'yolact'"):
+    with pytest.raises(
+        ConfigError, match="is a decoupled_light model .* expected one of yolact. Use load_model"
+    ):
         YOLACT.from_pretrained(saved["solo"], device="cpu")
 
 

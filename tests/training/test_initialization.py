@@ -1,18 +1,14 @@
-"""Initial weights: replaced classifiers, selected classes, ImageNet backbones, and the training example."""
+"""Initial weights: replaced classifiers, selected classes, and ImageNet backbones."""
 
-import json
 import re
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.models import YOLACT_VARIANTS, small_config, small_yolact_config, small_yolact_network
-from helpers.paths import EXAMPLES
-from helpers.training_sets import instance, rectangle, write_set
 
-from solo_infer import SOLO, YOLACT
+from solo_infer import YOLACT
 from solo_infer.config import Categories
 from solo_infer.errors import CheckpointError, ResultError
 from solo_infer.models.backbones.efficientnet_lite import EfficientNetLite0
@@ -198,31 +194,3 @@ def test_other_checkpoints_are_rejected(small_model, published_lite0, tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="list.pth holds list: expected a state dict"):
         load_backbone_weights(small_model.network, tmp_path / "list.pth")
-
-
-def test_example_trains_the_embedded_model(published_lite0, tmp_path, capsys):
-    datasets = {"all80": {"person": 1, "cat": 17}, "road4": {"person": 1}, "person": {"person": 1}}
-    for number, (name, categories) in enumerate(datasets.items()):
-        for split, images in (("train", (0, 1)), ("val", (7,))):
-            sizes = {f"{number}{split}{image}.png": (60, 80) for image in images}
-            polygon = rectangle(10, 10, 60, 50)
-            instances = [
-                instance(file_name, category, polygon, bbox=[10, 10, 50, 40], area=2000)
-                for file_name in sizes
-                for category in categories
-            ]
-            write_set(tmp_path, sizes, categories, instances, name=f"{name}_{split}.json")
-    settings = json.loads((EXAMPLES / "tiny.json").read_text())
-    small = small_config("decoupled_light").to_dict()["architecture"]
-    del small["num_classes"]
-    settings["architecture"] |= {**small, "backbone": "efficientnet_lite0"}
-    settings["stages"] = [
-        {**stage, "epochs": 1, "crop_size": 64, "workers": 0, "warmup_iters": 1}
-        for stage in settings["stages"]
-    ]
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    main = runpy.run_path(str(EXAMPLES / "train_tiny.py"))["main"]
-    main(tmp_path, tmp_path, published_lite0[1], tmp_path / "run", tmp_path / "settings.json")
-    folder = Path(capsys.readouterr().out.strip())
-    assert folder == tmp_path / "run" / f"stage{len(settings['stages'])}"
-    assert SOLO.from_pretrained(folder).config.categories.names == ("person", "cat")

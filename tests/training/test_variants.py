@@ -8,7 +8,7 @@ from helpers.models import DEFORMABLE, SOLO_VARIANTS, randomize, small_config, s
 
 from solo_infer.config import PRESETS
 from solo_infer.models import build_network
-from solo_infer.training import init_model, load_backbone_weights, replace_classifier
+from solo_infer.training import Recipe, init_model, load_backbone_weights, replace_classifier
 from solo_infer.training.initialization import prepare_for_training
 
 
@@ -22,7 +22,7 @@ def targets_of(images):
 @pytest.mark.parametrize("variant", ["all", "bias", "conv", "deformable"])
 def test_every_parameter_of_a_variant_gets_a_gradient(variant):
     config = variant_of(small_config("decoupled"), SOLO_VARIANTS[variant])
-    network = prepare_for_training(init_model(config).network, freeze_stem=True)
+    network = prepare_for_training(init_model(config).network, Recipe())
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     losses = network(images, targets_of(images))
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -40,7 +40,7 @@ def test_every_parameter_of_a_variant_gets_a_gradient(variant):
 
 @pytest.mark.parametrize("size", [(94, 70), (65, 97), (126, 122)])
 def test_training_on_unpadded_images(size):
-    network = prepare_for_training(init_model(small_config("solo")).network, freeze_stem=True)
+    network = prepare_for_training(init_model(small_config("solo")).network, Recipe())
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     masks = torch.zeros(1, *size, dtype=torch.bool)
     masks[0, 4:60, 4:60] = True

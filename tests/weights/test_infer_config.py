@@ -104,7 +104,8 @@ def test_other_networks_fit_no_known_model() -> None:
 def test_message_names_every_family() -> None:
     message = inference_error({"weight": torch.zeros(5)})
     assert "the tensors of SOLO, Decoupled SOLO or Decoupled Light SOLO on resnet50, resnet101, " in message
-    assert "or of YOLACT on resnet50, resnet101. Compared with " in message
+    assert "or of YOLACT on resnet50, resnet101, or of Tiny on shufflenet_1x, shufflenet_1.5x. " in message
+    assert "Compared with " in message
 
 
 def test_excessive_sizes_of_yolact_are_refused_quickly() -> None:

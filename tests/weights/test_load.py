@@ -189,8 +189,8 @@ def test_published_model_of_another_family_is_refused_before_the_download(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("downloaded"))
-    with pytest.raises(ConfigError, match=f"{name} is a .* expected one of '{family}'. Use load_model"):
-        load_checkpoint(name, family=family)
+    with pytest.raises(ConfigError, match=f"{name} is a .* expected one of {family}. Use load_model"):
+        load_checkpoint(name, families=[family])
     model_class = {"solo": SOLO, "yolact": YOLACT}[family]
     with pytest.raises(ConfigError, match="Use load_model"):
         model_class.from_pretrained(name)
@@ -199,15 +199,15 @@ def test_published_model_of_another_family_is_refused_before_the_download(
 def test_config_decides_the_family_of_a_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(ConfigError, match="of the family 'yolact'"):
-        load_checkpoint(NAME, config=PRESETS["yolact_r50"], family="solo")
+        load_checkpoint(NAME, config=PRESETS["yolact_r50"], families=["solo"])
 
 
 def test_file_of_another_family_is_refused(model: SOLO, tmp_path: Path) -> None:
     folder = model.save_pretrained(tmp_path)
-    assert load_checkpoint(folder, family="solo").config == model.config
+    assert load_checkpoint(folder, families=["solo"]).config == model.config
     for path in (folder, folder / "model.safetensors"):
         with pytest.raises(ConfigError, match="is a decoupled_light model of the family 'solo'"):
-            load_checkpoint(path, family="yolact")
+            load_checkpoint(path, families=["yolact"])
         with pytest.raises(ConfigError, match="is a decoupled_light model of the family 'solo'"):
             YOLACT.from_pretrained(path)
 

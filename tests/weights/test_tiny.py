@@ -115,7 +115,7 @@ def test_info_command(run):
     facts = json.loads(run("info", "tiny", "--json")[1])
     assert facts["published"]["sources"] == [str(find_entry("tiny").folder)]
     assert facts["published"]["mask_ap"] is None
-    assert facts["architecture"]["backbone"] == "efficientnet_lite0"
+    assert facts["architecture"]["backbone"] == "shufflenet_1.5x"
     assert facts["parameters"]["total"] < 6_000_000
     assert Path(facts["published"]["sources"][0]).is_dir()
     row = next(line for line in run("models")[1].splitlines() if line.startswith("tiny"))

@@ -1,0 +1,168 @@
+"""From raw outputs of Tiny to detections."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from solo_infer.config import TinyPostprocessConfig
+from solo_infer.inference.preprocess import Geometry
+from solo_infer.inference.tiny import cell_mask_logits, class_scores, decode_output, find_instances
+from solo_infer.models.tiny.head import CellPredictions
+from solo_infer.models.tiny.masks import decode_boxes, mask_logits
+from solo_infer.models.tiny.network import TinyOutput
+
+THRESHOLDS = TinyPostprocessConfig(box_iou=1.0, nms="greedy", nms_iou=1.0, filter_thr=0.001)
+BINS = 8
+FEATURES = torch.zeros(2, 16, 24)  # of a network input of 64 x 96
+
+
+def cells_of(boxes, points, logits):
+    """Return predictions of cells whose boxes are given, with kernels of zeros and some class logits."""
+    points, boxes = torch.tensor(points), torch.tensor(boxes)
+    distances = torch.cat([points[:, :2] - boxes[:, :2], boxes[:, 2:] - points[:, :2]], dim=1) / points[:, 2:]
+    low = distances.floor().clamp(0, BINS - 2).long()
+    share = (distances - low)[..., None]
+    probabilities = torch.zeros(len(boxes), 4, BINS)
+    probabilities.scatter_(2, low[..., None], 1 - share).scatter_(2, low[..., None] + 1, share)
+    distance_logits = probabilities.clamp(min=1e-20).log().flatten(1)
+    assert torch.allclose(decode_boxes(distance_logits, points), boxes, atol=1e-2)
+    return CellPredictions(torch.tensor(logits), distance_logits, torch.zeros(len(boxes), 8)), points
+
+
+def instances_of(boxes, logits, points=None, **thresholds):
+    cells, points = cells_of(boxes, points or [[32.0, 32.0, 16.0]] * len(boxes), logits)
+    return find_instances(
+        class_scores(cells.class_logits), cells, points, FEATURES, replace(THRESHOLDS, **thresholds)
+    )
+
+
+BOX, NEAR, OTHER = [8.0, 8, 72, 56], [10.0, 8, 72, 56], [32.0, 32, 56, 56]
+
+
+def test_duplicates_are_removed_by_their_boxes_before_masks_are_computed(monkeypatch):
+    counts = []
+
+    def count(kernels, boxes, features):
+        counts.append(len(boxes))
+        return mask_logits(kernels, boxes, features)
+
+    monkeypatch.setattr("solo_infer.inference.tiny.mask_logits", count)
+    boxes, logits = [BOX, NEAR, OTHER], [[2.0, -9], [1.0, -9], [0.0, -9]]
+    for limit, expected in ((0.6, 2), (0.98, 3), (1.0, 3)):
+        assert len(instances_of(boxes, logits, box_iou=limit).scores) == expected
+    assert counts == [2, 3, 3]
+
+
+def test_boxes_of_other_classes_are_kept():
+    instances = instances_of([BOX, BOX], [[2.0, -9], [-9, 1.0]], box_iou=0.5)
+    assert instances.labels.tolist() == [0, 1]
+    instances = instances_of([BOX], [[2.0, 1.0]], box_iou=0.5)
+    assert instances.labels.tolist() == [0, 1]
+
+
+def test_boxes_of_other_classes_beyond_the_top_left_are_kept():
+    """Classes are told apart by moved boxes, which must not overlap at negative coordinates."""
+    box = [-400.0, -400, 40, 40]
+    points = [[8.0, 8.0, 64.0], [8.0, 8.0, 64.0]]
+    instances = instances_of([box, box], [[2.0, -9], [-9, 1.0]], points, box_iou=0.5, mask_thr=0.01)
+    assert instances.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("nms", ["greedy", "matrix"])
+def test_masks_that_overlap_are_suppressed(nms):
+    boxes, logits = [BOX, NEAR, OTHER], [[1.0, -9], [2.0, -9], [0.0, -9]]
+    kept = instances_of(boxes, logits, nms=nms, nms_iou=0.5, filter_thr=0.3)
+    assert len(kept.scores) == 2
+    assert (kept.scores.diff() <= 0).all()
+    expected = mask_logits(torch.zeros(2, 8), torch.tensor([NEAR, OTHER]), FEATURES)
+    assert torch.equal(kept.mask_logits > 0, expected > 0)
+
+
+def test_scores_are_products_of_class_scores_and_maskness():
+    (instance,) = [instances_of([BOX], [[2.0, -9.0]])]
+    scores = mask_logits(torch.zeros(1, 8), torch.tensor([BOX]), FEATURES).sigmoid()
+    maskness = float(scores[scores > 0.5].mean())
+    assert instance.scores.item() == pytest.approx(maskness / (1 + math.exp(-2.0)), rel=1e-3)
+
+
+def test_limits_of_numbers_and_scores():
+    boxes = [BOX, NEAR, OTHER]
+    logits = [[1.0, -9], [2.0, -9], [0.0, -9]]
+    assert len(instances_of(boxes, logits, max_per_image=2).scores) == 2
+    assert len(instances_of(boxes, logits, nms_pre=1).scores) == 1
+    # Scores must be greater than score_thr.
+    assert len(instances_of(boxes, logits, score_thr=0.5).scores) == 2
+    assert len(instances_of(boxes, logits, score_thr=0.9).scores) == 0
+    full = instances_of(boxes, logits)
+    assert (full.scores.diff() <= 0).all() and len(full.scores) == 3
+    limit = float(full.scores[1]) - 1e-4
+    assert len(instances_of(boxes, logits, filter_thr=limit).scores) == 2
+
+
+@pytest.mark.parametrize("nms", ["greedy", "matrix"])
+@pytest.mark.parametrize("filter_thr", [0.0, 0.01])
+def test_empty_masks_are_no_instances(nms, filter_thr):
+    outside = [112.0, 80, 140, 100]  # right and below of the network input
+    points = [[112.0, 80.0, 16.0], [32.0, 32.0, 16.0]]
+    instances = instances_of([outside, OTHER], [[2.0, -9], [1.0, -9]], points, nms=nms, filter_thr=filter_thr)
+    assert len(instances.scores) == 1
+    instances = instances_of([outside], [[2.0, -9]], points[:1], nms=nms, filter_thr=filter_thr)
+    assert len(instances.scores) == 0 and instances.mask_logits.shape == (0, 16, 24)
+
+
+def test_masks_end_where_the_widened_box_ends():
+    kernels = torch.zeros(1, 8)
+    kernels[0, 2] = 50.0  # the constant term: inside everywhere
+    box = torch.tensor([[32.0, 24.0, 52.0, 44.0]])
+    (logits,) = cell_mask_logits(kernels, box, FEATURES)
+    margin = 0.2 * 20 + 8
+    for row in range(16):
+        for column in range(24):
+            x, y = 4 * column + 2, 4 * row + 2
+            inside = 32 - margin < x < 52 + margin and 24 - margin < y < 44 + margin
+            assert (logits[row, column] == -15.0) == (not inside)
+            assert inside <= (logits[row, column] > 0)
+    assert logits.max() == 15.0
+
+
+def test_excluded_classes_have_no_scores():
+    logits = torch.tensor([[[3.0, 2.0]]], dtype=torch.bfloat16)
+    scores = class_scores(logits, torch.tensor([0.0, 1.0]))
+    assert scores.dtype == torch.float32
+    assert scores.tolist() == [[[0.0, pytest.approx(1 / (1 + math.exp(-2.0)))]]]
+
+
+def output_of(*logits):
+    """Return the raw outputs for a batch with the same box in each image."""
+    images = [cells_of([BOX], [[32.0, 32.0, 16.0]], [image]) for image in logits]
+    cells = CellPredictions(*(torch.stack(values) for values in zip(*(c for c, _ in images), strict=True)))
+    return TinyOutput(cells, images[0][1], FEATURES.expand(len(logits), -1, -1, -1))
+
+
+GEOMETRY = Geometry((120, 180), (60, 90), (64, 96))
+
+
+def test_detections_are_at_the_size_of_the_image():
+    first, second = decode_output(output_of([2.0, -9], [-9.0, -9]), [GEOMETRY] * 2, THRESHOLDS)
+    assert len(second.scores) == 0 and second.boxes.shape == (0, 4)
+    assert first.labels.tolist() == [0] and first.scores.dtype == torch.float32
+    # An ellipse in the box, whose half axes are sqrt(2 / softplus(2)) of the half sides.
+    left, top, right, bottom = first.boxes[0].tolist()
+    ratio = math.sqrt(2 / math.log1p(math.exp(2)))
+    expected = [2 * (40 - 32 * ratio), 2 * (32 - 24 * ratio), 2 * (40 + 32 * ratio), 2 * (32 + 24 * ratio)]
+    assert [left, top, right, bottom] == pytest.approx(expected, abs=3)
+
+
+def test_greater_mask_thresholds_give_smaller_masks():
+    areas = []
+    for mask_thr in (0.0, 0.3, 0.5, 0.8):
+        (detections,) = decode_output(
+            output_of([2.0, -9]), [GEOMETRY], replace(THRESHOLDS, mask_thr=mask_thr, filter_thr=0.0)
+        )
+        left, top, right, bottom = detections.boxes[0].tolist()
+        areas.append((right - left) * (bottom - top))
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1] > 0
+    (detections,) = decode_output(output_of([2.0, -9]), [GEOMETRY], replace(THRESHOLDS, mask_thr=1.0))
+    assert len(detections.scores) == 0
