@@ -91,7 +91,7 @@ def test_table_of_the_embedded_model_matches_its_evaluations(models_page):
     table = models_page.split("<!-- tiny -->\n")[1].split("\n<!-- /tiny -->")[0]
     assert table == tiny_table()
     names = {line.split(" | ")[1] for line in table.splitlines()[2:]}
-    assert names == set(SOLO.from_pretrained("tiny", device="cpu").config.categories.names)
+    assert names <= set(SOLO.from_pretrained("tiny", device="cpu").config.categories.names)
 
 
 @pytest.mark.parametrize("script", sorted({*EXAMPLES.glob("*.py")} - TRAINERS), ids=lambda path: path.name)
