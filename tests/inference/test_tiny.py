@@ -63,7 +63,7 @@ def test_boxes_of_other_classes_are_kept():
 
 
 def test_boxes_of_other_classes_beyond_the_top_left_are_kept():
-    """Classes are told apart by moved boxes, which must not overlap at negative coordinates."""
+    """Boxes are moved class by class, and must not overlap at negative coordinates."""
     box = [-400.0, -400, 40, 40]
     points = [[8.0, 8.0, 64.0], [8.0, 8.0, 64.0]]
     instances = instances_of([box, box], [[2.0, -9], [-9, 1.0]], points, box_iou=0.5, mask_thr=0.01)

@@ -60,7 +60,7 @@ def test_longest_start_counts():
         "backbone.stem.weight": 0.25,
         "backbone.stages.2.0.expand.bias": 0.5,
         "backbone.stages.20.weight": 0.25,
-        "neck.lateral.0.weight": 1.0,  # "nec" is no whole part of its name
+        "neck.lateral.0.weight": 1.0,  # "nec" must match a whole part of it
         "head.class_tower.0.0.depthwise.weight": 2.0,
         "head.class_out.0.weight": 5.0,
         "head.class_out.1.weight": 7.0,

@@ -1,4 +1,4 @@
-"""Which cells of Tiny learn which instances."""
+"""Assignment of the instances of an image to cells of Tiny."""
 
 from __future__ import annotations
 
