@@ -87,6 +87,6 @@ def _require_different(data: CocoData, names: Iterable[str | None]) -> None:
         other = file_names.setdefault(os.path.normpath(name), image.file_name)
         if other != image.file_name:
             raise DataError(
-                f'{data.path}: the "file_name" {quoted(other)} and {quoted(image.file_name)} refer to the '
-                "same file: expected different files."
+                f'{data.path}: several "file_name" refer to the same file, such as {quoted(other)} and '
+                f"{quoted(image.file_name)}: expected different files."
             )

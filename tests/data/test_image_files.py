@@ -123,7 +123,7 @@ def test_training_and_evaluation_read_names_from_windows(tmp_path, caplog, prefi
 def test_two_names_of_one_file_are_refused(tmp_path):
     folder, path = windows_set(tmp_path, lambda name: name.replace("b/2.png", "x\\3.png"))
     for read in (lambda: read_index(folder, path), lambda: _find_images(folder, read_annotations(path))):
-        with pytest.raises(DataError, match=r"'x\\\\3.png' and '3.png' refer to the same file"):
+        with pytest.raises(DataError, match=r"'x\\\\3.png' and '3.png': expected different files"):
             read()
 
 

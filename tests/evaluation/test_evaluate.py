@@ -249,7 +249,7 @@ def test_unreadable_header_defers_size_check_to_decoding(real, data_set, monkeyp
 
 def test_masks_are_checked_before_prediction(model, data_set, tmp_path, no_predictions):
     values = content()
-    values["annotations"][2]["segmentation"] = []
+    values["annotations"][2]["segmentation"] = 5
     with pytest.raises(DataError, match="annotation 3 of image 7.*expected polygons or RLE"):
         evaluate(model, data_set[0], write(tmp_path / "broken.json", values))
 
