@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solo_infer.config import PreprocessConfig
 from solo_infer.ops.preprocess import preprocess
+from solo_infer.runtime.fork import require_own_cuda
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ def prepare(
     Returns:
         (N, 3, padded height, padded width), channels_last, zero in the padding. With
         ``round_to_uint8``, equal to the last bit on every device.
+
+    Raises:
+        DeviceError: The process was forked from one that uses the same CUDA device.
     """
+    require_own_cuda(device)
     pixels = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
     if config.antialias:
         pixels = [reduce(image, geometry.resized) for image, geometry in zip(pixels, geometries, strict=True)]

@@ -29,7 +29,6 @@ from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
-from solo_infer.runtime.fork import require_own_cuda
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.batching import check_batch, forward_groups, make_result
@@ -49,8 +48,7 @@ class Segmenter(ABC):
     Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Do not call ``to``
     while other threads predict.
 
-    Copies made by ``with_thresholds``, ``only`` and ``compile`` share the network. ``to`` moves that network,
-    and so every copy.
+    Copies made by ``with_thresholds``, ``only`` and ``compile`` share the network, which ``to`` moves.
 
     Attributes:
         family: Family of the models, None for the base class.
@@ -379,11 +377,7 @@ class Segmenter(ABC):
             geometries: Sizes of the images.
             thresholds: Post-processing settings. Defaults to the model's own.
             stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
-
-        Raises:
-            DeviceError: The process was forked from one that uses the same CUDA device.
         """
-        require_own_cuda(self.device)
         return self._detect(inputs, geometries, self._settings(thresholds), stopwatch or Stopwatch())
 
     @abstractmethod
