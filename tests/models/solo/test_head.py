@@ -10,6 +10,7 @@ from solo_infer.models import build_network
 from solo_infer.models.solo.cells import cell_table, split_cells
 from solo_infer.models.solo.head import class_scores_from_logits, keep_local_maxima
 
+HEADS_WITH_MASK_BRANCHES = [head for head in HEADS if head != "solov2"]
 CELLS = [0, 3, 7, 50, 99, 100, 163, 164, 199, 200, 216, 224]  # of all levels
 
 
@@ -92,10 +93,13 @@ def test_masks_of_one_cell_do_not_depend_on_the_others(head):
     some_cells, all_cells = torch.tensor([41, 150]), torch.arange(225)
     scores = network.mask_head.masks(levels, [some_cells])[0].scores(some_cells)
     expected = network.mask_head.masks(levels, [all_cells])[0].scores(some_cells)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
+    tolerance = (
+        1e-5 if head == "solov2" else 1e-6
+    )  # its products round differently with other numbers of kernels
+    torch.testing.assert_close(scores, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", HEADS_WITH_MASK_BRANCHES)
 def test_level_scores_are_the_scores_before_the_resize(head):
     network = small_network(small_config(head))
     levels = network.features(random_images(1, 3, 96, 128, seed=2))
@@ -111,7 +115,7 @@ def test_level_scores_are_the_scores_before_the_resize(head):
     torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", HEADS_WITH_MASK_BRANCHES)
 def test_levels_without_cells_run_no_mask_branch(head):
     network = small_network(small_config(head))
     branches = [
