@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_infer.runtime.messages import describe_error, first_line, quoted
+from solo_infer.runtime.messages import describe_error, escaped, escaped_lines, first_line, quoted
 from solo_infer.runtime.urls import origin, redact_credentials
 
 
@@ -92,3 +92,9 @@ def test_objects_with_a_repr_of_several_lines_take_one():
             return "odd\n\x1b[0m"
 
     assert quoted(Odd()) == r"odd\n\x1b[0m"
+
+
+def test_printed_texts_cannot_control_the_terminal():
+    assert escaped("street 犬.jpg") == "street 犬.jpg"
+    assert escaped("a\n\x1b[31m\x9b\u202e\udce9") == "a\\n\\x1b[31m\\x9b\\u202e\\udce9"
+    assert escaped_lines("one\ntwo\r\x07") == "one\ntwo\\r\\x07"
