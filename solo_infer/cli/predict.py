@@ -223,7 +223,7 @@ def _other_inputs(args: argparse.Namespace) -> dict[str, list[Path]]:
 
 
 def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
-    """Return the COCO results file, and check that it is no input and that every image has an id."""
+    """Return the COCO results file, and check that it is not an input and that every image has an id."""
     from solo_infer.data.coco import read_image_ids
     from solo_infer.results.writers import CocoFile, ImageIds
 

@@ -250,7 +250,7 @@ def _from_array(array: np.ndarray, color: Color) -> np.ndarray:
 
 def _from_tensor(tensor: torch.Tensor, color: Color) -> np.ndarray:
     if tensor.is_nested:
-        raise ImageError("A nested tensor is no image: pass a list of images, list(tensor.unbind()).")
+        raise ImageError("A nested tensor is not an image: pass a list of images, list(tensor.unbind()).")
     shape = tuple(tensor.shape)
     name = f"Tensor of shape {shape} and dtype {tensor.dtype}"
     expected = "expected (3, H, W), (4, H, W), (1, H, W) or (H, W)"

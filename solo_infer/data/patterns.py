@@ -14,7 +14,7 @@ def match_files(pattern: str) -> list[str]:
     """Return the files that match a pattern, sorted. As in ``glob``, "**" matches any number of folders.
 
     Each file occurs once: one that is reached by several links or has several names (hard links) occurs under
-    the first name that is no link. A folder is not entered twice, so that links cannot make the search
+    the first name that is not a link. A folder is not entered twice, so that links cannot make the search
     endless.
     """
     return unique_files(path for path in _matches(pattern) if os.path.isfile(path))

@@ -142,13 +142,13 @@ def path_text(source: str | os.PathLike[str]) -> str:
     """Return a path as text.
 
     Raises:
-        ImageError: The object is no path.
+        ImageError: The object is not a path.
     """
     try:
         return os.fsdecode(source)
     except (TypeError, ValueError) as error:
         raise ImageError(
-            f"{type(source).__name__} is no path ({error}): expected {ACCEPTED_SOURCES}."
+            f"{type(source).__name__} is not a path ({error}): expected {ACCEPTED_SOURCES}."
         ) from error
 
 

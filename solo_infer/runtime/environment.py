@@ -54,7 +54,7 @@ def has_home() -> bool:
 def temporary_home() -> Path:
     """Return the cache directory of a user without a home directory, which only that user can write to.
 
-    If there is no directory for temporary files either, the path cannot be created.
+    Without a directory for temporary files, the path cannot be created.
     """
     try:
         parent = tempfile.gettempdir()

@@ -47,7 +47,7 @@ def quoted(value: object, limit: int = 80) -> str:
         limit: Greatest number of characters, at least 16. A longer text has "..." in place of its middle.
     """
     if isinstance(value, str | os.PathLike):
-        with contextlib.suppress(TypeError):  # an object that claims to be a path and is none
+        with contextlib.suppress(TypeError):  # an object that claims to be a path and is not one
             path = os.fspath(value)
             value = path if isinstance(path, bytes) else str.__str__(path)  # subclasses may have another repr
     text = _BoundedRepr(limit).repr(value)

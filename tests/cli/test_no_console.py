@@ -98,7 +98,7 @@ def test_cache_of_a_user_without_a_home_directory(no_home):
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
 @pytest.mark.parametrize("kind", ["link", "writable by others", "file"])
-def test_a_directory_of_another_user_is_no_cache(no_home, monkeypatch, kind):
+def test_a_directory_of_another_user_is_not_used(no_home, monkeypatch, kind):
     environment._process_home.cache_clear()
     usual = environment.cache_home()
     usual.rmdir()

@@ -68,5 +68,5 @@ def test_damaged_images(seed, tmp_path, monkeypatch):
         with only_typed_errors(rng, watched=tmp_path) as trained:
             read_pixels(str(path), HEIGHT, WIDTH, longest=rng.choice((None, 12)))
         assert trained.error is None or isinstance(trained.error, DataError)
-        if predicted.error is not None:  # what prediction refuses is no training image either
+        if predicted.error is not None:  # what prediction refuses is not a training image either
             assert trained.error is not None

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from solo_infer.runtime.messages import describe_error, first_line, quoted, shortened
+from solo_infer.runtime.messages import (
+    describe_error,
+    escaped,
+    escaped_lines,
+    first_line,
+    quoted,
+    shortened,
+)
 from solo_infer.runtime.urls import origin, redact_credentials
 
 
@@ -106,3 +113,9 @@ def test_objects_with_a_repr_of_several_lines_take_one():
 )
 def test_shortened(text, expected):
     assert shortened(text) == expected
+
+
+def test_printed_texts_cannot_control_the_terminal():
+    assert escaped("street 犬.jpg") == "street 犬.jpg"
+    assert escaped("a\n\x1b[31m\x9b\u202e\udce9") == "a\\n\\x1b[31m\\x9b\\u202e\\udce9"
+    assert escaped_lines("one\ntwo\r\x07") == "one\ntwo\\r\\x07"
