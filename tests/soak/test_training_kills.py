@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import sys
 import time
 from dataclasses import replace
 
@@ -37,7 +38,8 @@ def train_on_files(folder, data, workers):
 
 
 def start(train, *arguments):
-    """Return a process that trains, forked because that takes no time."""
+    """Return a process that trains, forked because that takes no time, without plots for the same reason."""
+    sys.modules["matplotlib.figure"] = None
     process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
     process.start()
     return process

@@ -126,18 +126,18 @@ def break_tensorboard(monkeypatch, error, at):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("at", "error"),
     [
-        AttributeError("module 'matplotlib' has no attribute 'rcParams'"),
-        ValueError("'Qt4Agg' is not a valid value for backend"),
-        TypeError("Descriptors cannot be created directly"),
-        UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)"),
-        OSError(28, "No space left on device"),
+        ("plot", AttributeError("module 'matplotlib' has no attribute 'rcParams'")),
+        ("plot", ValueError("'Qt4Agg' is not a valid value for backend")),
+        ("plot", OSError(28, "No space left on device")),
+        ("start", TypeError("Descriptors cannot be created directly")),
+        ("row", UnicodeEncodeError("ascii", "ä", 0, 1, "ordinal not in range(128)")),
+        ("end", OSError(28, "No space left on device")),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-@pytest.mark.parametrize("at", ["plot", "start", "row", "end"])
-def test_broken_recorders_warn_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, error, at):
+def test_broken_recorders_warn_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, at, error):
     if at == "plot":
         break_matplotlib(monkeypatch, error)
     else:
