@@ -46,10 +46,9 @@ def non_negative_int(text: str) -> int:
 def _parse_int(text: str, least: int) -> int:
     if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least:
         return int(text)
-    given = text if len(text) <= 40 else f"{text[:37]}..."
-    raise argparse.ArgumentTypeError(
-        f"expected an integer of at least {least} and at most {_MAX_DIGITS} digits, got {given!r}"
-    )
+    text = text if len(text) <= 40 else f"{text[:37]}..."
+    length = f" and at most {_MAX_DIGITS} digits" if text.isdigit() and len(text) > _MAX_DIGITS else ""
+    raise argparse.ArgumentTypeError(f"expected an integer of at least {least}{length}, got {text!r}")
 
 
 def unit_interval(text: str) -> float:
