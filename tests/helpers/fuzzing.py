@@ -20,7 +20,7 @@ from pathlib import Path
 from solo_infer.errors import SoloInferError
 
 SEED = os.environ.get("SOLO_INFER_FUZZ_SEED", "0")  # another one gives other inputs in all campaigns
-SECONDS = float(os.environ.get("SOLO_INFER_FUZZ_SECONDS", "3"))  # of each campaign
+SECONDS = float(os.environ.get("SOLO_INFER_FUZZ_SECONDS", "1"))  # of each campaign
 MAX_SECONDS_OF_A_CALL = 2.0
 MAX_MESSAGE = 1500  # characters
 _VISITED = 4000  # parts of a document among which mutations are chosen
