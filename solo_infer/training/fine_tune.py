@@ -15,18 +15,31 @@ from solo_infer.errors import ConfigError
 from solo_infer.evaluation.evaluate import evaluate
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
 from solo_infer.runtime.distributed import is_main_process_env
+from solo_infer.runtime.output_files import refuse_overwriting
 from solo_infer.segmenters.base import Segmenter
-from solo_infer.training.checkpointing import written
+from solo_infer.training.checkpointing import STATE_NAME, written
 from solo_infer.training.data_checks import check_image_files, check_validation
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.initialization import replace_classifier
 from solo_infer.training.loader import DatasetBatches
+from solo_infer.training.metrics_log import EVALUATIONS_NAME, LOSSES_NAME, PLOT_NAME
 from solo_infer.training.recipe import FINE_TUNE, Recipe
 from solo_infer.training.torch_state import neutral_torch_state
-from solo_infer.training.trainer import fit
+from solo_infer.training.trainer import RECIPE_NAME, fit
 from solo_infer.training.transforms import fixed_input_size, make_augmentation
+from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 SHARDS_NAME = "evaluation"
+# Files that a run writes to its directory.
+RUN_FILES = (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    STATE_NAME,
+    RECIPE_NAME,
+    LOSSES_NAME,
+    EVALUATIONS_NAME,
+    PLOT_NAME,
+)
 
 
 @dataclass(frozen=True)
@@ -117,9 +130,11 @@ def fine_tune(
             that loads images died.
         CheckpointError: A file of the run in ``output`` is damaged.
         CacheError: ``output`` cannot be written.
+        ResultError: A file of the run would overwrite an annotation file.
     """
     folder = Path(output)
     require_empty_dir(folder, resume)
+    _keep_annotations(folder, data, validation)
     preprocessing = model.config.preprocessing
     dataset = CocoDataset(
         data.images,
@@ -169,6 +184,13 @@ def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> N
             return
         if not folder.is_dir() or os.listdir(folder):
             raise ConfigError(f"{folder} is not an empty directory: choose another one, or resume its run.")
+
+
+def _keep_annotations(folder: Path, data: CocoFiles, validation: CocoFiles | None) -> None:
+    """Raise ``ResultError`` if the files of a run would overwrite an annotation file."""
+    annotations = [files.annotations for files in (data, validation) if files is not None]
+    outputs = {f"the file {name} of the run": folder / name for name in RUN_FILES}
+    refuse_overwriting(outputs, {"the annotations": annotations})
 
 
 def _with_max_detections(thresholds: BasePostprocessConfig, count: int) -> BasePostprocessConfig:

@@ -13,7 +13,7 @@ from helpers.training_runs import (
 )
 
 from solo_infer import SOLO
-from solo_infer.errors import ConfigError
+from solo_infer.errors import ConfigError, ResultError
 from solo_infer.training import CocoFiles, fine_tune
 from solo_infer.training.fine_tune import require_empty_dir
 from solo_infer.training.metrics_log import read_rows
@@ -55,6 +55,26 @@ def test_one_call_trains_a_model_of_the_classes_of_the_data_set(data, tmp_path):
     assert (run / "best" / "model.safetensors").is_file()
     with pytest.raises(ConfigError, match="not an empty directory"):
         fine_tune(model, data, run, QUICK_FINE_TUNE)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_run_never_overwrites_annotations(data, tmp_path, is_link):
+    annotations = tmp_path / "mine.json" if is_link else tmp_path / "run" / "recipe.json"
+    annotations.parent.mkdir(exist_ok=True)
+    annotations.write_bytes(data.annotations.read_bytes())
+    if is_link:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "training.csv").symlink_to(annotations)
+    with pytest.raises(ResultError, match="same file as the annotations"):
+        fine_tune(
+            small_start(),
+            CocoFiles(data.images, annotations),
+            tmp_path / "run",
+            QUICK_FINE_TUNE,
+            device="cpu",
+            resume=True,
+        )
+    assert annotations.read_bytes() == data.annotations.read_bytes()
 
 
 def test_selected_classes_keep_their_order_and_ids(data, tmp_path):
