@@ -92,9 +92,7 @@ def evaluate(
     require_instance("model", model, Segmenter)
     require_positive_ints({"batch_size": batch_size} | ({} if limit is None else {"limit": limit}))
     folder, annotations = require_path("images", images), require_path("annotations", annotations)
-    target = None if output is None else require_path("output", output)
-    if target is not None and os.path.exists(target) and not os.path.isfile(target):
-        raise ResultError(f"{target} is not a regular file: expected the path of a JSON file to write.")
+    target = None if output is None else _require_file("output", output)
     task = EvaluationTask.read(annotations, max_detections=max_detections, limit=limit, classes=classes)
     _protect_inputs(target, folder, annotations, task)
     if is_distributed():
@@ -102,16 +100,19 @@ def evaluate(
         return evaluate_distributed(model, folder, task, target, exchange, batch_size, progress)
     with tempfile.TemporaryDirectory() as temporary:
         path = target or Path(temporary) / "detections.json"
+        most = task.max_detections[-1]
         timings = predict_images(
-            model,
-            folder,
-            task.data,
-            path,
-            max_detections=task.max_detections[-1],
-            batch_size=batch_size,
-            progress=progress,
+            model, folder, task.data, path, max_detections=most, batch_size=batch_size, progress=progress
         )
         return task.score([path], timings, target)
+
+
+def _require_file(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to write; refuse folders and devices."""
+    path = require_path(name, value)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ResultError(f"{path} is not a regular file: expected the path of a JSON file to write.")
+    return path
 
 
 def _protect_inputs(target: Path | None, folder: Path, annotations: Path, task: EvaluationTask) -> None:

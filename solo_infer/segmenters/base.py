@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.validation import require_instance, require_path, require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
-from solo_infer.data.sources import ImageSource, is_single_source
-from solo_infer.errors import ConfigError, ImageError
+from solo_infer.data.sources import Images, ImageSource, as_sources
+from solo_infer.errors import ConfigError
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models.base import SegmentationNetwork
@@ -31,7 +31,7 @@ from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
-from solo_infer.segmenters.batching import check_batch, forward_groups, make_result
+from solo_infer.segmenters.batching import check_batch, forward_groups, make_results
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.save import save_checkpoint
@@ -39,16 +39,13 @@ from solo_infer.weights.save import save_checkpoint
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Images = list[ImageSource] | tuple[ImageSource, ...]
-
 
 class Segmenter(ABC):
     """Base class of all segmentation models: a network with its configuration.
 
-    Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Do not call ``to``
-    while other threads predict.
-
-    Copies made by ``with_thresholds``, ``only`` and ``compile`` share the network, which ``to`` moves.
+    Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Copies made by
+    ``with_thresholds``, ``only`` and ``compile`` share the network, which ``to`` moves; do not call it while
+    other threads predict.
 
     Attributes:
         family: Family of the models, None for the base class.
@@ -191,8 +188,7 @@ class Segmenter(ABC):
     def compile(self, **options: Any) -> Self:
         """Return a copy with the same weights whose backbone and branches ``torch.compile`` compiles.
 
-        They are compiled when the first image is predicted, and again for new sizes, which takes up to
-        minutes. Post-processing is not compiled. Results differ by rounding.
+        The first image and new sizes are compiled for up to minutes. Results differ by rounding.
 
         Args:
             options: Keyword arguments of ``torch.compile``, e.g. ``mode="max-autotune-no-cudagraphs"``.
@@ -257,12 +253,7 @@ class Segmenter(ABC):
             ImageError: An image cannot be read.
             ConfigError: ``batch_size`` is not a positive integer, or the thresholds are of another family.
         """
-        is_single = is_single_source(source)
-        if not is_single and not isinstance(source, list | tuple):
-            kinds = "expected a path, URL, bytes, PIL image, array, tensor, or a list of these"
-            advice = "For folders, globs and iterators use stream()."
-            raise ImageError(f"{type(source).__name__} is not an image: {kinds}. {advice}")
-        sources = cast(Images, [source] if is_single else source)
+        sources, is_single = as_sources(source)
         results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
         return results[0] if is_single else results
 
@@ -355,11 +346,7 @@ class Segmenter(ABC):
         inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
         stopwatch.mark("preprocess")
         detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
-        timings = {stage: seconds / len(batch) for stage, seconds in stopwatch.seconds.items()}
-        return [
-            make_result(image, image_detections, self.config.categories, timings)
-            for image, image_detections in zip(batch, detections, strict=True)
-        ]
+        return make_results(batch, detections, self.config.categories, stopwatch)
 
     @neutral_state()
     def detect(

@@ -13,6 +13,7 @@ from solo_infer.data.images import LoadedImage
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.results.result import Result
+from solo_infer.runtime.stopwatch import Stopwatch
 
 
 def check_batch(batch: Sequence[LoadedImage]) -> None:
@@ -41,6 +42,27 @@ def forward_groups(geometries: Sequence[Geometry], device: torch.device) -> list
     for index, geometry in enumerate(geometries):
         groups[geometry.padded].append(index)
     return list(groups.values())
+
+
+def make_results(
+    batch: Sequence[LoadedImage],
+    detections: Sequence[Detections],
+    categories: Categories,
+    stopwatch: Stopwatch,
+) -> list[Result]:
+    """Return the results of images that shared a forward pass.
+
+    Args:
+        batch: Decoded images.
+        detections: Their detections.
+        categories: Class names of the model.
+        stopwatch: Times of the stages of all images together.
+    """
+    timings = {stage: seconds / len(batch) for stage, seconds in stopwatch.seconds.items()}
+    return [
+        make_result(image, image_detections, categories, timings)
+        for image, image_detections in zip(batch, detections, strict=True)
+    ]
 
 
 def make_result(

@@ -135,28 +135,27 @@ def fine_tune(
     folder = Path(output)
     require_empty_dir(folder, resume)
     _keep_annotations(folder, data, validation)
-    preprocessing = model.config.preprocessing
-    dataset = CocoDataset(
-        data.images,
-        data.annotations,
-        classes,
-        augment=make_augmentation(recipe, preprocessing),
-        seed=recipe.seed,
-    )
-    checks_files = is_main_process_env()  # once, not in every process of torchrun
-    if checks_files:
-        check_image_files(dataset.index)
+    batches = _training_batches(model, data, classes, recipe)
     evaluator = None
     if validation is not None:
-        present = check_validation(
-            validation.images,
-            validation.annotations,
-            dataset.classes,
-            max_detections,
-            check_files=checks_files,
-        )
-        evaluator = CocoEvaluator(validation, folder / SHARDS_NAME, present, max_detections)
-    batches = DatasetBatches(
+        evaluator = _evaluator(validation, folder / SHARDS_NAME, batches.dataset.classes, max_detections)
+    initial = replace_classifier(model, batches.dataset.categories, recipe.seed)
+    initial = initial.with_thresholds(_with_max_detections(initial.config.thresholds, max(max_detections)))
+    return fit(
+        initial, batches, folder, recipe, device=device, evaluate=evaluator, resume=resume, progress=progress
+    )
+
+
+def _training_batches(
+    model: Segmenter, data: CocoFiles, classes: Sequence[str] | None, recipe: Recipe
+) -> DatasetBatches:
+    """Return the batches of a data set whose images have been checked."""
+    preprocessing = model.config.preprocessing
+    augment = make_augmentation(recipe, preprocessing)
+    dataset = CocoDataset(data.images, data.annotations, classes, augment=augment, seed=recipe.seed)
+    if is_main_process_env():  # once, not in every process of torchrun
+        check_image_files(dataset.index)
+    return DatasetBatches(
         dataset,
         min(recipe.batch_size, len(dataset)),
         preprocessing,
@@ -165,11 +164,20 @@ def fine_tune(
         size=fixed_input_size(recipe, preprocessing),
         by_orientation=recipe.augment != "jitter",
     )
-    initial = replace_classifier(model, dataset.categories, recipe.seed)
-    initial = initial.with_thresholds(_with_max_detections(initial.config.thresholds, max(max_detections)))
-    return fit(
-        initial, batches, folder, recipe, device=device, evaluate=evaluator, resume=resume, progress=progress
+
+
+def _evaluator(
+    validation: CocoFiles, folder: Path, classes: Sequence[str], max_detections: Sequence[int]
+) -> CocoEvaluator:
+    """Return the evaluation of those classes that the validation data have; check these first."""
+    present = check_validation(
+        validation.images,
+        validation.annotations,
+        classes,
+        max_detections,
+        check_files=is_main_process_env(),
     )
+    return CocoEvaluator(validation, folder, present, max_detections)
 
 
 def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> None:
