@@ -42,6 +42,9 @@ class ModelConfig:
         require_instance("preprocessing", self.preprocessing, PreprocessConfig)
         require_instance("categories", self.categories, Categories)
         expected = family_of(self.architecture).postprocess
+        if type(self.thresholds) in expected.__mro__[1:]:  # the settings that several families share
+            shared = dataclasses.asdict(self.thresholds)
+            object.__setattr__(self, "thresholds", expected(**shared))
         require(
             isinstance(self.thresholds, expected),
             f"thresholds are {type(self.thresholds).__name__}: a {self.architecture.name} model takes "

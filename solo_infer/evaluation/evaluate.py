@@ -122,6 +122,8 @@ def _protect_inputs(target: Path | None, folder: Path, annotations: Path, task: 
         images.append(target)  # also an image that the evaluation leaves out
     refuse_overwriting({"output": target}, {"the annotation file": [annotations], "the image": images})
     require_writable("output", target, create_folder=True)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def evaluate_detections(

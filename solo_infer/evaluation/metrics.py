@@ -34,7 +34,7 @@ def check_max_detections(values: Iterable[int]) -> tuple[int, ...]:
     except TypeError as error:
         raise ConfigError(f"max_detections={quoted(values)}: expected several integers.") from error
     if not numbers or not all(is_int(number) and number >= 1 for number in numbers):
-        raise ConfigError(f"max_detections={numbers}: expected one or more integers of at least 1.")
+        raise ConfigError(f"max_detections={quoted(numbers)}: expected one or more integers of at least 1.")
     return tuple(sorted(set(numbers)))
 
 

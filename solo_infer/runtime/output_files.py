@@ -117,7 +117,7 @@ def require_writable(
     Args:
         name: Name of the option, for messages.
         path: Path of the file. None is not checked.
-        create_folder: Whether to create the folder of the file if it does not exist.
+        create_folder: Whether the folder of the file will be created if it does not exist.
         error_type: Type of the error.
 
     Raises:
@@ -135,7 +135,7 @@ def require_writable(
             return
         folder = Path(os.path.realpath(path)).parent
         if create_folder:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a training run started from, so that a resumed run can be compared with it."""
+"""Start of a training run: model, recipe and data, with which a resumed run is compared."""
 
 from __future__ import annotations
 

@@ -59,8 +59,10 @@ class ManifestEntry:
         size: Size of the file in bytes, None if it was not published.
         license: License of the weights.
         commercial_use: Whether the license allows commercial use.
-        mask_ap: Published COCO mask AP in percent, None if there is none.
+        mask_ap: Published COCO mask AP in percent, None if there is none. That of the embedded model is on 156
+            photos of COCO val2017.
         origin: Organization or people who trained it.
+        classes: Number of object classes.
     """
 
     name: str
@@ -74,6 +76,7 @@ class ManifestEntry:
     commercial_use: bool
     mask_ap: float | None
     origin: str
+    classes: int = 80
 
     @property
     def folder(self) -> Path | None:
@@ -81,6 +84,13 @@ class ManifestEntry:
         return next(
             (_package() / source.filename for source in self.sources if source.kind == "package"), None
         )
+
+
+def size_in_bytes(entry: ManifestEntry) -> int | None:
+    """Return the size of a published checkpoint, None if it is not known."""
+    if entry.folder is None:
+        return entry.size
+    return sum(path.stat().st_size for path in entry.folder.iterdir())
 
 
 def manifest_path() -> Path:

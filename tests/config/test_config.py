@@ -72,7 +72,7 @@ def test_config_survives_json(name):
     config = find_preset(name)
     written = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     assert written["format"] == "solo_infer/2"
-    assert written["family"] == ("yolact" if name.startswith("yolact") else "solo")
+    assert written["family"] == (name.split("_")[0] if name.startswith(("yolact", "tiny")) else "solo")
     assert ModelConfig.from_dict(written) == config
 
 
@@ -205,8 +205,11 @@ def test_number_of_class_names_must_match():
         ({"format": "solo_infer/1", "thresholds": [1]}, "expected an object, got list"),
         ({"format": "solo_infer/1", "thresholds": {"sigma": "2"}}, "sigma"),
         ({"format": "solo_infer/1", "categories": {}}, "Categories"),
-        ({"format": "solo_infer/1", "categories": {"names": None}}, "Categories"),
-        ({"format": "solo_infer/1", "categories": {"names": "abc"}}, "strings"),
+        ({"format": "solo_infer/1", "categories": {"names": None}}, "Category names None"),
+        (
+            {"format": "solo_infer/1", "categories": {"names": "abc"}},
+            "Category names 'abc': expected a sequence",
+        ),
     ],
 )
 def test_invalid_files_are_explained(values, message):

@@ -101,6 +101,7 @@ def test_command_parses(page, line):
         return
     words = shlex.split(line)
     assert words[0] in {"pip", "python", "ruff", "codespell", "mypy", "lint-imports", "pre-commit", "."} | {
+        "gunicorn",
         "ixsmi",
         "ixrtexec",
         "igie-exec",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.models import randomize, small_config, small_network, variant_of
 
-from solo_infer import SOLO, PostprocessConfig, YOLACTPostprocessConfig
+from solo_infer import SOLO, PostprocessConfig, SOLOConfig, YOLACTPostprocessConfig
 from solo_infer.config import find_preset
 from solo_infer.errors import ConfigError, ExportError
 from solo_infer.export import onnx_recorder
@@ -180,13 +180,19 @@ FORMAT_1 = {
 }
 
 
+def with_default_mask_channels(config):
+    """Return a configuration whose settings of SOLOv2, which earlier versions did not have, are the defaults."""
+    channels = SOLOConfig().mask_channels
+    return replace(config, architecture=replace(config.architecture, mask_channels=channels))
+
+
 def test_metadata_of_earlier_versions(tmp_path, small_models, photo):
     metadata = {
         "solo_infer.config": json.dumps(FORMAT_1),
         "solo_infer.size": "[96, 160]",
         "solo_infer.version": "0.1.0",
     }
-    expected = ExportedModel(small_config("decoupled"), INPUT_SIZE)
+    expected = ExportedModel(with_default_mask_channels(small_config("decoupled")), INPUT_SIZE)
     assert ExportedModel.from_metadata(metadata) == expected
     path = export_onnx(small_models["decoupled"], tmp_path / "model.onnx", size=INPUT_SIZE)
     graph = onnx.load(str(path))
@@ -207,7 +213,7 @@ def test_rounding_of_earlier_versions_is_kept():
         "solo_infer.config": json.dumps({**FORMAT_1, "preprocessing": preprocessing}),
         "solo_infer.size": "[96, 160]",
     }
-    config = small_config("decoupled")
+    config = with_default_mask_channels(small_config("decoupled"))
     expected = replace(config, preprocessing=replace(config.preprocessing, round_to_uint8=False))
     assert ExportedModel.from_metadata(metadata).config == expected
 

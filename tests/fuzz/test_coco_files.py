@@ -112,7 +112,7 @@ def test_results_files(data_set, count):
 
 
 def test_results_files_are_json_or_refused(tmp_path, count):
-    """What is accepted is what ``json`` accepts."""
+    """The grammar accepts the texts that ``json`` accepts."""
     path = tmp_path / "list.json"
     valid = [{"a": [1, {"b": "] }, süß"}]}, {}, {"c": -1.5e-3, "d": "\u2028"}, {"e": None}]
     for rng in campaign("json"):

@@ -152,7 +152,7 @@ def test_filter(result, options, count):
 
 @pytest.mark.parametrize("min_score", [-0.1, 1.1, 30, float("nan")])
 def test_filter_by_invalid_score_raises_error(result, min_score):
-    with pytest.raises(ResultError, match=r"min_score=.*expected a score in 0\.\.1"):
+    with pytest.raises(ResultError, match=r"min_score=.*expected a number in 0\.\.1"):
         result.filter(min_score)
 
 

@@ -31,29 +31,20 @@ from solo_infer.weights.key_mapping import mmdet_name
 CPU = torch.device("cpu")
 YOLACT_MODELS = ("yolact_r50", "yolact_r101")
 PHOTO_MODELS = (*SOLO_MODELS, "solov2_light_r18", "yolact_r50")
-ALL_GOLDENS = "SOLO_INFER_ALL_GOLDENS"  # set this variable to compare the photos of all networks: minutes
-SOLOV2_CASES = ("china", "tensor_1x256x320")
+ALL_GOLDENS = "SOLO_INFER_ALL_GOLDENS"  # set this variable to compare all photos and networks: minutes
+CASES = ("*",) if os.environ.get(ALL_GOLDENS) else ("china", "tensor_*")
+SOLOV2_NETWORKS = ("solov2_*",) if os.environ.get(ALL_GOLDENS) else ("solov2_r50", "solov2_light_r50_dcn")
 
 
-def kit_goldens(*models, cases=("*",)):
+def kit_goldens(*models):
     """Return the names of the goldens of some models in the kit."""
     paths = [
-        path for model in models for case in cases for path in (KIT / "goldens").glob(f"{model}__{case}.npz")
+        path for model in models for case in CASES for path in (KIT / "goldens").glob(f"{model}__{case}.npz")
     ]
-    return sorted(path.stem for path in paths)
+    return sorted({path.stem for path in paths})
 
 
-GOLDENS = [
-    *kit_goldens(*SOLO_MODELS),
-    *(
-        kit_goldens("solov2_*")
-        if os.environ.get(ALL_GOLDENS)
-        else [
-            *kit_goldens("solov2_r50", cases=SOLOV2_CASES),
-            *kit_goldens("solov2_light_r50_dcn", cases=SOLOV2_CASES),
-        ]
-    ),
-]
+GOLDENS = kit_goldens(*SOLO_MODELS, *SOLOV2_NETWORKS)
 YOLACT_GOLDENS = kit_goldens(*YOLACT_MODELS)
 
 

@@ -46,7 +46,7 @@ def test_branch_is_convolution_group_norm_and_relu_of_each_level(axes):
 
 
 def test_options_of_a_branch():
-    branch = ConvBranch(8, 32, 3, axes="xy", bias=True, deformable_last=True)
+    branch = ConvBranch(8, 32, 3, axes="xy", bias=True, deformable="last")
     assert [block.conv.in_channels for block in branch] == [10, 32, 32]
     assert [isinstance(block.conv, DeformableConv) for block in branch] == [False, False, True]
     assert all(block.conv.bias is not None for block in branch)

@@ -44,7 +44,7 @@ def test_levelwise_branch_equals_the_plain_branch(channels, axes):
     assert all(torch.equal(x, before) for x, before in zip(maps, inputs, strict=True))
 
 
-@pytest.mark.parametrize("options", [{"bias": True}, {"deformable_last": True}, {"axes": "xy", "bias": True}])
+@pytest.mark.parametrize("options", [{"bias": True}, {"deformable": "last"}, {"axes": "xy", "bias": True}])
 @torch.no_grad()
 def test_levelwise_branch_with_options(options):
     branch = random_branch(64, **options)

@@ -54,7 +54,7 @@ def test_bands_of_rows_equal_the_whole_map(channels):
     halved = HalvedConv2d(nn.Conv2d(channels, channels, 3, padding=1))
     x = random_maps((channels, 16, 10))
     bands = [halved(x[:, :, :9], above=1, below=0), halved(x[:, :, 7:], above=0, below=1)]
-    assert_close_outputs(torch.cat(bands, dim=2), halved(x), 1e-5)
+    assert_close_outputs(torch.cat(bands, dim=2), halved(x), 2e-5)
 
 
 @pytest.mark.parametrize("extra_conv", [False, True])

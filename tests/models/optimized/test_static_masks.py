@@ -72,5 +72,5 @@ def test_branches_run_on_levels_of_equal_size_as_one_batch():
 
 
 def test_other_heads_are_refused():
-    with pytest.raises(TypeError, match="Linear: expected a SOLOHead or a DecoupledHead"):
+    with pytest.raises(TypeError, match="Linear: expected a SOLOHead, a DecoupledHead or a SOLOv2Head"):
         static_masks(nn.Linear(1, 1), [])
