@@ -59,8 +59,8 @@ class ManifestEntry:
         size: Size of the file in bytes, None if it was not published.
         license: License of the weights.
         commercial_use: Whether the license allows commercial use.
-        mask_ap: Published COCO mask AP in percent, None if there is none. That of the embedded model is on 156
-            photos of COCO val2017.
+        mask_ap: Published COCO mask AP in percent, None if there is none. That of the embedded model is on
+            156 photos of COCO val2017.
         origin: Organization or people who trained it.
         classes: Number of object classes.
     """

@@ -181,7 +181,7 @@ FORMAT_1 = {
 
 
 def with_default_mask_channels(config):
-    """Return a configuration whose settings of SOLOv2, which earlier versions did not have, are the defaults."""
+    """Return a configuration with the default of a setting that earlier versions did not have."""
     channels = SOLOConfig().mask_channels
     return replace(config, architecture=replace(config.architecture, mask_channels=channels))
 
