@@ -251,6 +251,7 @@ FINE_TUNE = Recipe(
     optimizer="adamw",
     lr=2e-4,
     backbone_lr_mult=0.25,
+    class_lr_mult=5.0,
     weight_decay=0.05,
     schedule="cosine",
     warmup_iters=50,
