@@ -16,9 +16,9 @@ def test_models(run, published, tmp_path, monkeypatch):
     code, out, err = run("models")
     assert (code, err) == (0, "")
     head, first, second = (line.split() for line in out.splitlines())
-    assert head == ["name", "mask", "AP", "cached", "origin", "license"]
-    assert first == ["tiny_a", "1.5", "no", "us", "for", "tests", "only"]
-    assert second[:3] == ["tiny_b", "1.5", "yes"]
+    assert head == ["name", "mask", "AP", "classes", "MB", "cached", "origin", "license"]
+    assert first == ["tiny_a", "1.5", "80", "-", "no", "us", "for", "tests", "only"]
+    assert second[:5] == ["tiny_b", "1.5", "80", "-", "yes"]
     listed = json.loads(run("models", "--json")[1])
     assert [(entry["name"], entry["cached"]) for entry in listed] == [("tiny_a", False), ("tiny_b", True)]
 

@@ -79,7 +79,7 @@ def test_writable_outputs_leave_no_trace(folder):
         require_writable("--json", path, create_folder=True)
     require_writable("--json", folder / os.devnull)
     require_writable("--json", None)
-    assert sorted(os.listdir(folder)) == ["a.json", "made", "sub"]
+    assert sorted(os.listdir(folder)) == ["a.json", "sub"]
     assert (folder / "a.json").read_text() == "{}"
 
 
