@@ -190,7 +190,7 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
     except (DownloadError, OfflineError, CacheError) as error:
         info(
             f"{error}\nsolo-infer: {DEFAULT_MODEL} is unavailable (see above): using {EMBEDDED_MODEL!r}, the "
-            "small model inside the package. It has fewer classes and finds fewer instances. "
+            "small model inside the package. It is less accurate. "
             f"Pass --model {EMBEDDED_MODEL} to silence this message."
         )
         return load_model(EMBEDDED_MODEL, **settings)

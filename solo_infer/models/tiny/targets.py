@@ -34,7 +34,7 @@ def assign(class_logits: Tensor, boxes: Tensor, instances: Instances, target: Ta
     """Assign the instances of one image to cells.
 
     An instance goes to the cells with the highest product of their score of its class and the cube of the IoU
-    of their box with its own (as in TOOD, arXiv 2108.07755); a cell learns only the instance that its box
+    of their box with its own (as in arXiv 2108.07755); a cell learns only the instance that its box
     overlaps most, or all of these if their boxes are equal. The best cell of an instance learns the greatest
     IoU of its cells as its score, the others proportionally less.
 
