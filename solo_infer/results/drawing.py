@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageDraw
 from solo_infer.errors import ResultError
 from solo_infer.results.caption_text import Font, caption_text, load_font
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.messages import quoted, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
     path = Path(os.path.expanduser(path))
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ResultError(
-            f"Cannot write {str(path)!r}: expected a file name ending in .jpg, .png, .webp, ..."
+            f"Cannot write {quoted(path, 200)}: expected a file name ending in .jpg, .png, .webp, ..."
         )
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = _SOFTWARE
@@ -169,7 +170,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
         return write_whole(path, lambda temporary: image.save(temporary, quality=_JPEG_QUALITY, exif=exif))
     except (OSError, ValueError) as error:
         raise ResultError(
-            f"Cannot write {str(path)!r}: {error}. Check the folder and its permissions."
+            f"Cannot write {quoted(path, 200)}: {shortened(error)}. Check the folder and its permissions."
         ) from error
 
 

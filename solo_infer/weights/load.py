@@ -11,7 +11,7 @@ from pathlib import Path
 from solo_infer.config import ModelConfig, find_preset
 from solo_infer.config.validation import require_instance
 from solo_infer.errors import CheckpointError, ConfigError, DownloadError, OfflineError, UnknownModelError
-from solo_infer.runtime.messages import quoted
+from solo_infer.runtime.messages import quoted, shortened
 from solo_infer.weights import fetch
 from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, read_checkpoint, read_config
 from solo_infer.weights.manifest import ManifestEntry, find_entry, load_manifest, unknown_model_message
@@ -102,7 +102,7 @@ def _existing_path(name: str) -> Path | None:
         path = Path(os.path.expanduser(name))
         return path if path.exists() else None
     except PermissionError as error:
-        raise CheckpointError(f"{name} cannot be read: {error}.") from error
+        raise CheckpointError(f"{shortened(name)} cannot be read: {error}.") from error
     except (OSError, ValueError) as error:
         logger.debug("%r is not a path: %s", name, error)
         return None
@@ -126,8 +126,9 @@ def _missing_file_message(name: str) -> str:
     published = [entry.name for entry in load_manifest().values() if entry.filename == filename]
     hint = f" To load the published file of that name, pass {published[0]!r}." if published else ""
     if "://" in name:
-        return f"{name} is a URL: expected a name or a path. Download the file and pass its path.{hint}"
-    return f"{name} does not exist (current directory: {Path.cwd()}).{hint}"
+        advice = "expected a name or a path. Download the file and pass its path."
+        return f"{shortened(name)} is a URL: {advice}{hint}"
+    return f"{shortened(name)} does not exist (current directory: {Path.cwd()}).{hint}"
 
 
 def _load_published(
@@ -159,5 +160,6 @@ def _hub_file(repo: str, filename: str, revision: str, offline: bool | None) -> 
         return fetch.hub_file(repo, filename, revision, offline=offline)
     except (DownloadError, OfflineError) as error:
         raise type(error)(
-            f"{repo!r} is not a file or directory, and the Hub repo of that name has no {filename}: {error}"
+            f"{quoted(repo, 100)} is not a file or directory, and the Hub repo of that name has no "
+            f"{filename}: {error}"
         ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import UnknownModelError
+from solo_infer.runtime.messages import quoted
 
 MANIFEST_NAME = "weights_manifest.json"
 DEFAULT_MODEL = "decoupled_r50_3x"
@@ -136,6 +137,6 @@ def unknown_model_message(name: str) -> str:
     """Return the error message for an unknown name, with similar names."""
     names = available_models()
     return (
-        f"No model {name!r}: expected a file, a directory, a published model or a Hub repo id (owner/name). "
-        f"{did_you_mean(name, names)}Published models: {', '.join(names)}."
+        f"No model {quoted(name, 100)}: expected a file, a directory, a published model or a Hub repo id "
+        f"(owner/name). {did_you_mean(name, names)}Published models: {', '.join(names)}."
     )

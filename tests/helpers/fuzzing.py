@@ -11,6 +11,7 @@ Each input depends only on the seed and its number, which a failure names: ``cas
 import copy
 import os
 import random
+import sys
 import time
 import unicodedata
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from solo_infer.errors import SoloInferError
 
 SEED = os.environ.get("SOLO_INFER_FUZZ_SEED", "0")  # another one gives other inputs in all campaigns
 SECONDS = float(os.environ.get("SOLO_INFER_FUZZ_SECONDS", "1"))  # of each campaign
+# Without that variable, every run tries the same inputs, however fast the machine is.
+MAX_INPUTS = sys.maxsize if "SOLO_INFER_FUZZ_SECONDS" in os.environ else 100
 MAX_SECONDS_OF_A_CALL = 2.0
 MAX_MESSAGE = 1500  # characters
 _VISITED = 4000  # parts of a document among which mutations are chosen
@@ -114,9 +117,9 @@ def case(seed, number):
 
 
 def campaign(seed, seconds=SECONDS):
-    """Yield the random numbers of one input after another until the time is over."""
+    """Yield the random numbers of one input after another until the time is over, or enough were tried."""
     end, number = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
+    while time.monotonic() < end and number < MAX_INPUTS:
         yield case(seed, number)
         number += 1
 

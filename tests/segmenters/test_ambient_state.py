@@ -88,7 +88,7 @@ def assert_equal(outcome, expected_outcome):
     assert outcome[2] == expected_outcome[2]
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", sorted({*STATES} - {"float16", "bfloat16", "device_context"}))
 def test_predictions_do_not_depend_on_it(state, expected):
     """First calls of new models in the state fill every cache; later ones outside of it use them."""
     clear_caches()
