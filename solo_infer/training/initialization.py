@@ -120,6 +120,11 @@ def keep_classes(model: Segmenter, names: Sequence[str]) -> Segmenter:
     return smaller
 
 
+def class_layers(network: SegmentationNetwork, recipe: Recipe) -> list[str]:
+    """Return the names of the layers that output class scores, none if they learn at the common rate."""
+    return list(network.class_rows([0])) if recipe.class_lr_mult != 1 else []
+
+
 def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> SegmentationNetwork:
     """Put a network into train mode in float32, and freeze the parts that a recipe freezes.
 
@@ -142,7 +147,7 @@ def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> Segmen
             f"{names[0].rpartition('.')[0]!r}.",
         )
     for name, parameter in network.named_parameters():
-        if recipe.lr_mult_of(name, network.class_rows([0])) == 0:
+        if recipe.lr_mult_of(name, class_layers(network, recipe)) == 0:
             parameter.requires_grad_(False)
     trains = any(parameter.requires_grad for parameter in network.parameters())
     require(trains, "The recipe freezes all parameters: expected a multiplier above 0 in lr_mults.")

@@ -67,8 +67,8 @@ class Recipe:
         class_lr_mult: Multiplier of ``lr`` for the layers that output class scores, which start from new
             weights if the classes are new.
         lr_mults: Multipliers of ``lr`` for other parts of the network, by the start of the names of their
-            parameters, e.g. {"neck": 0.3, "head.class_out": 5.0}; the longest matching start counts, also
-            before ``backbone_lr_mult``. 0 freezes a part.
+            parameters, e.g. {"neck": 0.3, "head.class_out": 5.0}; the longest matching start counts,
+            before ``class_lr_mult`` and ``backbone_lr_mult``. 0 freezes a part.
         weight_decay: Weight decay of all parameters (mmdet: 1e-4).
         schedule: "step" (a tenth after each milestone) or "cosine" (to zero at the end).
         milestones: Epochs after which the "step" schedule lowers the learning rate.
@@ -174,10 +174,12 @@ class Recipe:
             parameter: Name of the parameter.
             class_layers: Names of the layers that output class scores.
         """
-        mults = {"backbone": self.backbone_lr_mult, **dict.fromkeys(class_layers, self.class_lr_mult)}
-        mults |= self.lr_mults
-        starts = [start for start in mults if parameter == start or parameter.startswith(f"{start}.")]
-        return mults[max(starts, key=len)] if starts else 1.0
+        owner = {"backbone": self.backbone_lr_mult, **dict.fromkeys(class_layers, self.class_lr_mult)}
+        for mults in (self.lr_mults, owner):
+            starts = [start for start in mults if parameter == start or parameter.startswith(f"{start}.")]
+            if starts:
+                return mults[max(starts, key=len)]
+        return 1.0
 
     def lr_at(self, iteration: int, iters_per_epoch: int) -> float:
         """Return the learning rate of an iteration.

@@ -29,7 +29,7 @@ from solo_infer.runtime.messages import describe_error
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
-from solo_infer.training.initialization import prepare_for_training
+from solo_infer.training.initialization import class_layers, prepare_for_training
 from solo_infer.training.loader import Batch
 from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, is_evaluated
 from solo_infer.training.recipe import Recipe
@@ -138,8 +138,8 @@ class _TrainingRun:
             self.train_network = DistributedDataParallel(self.network)
         trainable = [item for item in self.network.named_parameters() if item[1].requires_grad]
         self.parameters = [parameter for _, parameter in trainable]
-        class_layers = list(network.class_rows([0]))
-        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe, class_layers)
+        outputs = class_layers(self.network, recipe)
+        self.optimizer, self.parameter_names = _make_optimizer(trainable, recipe, outputs)
         # Not torch.amp.GradScaler: it needs float64 on the device, which CoreX lacks.
         self.scaler = checkpointing.LossScaler(recipe.autocast == "float16")
         self.average: checkpointing.WeightAverage | None = None
@@ -347,7 +347,7 @@ class _TrainingRun:
 
 
 def _make_optimizer(
-    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe, class_layers: Sequence[str]
+    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe, class_layers: Sequence[str] = ()
 ) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimizer of named parameters, and their names in its order.
 
