@@ -40,7 +40,11 @@ class StagedFile:
             self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # 0o666 without the bits of the umask
         finally:
             os.close(descriptor)
-        self.path.chmod(0o600)
+        try:
+            self.path.chmod(0o600)
+        except OSError:
+            self.discard()
+            raise
 
     def commit(self) -> None:
         """Rename the temporary file to the target.

@@ -44,7 +44,7 @@ def small_config(head):
             stacked_convs=2,
             pyramid_channels=32,
             head_channels=32,
-            mask_channels=32,
+            mask_channels=32 if head == "solov2" else SOLOConfig().mask_channels,
         ),
         PreprocessConfig(short_side=96, long_side=160),
         categories=Categories(("cat", "dog", "bird")),

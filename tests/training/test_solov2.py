@@ -20,6 +20,7 @@ from solo_infer.models.solo.targets import downsample_masks
 from solo_infer.training import PUBLISHED_SOLOV2_3X, fine_tune, fit, init_model
 from solo_infer.training.initialization import keep_classes, prepare_for_training, replace_classifier
 from solo_infer.training.metrics_log import read_rows
+from solo_infer.training.recipe import Recipe
 
 SIZE = (96, 128)
 
@@ -54,7 +55,7 @@ def start():
 @pytest.fixture
 def network(start):
     """Return a network in train mode whose kernels give masks of any score."""
-    network = prepare_for_training(replace_classifier(start, start.config.categories).network, True)
+    network = prepare_for_training(replace_classifier(start, start.config.categories).network, Recipe())
     with torch.no_grad():
         network.mask_head.conv_kernel.weight.mul_(20)
         network.mask_head.conv_cls.weight.mul_(20)
@@ -133,7 +134,7 @@ def test_all_parameters_get_a_gradient_without_instances(network, images, target
 
 def test_deformable_convolutions_are_trained(start, images):
     changes = {"deformable_head": "all", "deformable_mask_features": True, "modulated": True}
-    network = prepare_for_training(init_model(variant_of(start.config, changes)).network, True)
+    network = prepare_for_training(init_model(variant_of(start.config, changes)).network, Recipe())
     sum(network(images, OVERLAPPING).values()).backward()
     offsets = {name: p for name, p in network.named_parameters() if "conv_offset" in name}
     assert len(offsets) == 2 * (1 + 1 + 8)  # class and kernel branch, mask feature head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,8 @@ from helpers.checkpoint_files import empty_state_dict
 from torch import Tensor
 
 from solo_infer.config import COCO, PRESETS, Categories, ModelConfig, categories
-from solo_infer.errors import CheckpointError
+from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.weights.infer_config import infer_config, with_class_names
-from solo_infer.weights.match_state_dict import build_empty_network
 from solo_infer.weights.named_tensors import NamedTensors
 
 LIGHT = PRESETS["decoupled_light_r50"].architecture
@@ -103,7 +103,7 @@ def test_other_networks_fit_no_known_model() -> None:
 
 def test_message_names_every_family() -> None:
     message = inference_error({"weight": torch.zeros(5)})
-    assert "the tensors of SOLO, Decoupled SOLO or Decoupled Light SOLO on resnet50, resnet101, " in message
+    assert "the tensors of SOLO, Decoupled SOLO, Decoupled Light SO" in message
     assert "or of YOLACT on resnet50, resnet101, or of Tiny on shufflenet_1x, shufflenet_1.5x. " in message
     assert "Compared with " in message
 
@@ -113,7 +113,7 @@ def test_excessive_sizes_of_yolact_are_refused_quickly() -> None:
     for part in ("weight", "bias"):
         tensor = state_dict[f"bbox_head.conv_cls.{part}"]
         state_dict[f"bbox_head.conv_cls.{part}"] = torch.zeros(()).expand(2**40, *tensor.shape[1:])
-    assert "is of a model with num_classes=" in inference_error(state_dict)
+    assert re.search(r"num_classes=\d+: expected an integer in 1\.\.", inference_error(state_dict))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_excessive_sizes_of_yolact_are_refused_quickly() -> None:
     ],
 )
 def test_excessive_sizes_are_refused_quickly(changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="x.pth"):
-        build_empty_network(replace(LIGHT, **changes), "x.pth")
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))}.*expected an integer in 1.."):
+        replace(LIGHT, **changes)
 
 
 @pytest.mark.parametrize("name", ["mask_head.conv_cls.weight", "mask_head.conv_mask_list_x.0.weight"])
@@ -140,4 +140,4 @@ def test_excessive_sizes_in_a_file_are_refused_quickly(name: str) -> None:
     if "_x" in name:
         for key in [key for key in state_dict if key.startswith("mask_head.conv_mask_list_y.0.")]:
             del state_dict[key]
-    assert "is supported" in inference_error(state_dict)
+    assert "expected an integer in 1.." in inference_error(state_dict)
