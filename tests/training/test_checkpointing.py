@@ -61,7 +61,11 @@ class TestLossScaler:
     def test_float16_run_saves_its_scale(self, tmp_path, monkeypatch):
         """Use bfloat16 in place of float16, which the CPU of old versions of torch cannot autocast to."""
         autocast = torch.autocast
-        monkeypatch.setattr(torch, "autocast", lambda device, dtype: autocast(device, dtype=torch.bfloat16))
+
+        def in_bfloat16(device, dtype=None, **options):
+            return autocast(device, dtype=dtype and torch.bfloat16, **options)
+
+        monkeypatch.setattr(torch, "autocast", in_bfloat16)
         recipe = replace(QUICK, epochs=1, autocast="float16")
         fit(small_start(), Rectangles(), tmp_path, recipe, device="cpu")
         facts = checkpointing.load_state(tmp_path / checkpointing.STATE_NAME)[1]
