@@ -129,7 +129,9 @@ class InstanceDataset(Dataset[Sample]):
         )
 
     def _draw(self, generator: Generator) -> Sample:
-        return self.load(int(torch.randint(len(self), (), generator=generator, device="cpu")))
+        return self.load(
+            int(torch.randint(len(self), (), dtype=torch.int64, generator=generator, device="cpu"))
+        )
 
     def _read(self, image: int) -> Tensor:
         height, width = self.index.shapes[image].tolist()

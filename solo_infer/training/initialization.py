@@ -146,8 +146,9 @@ def prepare_for_training(network: SegmentationNetwork, recipe: Recipe) -> Segmen
             f"lr_mults has {start!r}, but no parameter has such a name: expected the start of one, e.g. "
             f"{names[0].rpartition('.')[0]!r}.",
         )
+    outputs = class_layers(network, recipe)
     for name, parameter in network.named_parameters():
-        if recipe.lr_mult_of(name, class_layers(network, recipe)) == 0:
+        if recipe.lr_mult_of(name, outputs) == 0:
             parameter.requires_grad_(False)
     trains = any(parameter.requires_grad for parameter in network.parameters())
     require(trains, "The recipe freezes all parameters: expected a multiplier above 0 in lr_mults.")

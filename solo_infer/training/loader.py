@@ -178,7 +178,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def _order(self) -> np.ndarray:
         """Return the indices of the images of the epoch, batch after batch."""
         generator = make_generator(self.seed, self.epoch)
-        order = torch.randperm(self.length, generator=generator, device="cpu").numpy()
+        order = torch.randperm(self.length, dtype=torch.int64, generator=generator, device="cpu").numpy()
         if self.portrait is None:
             return order
         portrait = np.asarray(self.portrait, dtype=bool)[order]
@@ -188,7 +188,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             full_batches.append(group[: count * self.batch_size].reshape(count, self.batch_size))
             remainders.append(group[count * self.batch_size :])
         batches = np.concatenate(full_batches)
-        shuffled = torch.randperm(len(batches), generator=generator, device="cpu").numpy()
+        shuffled = torch.randperm(len(batches), dtype=torch.int64, generator=generator, device="cpu").numpy()
         return np.concatenate([batches[shuffled].ravel(), *remainders])
 
 

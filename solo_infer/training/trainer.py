@@ -347,15 +347,16 @@ class _TrainingRun:
 
 
 def _make_optimizer(
-    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe, class_layers: Sequence[str] = ()
+    parameters: Sequence[tuple[str, nn.Parameter]], recipe: Recipe, outputs: Sequence[str] = ()
 ) -> tuple[torch.optim.Optimizer, list[str]]:
     """Return the optimizer of named parameters, and their names in its order.
 
-    The entry "lr_mult" of a parameter group is its multiplier of the learning rate.
+    ``outputs`` are the names of the layers that output class scores. The entry "lr_mult" of a parameter group
+    is its multiplier of the learning rate.
     """
     members: dict[float, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in parameters:
-        members.setdefault(recipe.lr_mult_of(name, class_layers), []).append((name, parameter))
+        members.setdefault(recipe.lr_mult_of(name, outputs), []).append((name, parameter))
     groups: list[dict[str, Any]] = [
         {"params": [parameter for _, parameter in group], "lr_mult": lr_mult}
         for lr_mult, group in members.items()

@@ -238,7 +238,11 @@ class CopyPaste:
         if not count:
             return sample
         pasted_count = 1 + _random_int(min(count, self.max_instances), generator)
-        indices = torch.randperm(count, generator=generator, device="cpu")[:pasted_count].sort().values
+        indices = (
+            torch.randperm(count, dtype=torch.int64, generator=generator, device="cpu")[:pasted_count]
+            .sort()
+            .values
+        )
         return self._paste(sample, image, select_instances(candidates, indices))
 
     def _candidates(self, sample: Sample, source: Sample) -> tuple[Target, Tensor]:
@@ -387,7 +391,7 @@ def _uniform(low: float, high: float, generator: Generator) -> float:
 
 
 def _random_int(end: int, generator: Generator) -> int:
-    return int(torch.randint(end, (), generator=generator, device="cpu"))
+    return int(torch.randint(end, (), dtype=torch.int64, generator=generator, device="cpu"))
 
 
 def _require_range(name: str, limits: tuple[float, float], greatest: float = math.inf) -> None:

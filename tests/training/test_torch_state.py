@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.ambient_states import default_dtype
 from helpers.training_runs import (
     ONE_LAYER,
     QUICK_FINE_TUNE,
@@ -26,15 +27,6 @@ from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.torch_state import deferred_interrupt, flushed_denormals, neutral_torch_state
 
 QUICK = replace(QUICK_FINE_TUNE, epochs=1, augment="jitter", crop_size=64, copy_paste=1.0)
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(autouse=True)

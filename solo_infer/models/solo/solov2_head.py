@@ -137,7 +137,7 @@ class SOLOv2Head(BaseHead):
 
     def _cell_kernels(self, feature: Tensor, cells: LevelCells) -> Tensor:
         """Return the kernels (k, E) of cells of one level, from the features (C, g, g) of its branch."""
-        taps = torch.arange(3, device=feature.device)
+        taps = torch.arange(3, dtype=torch.int64, device=feature.device)
         rows, columns = cells.rows[:, None, None] + taps[:, None], cells.columns[:, None, None] + taps
         patches = pad(feature, (1, 1, 1, 1))[:, rows, columns].transpose(0, 1)  # (k, C, 3, 3)
         weight, bias = (self.conv_kernel.get_parameter(name) for name in ("weight", "bias"))

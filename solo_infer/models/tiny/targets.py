@@ -49,7 +49,7 @@ def assign(class_logits: Tensor, boxes: Tensor, instances: Instances, target: Ta
     if len(instances.labels):
         metric = metric * (iou >= iou.max(dim=1, keepdim=True).values)
     best, cells = metric.topk(min(CELLS_PER_INSTANCE, len(metric)), dim=0)
-    number = torch.arange(len(instances.labels), device=iou.device).expand_as(cells)
+    number = torch.arange(len(instances.labels), dtype=torch.int64, device=iou.device).expand_as(cells)
     used = best > 0
     cell_iou = iou.gather(0, cells)
     quality = best / best.amax(dim=0).clamp(min=1e-12) * (cell_iou * used).amax(dim=0)
@@ -63,7 +63,7 @@ def assign(class_logits: Tensor, boxes: Tensor, instances: Instances, target: Ta
 def _sample(cells: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
     if len(cells) <= _MAX_MASKS:
         return cells, instances
-    chosen = torch.randperm(len(cells), device=cells.device)[:_MAX_MASKS]
+    chosen = torch.randperm(len(cells), dtype=torch.int64, device=cells.device)[:_MAX_MASKS]
     return cells[chosen], instances[chosen]
 
 
