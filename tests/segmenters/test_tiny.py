@@ -1,6 +1,6 @@
 """Models of the family Tiny: prediction, thresholds, dtypes, saving, loading."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from helpers.results import assert_same
 from helpers.training_runs import small_start
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig, load_model
-from solo_infer.config import TinyPostprocessConfig
+from solo_infer.config import TinyPostprocessConfig, YOLACTPostprocessConfig
 from solo_infer.errors import ConfigError
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.inference.tiny import detect_batch
@@ -128,15 +128,20 @@ def test_thresholds_of_the_family(small_tiny, photo, result):
     assert len(small_tiny(photo, thresholds=TinyPostprocessConfig(box_iou=0.0))) < len(result)
 
 
-def test_thresholds_of_solo_are_refused(small_tiny, photo, saved):
-    message = "thresholds are PostprocessConfig: a tiny model takes TinyPostprocessConfig"
-    for call in (
-        lambda: small_tiny.with_thresholds(PostprocessConfig()),
-        lambda: small_tiny(photo, thresholds=PostprocessConfig()),
-        lambda: SOLO.from_pretrained(saved, device="cpu", thresholds=PostprocessConfig()),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            call()
+def test_thresholds_of_solo_are_completed(small_tiny, photo, saved):
+    thresholds = PostprocessConfig(score_thr=0.2, nms="greedy")
+    complete = TinyPostprocessConfig(**asdict(thresholds))
+    model = small_tiny.with_thresholds(thresholds)
+    assert model.config.thresholds == complete
+    assert SOLO.from_pretrained(saved, device="cpu", thresholds=thresholds).config.thresholds == complete
+    expected = small_tiny(photo, thresholds=complete)
+    assert torch.equal(small_tiny(photo, thresholds=thresholds).scores, expected.scores)
+    assert torch.equal(model(photo).scores, expected.scores)
+
+
+def test_thresholds_of_yolact_are_refused(small_tiny):
+    with pytest.raises(ConfigError, match="YOLACTPostprocessConfig: a tiny model takes TinyPost"):
+        small_tiny.with_thresholds(YOLACTPostprocessConfig())
 
 
 # --- Saving and loading

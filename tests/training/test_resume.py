@@ -104,6 +104,7 @@ def test_run_that_dies_while_an_evaluation_is_recorded(tmp_path, expected, monke
     assert_equal_runs(tmp_path, expected)
 
 
+@pytest.mark.usefixtures("default_ctrl_c")
 @pytest.mark.parametrize(
     "place",
     [

@@ -22,7 +22,7 @@ from helpers.training_runs import (
 )
 
 from solo_infer.errors import TrainingError
-from solo_infer.training import fine_tune, fit
+from solo_infer.training import Recipe, fine_tune, fit
 from solo_infer.training.initialization import prepare_for_training
 from solo_infer.training.torch_state import deferred_interrupt, flushed_denormals, neutral_torch_state
 
@@ -124,13 +124,13 @@ def test_networks_from_inference_mode_can_be_trained():
         model = small_start()
         network = model.network
         network.backbone.register_buffer("made_here", torch.zeros(1))
-    prepare_for_training(network, freeze_stem=False)
+    prepare_for_training(network, Recipe(freeze_stem=False))
     tensors = [*network.parameters(), *network.buffers()]
     assert not any(tensor.is_inference() for tensor in tensors)
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_interrupts_are_deferred_in_the_main_thread_only():
+def test_interrupts_are_deferred_in_the_main_thread_only(default_ctrl_c):
     done = []
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
         os.kill(os.getpid(), signal.SIGINT)
