@@ -238,7 +238,7 @@ def test_run_learns_and_writes_a_model(variant, tmp_path):
 def test_two_processes_train_and_evaluate_as_one(data, tmp_path):
     config = small_yolact_config("mmdet")
     saved_start = YOLACT(config, small_yolact_network(config)).save_pretrained(tmp_path / "start")
-    recipe = replace(QUICK, epochs=1, lr=1e-4, seed=2)  # a seed with which some detections are right
+    recipe = replace(QUICK, epochs=1, lr=1e-4, seed=1)  # a seed with which some detections are right
     start = YOLACT.from_pretrained(saved_start, device="cpu")
     one = fine_tune(start, data, tmp_path / "one", recipe, validation=data, device="cpu")
     two, _ = train_in_two_processes(saved_start, data, recipe, tmp_path)

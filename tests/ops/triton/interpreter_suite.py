@@ -131,7 +131,7 @@ def test_pasting_no_masks():
     assert packed.shape == (0, 10, 2) and boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "solov2"])  # its masks are one product
 @torch.no_grad()
 def test_mask_statistics_of_heads(head, monkeypatch):
     network = small_network(small_config(head))

@@ -69,11 +69,11 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_classes": 2**40},
-        {"pyramid_channels": 2**20},
-        {"mask_channels": 2**40},
+        {"num_classes": 2**16 + 1},
+        {"pyramid_channels": 2**12 + 2},
+        {"mask_channels": 2**12 + 1},
         {"mask_features": 2**20},
-        {"distance_bins": 2**40},
+        {"distance_bins": 2**10 + 1},
     ],
     ids=str,
 )

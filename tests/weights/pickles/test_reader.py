@@ -190,8 +190,9 @@ def test_torch_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     for name in ("mmdet2", "mmdet3"):
         assert read_pickled(DATA / f"checkpoint_{name}.pth")["state_dict"]
-    sources = [path.read_text() for path in (ROOT / "solo_infer").rglob("*.py")]
-    assert not [text for text in sources if "torch.load(" in text or "pickle.load" in text]
+    sources = {path.name: path.read_text() for path in (ROOT / "solo_infer").rglob("*.py")}
+    users = {name for name, text in sources.items() if "torch.load(" in text or "pickle.load" in text}
+    assert users == {"worker_processes.py"}  # batches of its own processes, nothing from a file
 
 
 # --- Attacks
