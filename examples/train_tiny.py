@@ -96,10 +96,10 @@ def read_sets(path):
 
 def main(start, sets, output, settings=SETTINGS):
     settings = json.loads(Path(settings).read_text())
-    model = SOLO.from_pretrained(start, device="cpu")
+    model = SOLO.from_pretrained(start)
     preprocessing = PreprocessConfig(**settings["preprocessing"])
     model = build_segmenter(replace(model.config, preprocessing=preprocessing), model.network)
-    teacher = SOLO.from_pretrained(start, device="cpu").network.to(memory_format=torch.channels_last)
+    teacher = SOLO.from_pretrained(start).network.to(memory_format=torch.channels_last)
     datasets, excluded = read_sets(sets)
     for number, recipe in enumerate(map(Recipe.from_dict, settings["stages"]), start=1):
         dataset = union(
@@ -122,7 +122,7 @@ def main(start, sets, output, settings=SETTINGS):
             model = build_segmenter(model.config, DistilledNetwork(model.network, teacher).eval())
         folder = fit(model, batches, Path(output) / f"stage{number}", recipe, resume=True)
         # The next stage starts from the saved weights, which are the moving average.
-        model = SOLO.from_pretrained(folder, device="cpu")
+        model = SOLO.from_pretrained(folder)
     print(folder)
 
 

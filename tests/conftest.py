@@ -44,6 +44,18 @@ def server():
 
 
 @pytest.fixture
+def without_tf32():
+    """Make float32 on CUDA full float32, which is comparable with the CPU."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+@pytest.fixture
 def two_cards(monkeypatch):
     """Simulate two CUDA devices, and return their properties."""
     card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=3 << 30, multi_processor_count=5)

@@ -5,30 +5,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.models import HEADS
+from helpers.models import (
+    DEFORMABLE,
+    HEADS,
+    YOLACT_VARIANTS,
+    randomize,
+    small_config,
+    small_network,
+    variant_of,
+)
 from helpers.results import assert_same
 from helpers.smooth_images import smooth_images
 
-from solo_infer import SOLO, PostprocessConfig
+from solo_infer import SOLO, YOLACT, PostprocessConfig
 from solo_infer.diagnostics.kernel_checks import WRONG, describe_paths
 from solo_infer.inference import solo_static
 from solo_infer.ops import dispatch
 from solo_infer.runtime.device import fast_paths
+from solo_infer.segmenters.tiny import Tiny
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("without_tf32"),
+]
 
 DEVICE = torch.device("cuda", 0)
-
-
-@pytest.fixture(autouse=True)
-def disable_tf32():
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.allow_tf32 = value
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,29 @@ def test_no_kernel_is_wrong():
 def test_detections_equal_the_cpu(head, cuda_models, small_models):
     for image in smooth_images(3) * 3:  # first without a graph, then captured, then replayed
         assert_close(cuda_models[head](image), small_models[head](image))
+
+
+@pytest.mark.parametrize("variant", YOLACT_VARIANTS)
+def test_yolact_equals_the_cpu(variant, small_yolacts):
+    expected = small_yolacts[variant]
+    model = YOLACT(expected.config, copy.deepcopy(expected.network)).to(DEVICE)
+    for image in smooth_images(3):
+        assert_close(model(image), expected(image))
+
+
+def test_tiny_equals_the_cpu(small_tiny):
+    model = Tiny(small_tiny.config, copy.deepcopy(small_tiny.network)).to(DEVICE)
+    for image in smooth_images(3):
+        assert_close(model(image), small_tiny(image))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_deformable_convolutions_equal_the_cpu(head):
+    config = variant_of(small_config(head), DEFORMABLE)
+    expected = SOLO(config, randomize(small_network(config)))
+    model = SOLO(config, copy.deepcopy(expected.network)).to(DEVICE)
+    for image in smooth_images(2) * 3:
+        assert_close(model(image), expected(image))
 
 
 @pytest.mark.parametrize("head", HEADS)
