@@ -24,6 +24,7 @@ from solo_infer import SOLO, YOLACT
 from solo_infer.diagnostics.procedural_weights import CALIBRATION
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.runtime import environment
+from solo_infer.runtime.device import full_float32
 from solo_infer.segmenters.tiny import Tiny
 
 
@@ -45,14 +46,9 @@ def server():
 
 @pytest.fixture
 def without_tf32():
-    """Make float32 on CUDA full float32, which is comparable with the CPU."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.allow_tf32 = value
+    """Make float32 on CUDA comparable with the CPU."""
+    with full_float32():
+        yield
 
 
 @pytest.fixture

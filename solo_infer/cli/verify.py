@@ -38,6 +38,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare networks and detections; return 1 if any difference exceeds its tolerance."""
+    import torch
+
     from solo_infer.diagnostics.verify import MODELS
     from solo_infer.runtime.device import resolve_device
 
@@ -51,6 +53,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         outcome = f"{failed} of {len(checks)} checks failed" if failed else "all checks passed"
         print_text(f"{outcome} ({device}, {args.dtype})")
+        if device.type == "cuda" and args.dtype == "float32" and torch.backends.cudnn.allow_tf32:
+            print_text(
+                "Checked without TF32. PyTorch allows it in convolutions, where it changes class scores by "
+                "up to 0.01; torch.backends.cudnn.allow_tf32 = False turns it off."
+            )
     return 1 if failed else 0
 
 

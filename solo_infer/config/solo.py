@@ -128,6 +128,11 @@ class SOLOConfig(ArchitectureConfig):
             require(ordered, f"scale_ranges={self.scale_ranges}: expected (least, greatest) for each level.")
         object.__setattr__(self, "scale_ranges", tuple(map(tuple, self.scale_ranges)))
 
+    @property
+    def is_deformable(self) -> bool:
+        """Whether any convolution is deformable."""
+        return bool(self.deformable_head != "none" or self.deformable_stages or self.deformable_mask_features)
+
     def _check_deformable_stages(self) -> None:
         stages = self.deformable_stages
         known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)

@@ -20,7 +20,7 @@ from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.parity import Check, Tolerances
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models import build_network
-from solo_infer.runtime.device import resolve_device, resolve_dtype
+from solo_infer.runtime.device import full_float32, resolve_device, resolve_dtype
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
 
@@ -78,7 +78,9 @@ def verify(
     dtype: str | torch.dtype = torch.float32,
     models: Sequence[str] = MODELS,
 ) -> Iterator[Check]:
-    """Compare this device with mmdet, and yield each check as soon as it is done.
+    """Compare this device with mmdet, and yield the checks of each model as soon as they are done.
+
+    float32 is full float32: TF32, which PyTorch allows in convolutions on CUDA, is off.
 
     Args:
         device: Device, as in ``SOLO.from_pretrained``.
@@ -92,7 +94,9 @@ def verify(
     target_device, network_dtype = resolve_device(device), resolve_dtype(dtype)
     yield check_preprocessing(target_device)
     for model in models:
-        yield from check_model(model, target_device, network_dtype)
+        with full_float32():
+            checks = list(check_model(model, target_device, network_dtype))
+        yield from checks
 
 
 def check_preprocessing(device: torch.device) -> Check:

@@ -91,9 +91,10 @@ class StaticDetector:
             geometries: Sizes of the images.
             thresholds: Post-processing settings.
             class_mask: (classes,) float32, 0 for excluded classes.
-            stopwatch: Marks the stages. If it synchronizes at each mark, no graph is used.
+            stopwatch: Marks the stages. If it synchronizes at each mark, no graph is used, as with
+                deformable convolutions, which a graph does not hold.
         """
-        if stopwatch.synchronizes:
+        if stopwatch.synchronizes or network.config.is_deformable:
             features = extract_features(network, inputs, class_mask, stopwatch)
             detections = detect_static(network, features, thresholds, CAPACITIES[0], stopwatch)
             results = _read_back(network, features, detections, geometries, thresholds)

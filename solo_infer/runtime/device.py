@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -50,6 +52,18 @@ def _require_cuda(device: torch.device) -> None:
         raise DeviceError(
             f"device='{device}': this machine has {count} CUDA device(s); their indices start at 0."
         )
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 on CUDA without TF32, which rounds the operands of convolutions to 10 bits."""
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cublas.allow_tf32
+    try:
+        cudnn.allow_tf32 = cublas.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, cublas.allow_tf32 = before
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

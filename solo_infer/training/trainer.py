@@ -237,11 +237,18 @@ class _TrainingRun:
             self.average.update(self.network.state_dict(), self.iteration + 1)
         return {**values, "grad_norm": norm}
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which the network computes in the dtype of the recipe."""
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Let the network compute in the dtype of the recipe."""
         if self.recipe.autocast == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast))
+            yield
+            return
+        try:
+            with torch.autocast(self.device.type, dtype=resolve_dtype(self.recipe.autocast)):
+                yield
+        finally:
+            # Inside another autocast context, an exit keeps the cast weights, which the step changes.
+            torch.clear_autocast_cache()
 
     def _evaluate(self, evaluate: Evaluator) -> None:
         """Evaluate the weights that are saved; all processes take part."""

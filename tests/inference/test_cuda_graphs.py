@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.models import HEADS
+from helpers.models import DEFORMABLE, HEADS, randomize, small_config, small_network, variant_of
 from helpers.results import assert_same
 from helpers.smooth_images import smooth_images
 
@@ -196,6 +196,18 @@ def test_replays_equal_the_dynamic_path(head, static_models, small_models, recor
         for image in images:
             assert_close(static_models[head](image), small_models[head], image)
     assert recording.count == len({image.shape for image in images})
+
+
+def test_deformable_convolutions_are_not_captured(monkeypatch, recording):
+    """Torchvision launches them on the default stream, which no graph records."""
+    monkeypatch.setattr(solo_static, "graphs_allowed", lambda device: True)
+    config = variant_of(small_config("solov2"), DEFORMABLE)
+    model = SOLO(config, randomize(small_network(config)))
+    model._static_detector = StaticDetector(recording)
+    (image,) = smooth_images(1)
+    for _ in range(3):
+        assert_close(model(image), model, image)
+    assert recording.count == 0
 
 
 def assert_close(result, model, image, **options):

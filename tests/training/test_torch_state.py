@@ -24,6 +24,7 @@ from helpers.training_runs import (
 from solo_infer.errors import TrainingError
 from solo_infer.training import Recipe, fine_tune, fit
 from solo_infer.training.initialization import prepare_for_training
+from solo_infer.training.metrics_log import read_rows
 from solo_infer.training.torch_state import deferred_interrupt, flushed_denormals, neutral_torch_state
 
 QUICK = replace(QUICK_FINE_TUNE, epochs=1, augment="jitter", crop_size=64, copy_paste=1.0)
@@ -100,6 +101,19 @@ def test_denormals_are_flushed_only_inside(is_flushed):
     finally:
         torch.set_flush_denormal(False)
     assert (number * 1.0).all()  # in all threads
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_autocast_uses_the_weights_of_the_last_step(tmp_path, is_nested):
+    """Inside another autocast context, torch keeps the weights that it has cast."""
+    rows = {}
+    for autocast in ("float32", "bfloat16"):
+        recipe = replace(ONE_LAYER, autocast=autocast, lr=0.3, warmup_iters=0, ema_decay=0.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16) if is_nested else contextlib.nullcontext():
+            folder = fit(one_layer_model(), Noise(8), tmp_path / autocast, recipe, device="cpu")
+        rows[autocast] = [float(row["loss"]) for row in read_rows(folder / "training.csv")]
+    assert rows["float32"][-1] < rows["float32"][0] / 4
+    assert rows["bfloat16"] == pytest.approx(rows["float32"], rel=0.05, abs=0.01)
 
 
 def test_default_device_that_the_machine_lacks():

@@ -5,6 +5,8 @@ Version 1: Dai et al., arXiv 1703.06211. Version 2, modulated: Zhu et al., arXiv
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
@@ -63,7 +65,7 @@ class DeformableConv(nn.Conv2d):
         if self.modulated:
             taps = offsets.shape[1] // 3
             offsets, factors = offsets[:, : 2 * taps], offsets[:, 2 * taps :].sigmoid()
-        out = deform_conv2d(
+        out = _on_default_stream(
             x.to(dtype),
             offsets.nan_to_num(),  # at NaN positions the operator reads out of bounds
             self.weight.to(dtype),
@@ -73,3 +75,30 @@ class DeformableConv(nn.Conv2d):
             mask=factors,
         )
         return out.to(x.dtype)
+
+
+def _on_default_stream(x: Tensor, offsets: Tensor, *args: Any, mask: Tensor | None, **options: Any) -> Tensor:
+    """Call ``deform_conv2d``, which always runs on the default stream of a CUDA device.
+
+    Other streams wait for it, and it for them. A CUDA graph would not hold it.
+
+    Raises:
+        RuntimeError: The current stream records a CUDA graph.
+    """
+    if not x.is_cuda:
+        return deform_conv2d(x, offsets, *args, mask=mask, **options)
+    current, default = torch.cuda.current_stream(x.device), torch.cuda.default_stream(x.device)
+    if current == default:
+        return deform_conv2d(x, offsets, *args, mask=mask, **options)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "torchvision's deformable convolution runs on the default stream: no CUDA graph can hold it."
+        )
+    default.wait_stream(current)
+    with torch.cuda.stream(default):
+        out = deform_conv2d(x, offsets, *args, mask=mask, **options)
+    current.wait_stream(default)
+    for tensor in (x, offsets, mask, out):
+        if tensor is not None:
+            tensor.record_stream(current if tensor is out else default)
+    return out
