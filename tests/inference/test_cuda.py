@@ -53,7 +53,7 @@ def assert_close(result, expected):
     equal_labels = (result.labels[:count] == expected.labels[:count]).float().mean()
     assert equal_labels > 0.9
     differing = (result.masks[:count] != expected.masks[:count]).float().mean()
-    assert differing < 0.02
+    assert differing < 0.05  # neighbors of nearly equal scores may change places
 
 
 def test_no_kernel_is_wrong():

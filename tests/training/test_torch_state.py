@@ -108,12 +108,13 @@ def test_autocast_uses_the_weights_of_the_last_step(tmp_path, is_nested):
     """Inside another autocast context, torch keeps the weights that it has cast."""
     rows = {}
     for autocast in ("float32", "bfloat16"):
-        recipe = replace(ONE_LAYER, autocast=autocast, lr=0.3, warmup_iters=0, ema_decay=0.0)
+        recipe = replace(ONE_LAYER, autocast=autocast, lr=0.2, warmup_iters=0, ema_decay=0.0)
         with torch.autocast("cpu", dtype=torch.bfloat16) if is_nested else contextlib.nullcontext():
             folder = fit(one_layer_model(), Noise(8), tmp_path / autocast, recipe, device="cpu")
         rows[autocast] = [float(row["loss"]) for row in read_rows(folder / "training.csv")]
     assert rows["float32"][-1] < rows["float32"][0] / 4
-    assert rows["bfloat16"] == pytest.approx(rows["float32"], rel=0.05, abs=0.01)
+    assert rows["bfloat16"] == pytest.approx(rows["float32"], abs=0.25)
+    assert rows["bfloat16"][-1] < rows["bfloat16"][0] / 4
 
 
 def test_default_device_that_the_machine_lacks():
