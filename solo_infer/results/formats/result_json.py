@@ -202,7 +202,7 @@ def _read_mask(value: Any, height: int, width: int) -> np.ndarray:
     try:
         counts, _ = rle.check(value, height, width)
     except ValueError as error:
-        raise ResultError(f'"mask": {error}') from error
+        raise ResultError(f'"mask": {error} Expected COCO RLE of the size of the image.') from error
     return rle.decode({"size": [height, width], "counts": counts})
 
 
