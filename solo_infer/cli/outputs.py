@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from solo_infer.cli import options
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -168,7 +168,26 @@ def _as_inputs(paths: Mapping[str, Path]) -> dict[str, list[Path]]:
 
 
 def _target(path: Path) -> Path | BinaryIO:
-    return sys.stdout.buffer if path == STDOUT else path
+    if path != STDOUT:
+        return path
+    stream = getattr(sys.stdout, "buffer", None)  # text streams in memory have none
+    return cast(BinaryIO, _Encoded(sys.stdout) if stream is None else stream)
+
+
+class _Encoded:
+    """Binary stream that writes UTF-8 to a text stream.
+
+    Args:
+        stream: Text stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.flush = stream.flush
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(data.decode("utf-8"))
+        return len(data)
 
 
 def _image_ids(args: argparse.Namespace, sources: Sequence[str]) -> ImageIds:
