@@ -1,5 +1,6 @@
 """Files that ``predict`` writes besides drawings: contents, standard output, and no overwritten files."""
 
+import contextlib
 import csv
 import io
 import json
@@ -99,6 +100,14 @@ def test_standard_output_has_the_file_and_nothing_else(run, photos, saved, optio
     assert_clear(err, "photos/bad.jpg", "1 failed, 2 done")
     assert out.encode() == Path("file").read_bytes()
     assert not Path("-").exists()
+
+
+def test_standard_output_may_be_a_text_stream(run, photos, saved):
+    common = ["predict", "photos", "--model", saved, "--no-save", "--save-dataset"]
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        assert run(*common, "-")[0] == 0
+    run(*common, "d.json")
+    assert stream.getvalue() == Path("d.json").read_text(encoding="utf-8")
 
 
 def test_from_standard_input_to_standard_output(photos, saved, loaded):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from solo_infer.config.categories import Categories
+from solo_infer.config.validation import require_path
 from solo_infer.errors import ResultError
 from solo_infer.ops import rle
 from solo_infer.results.formats.folder import source_path
@@ -160,7 +161,7 @@ class CocoDataset(StreamedFile):
     ) -> None:
         super().__init__(target, min_score=min_score)
         self._ids = image_ids if isinstance(image_ids, ImageIds) else ImageIds(image_ids)
-        self._root = None if root is None else os.path.abspath(os.path.expanduser(root))
+        self._root = None if root is None else os.path.abspath(require_path("root", root))
         self._polygons_only = polygons_only
         self._categories: Categories | None = None
         self._names: Counter[str] = Counter()

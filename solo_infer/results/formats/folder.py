@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from solo_infer.config.validation import require_path
 from solo_infer.errors import ResultError
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.messages import quoted
@@ -44,6 +45,9 @@ class ResultFolder(ABC):
         folder: Path of the folder, which is created when the first result is written; ``~`` is expanded.
         min_score: Lowest score to write, 0..1.
         keep: Paths of files that must not be overwritten, such as images that are still to be read.
+
+    Raises:
+        ConfigError: The folder is not a path.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class ResultFolder(ABC):
         min_score: float = 0.0,
         keep: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        self.folder, self.min_score = Path(os.path.expanduser(folder)), min_score
+        self.folder, self.min_score = require_path("folder", folder), min_score
         self._used = FileSet(keep)
         self._numbers: Counter[Path] = Counter()
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from solo_infer.errors import ResultError
 from solo_infer.results.formats.polygons import joined, trace
+from solo_infer.results.formats.text import require_text
 from solo_infer.runtime.messages import quoted
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def to_label_studio(
     result: Result, image: str | None, *, shape: str, from_name: str, to_name: str
 ) -> dict[str, Any]:
     """Return ``Result.to_label_studio``."""
-    if shape not in SHAPES:
+    if not isinstance(shape, str) or shape not in SHAPES:
         raise ResultError(f"shape={quoted(shape)}: expected one of {', '.join(SHAPES)}.")
+    image = require_text("image", result.source if image is None else image)
+    from_name, to_name = require_text("from_name", from_name), require_text("to_name", to_name)
     height, width = result.image_size
     regions: list[dict[str, Any]] = []
     for index, instance in enumerate(result.cpu()):
@@ -44,7 +47,7 @@ def to_label_studio(
                 }
             )
     return {
-        "data": {to_name: result.source if image is None else image},
+        "data": {to_name: image},
         "predictions": [
             {
                 "model_version": "solo_infer",

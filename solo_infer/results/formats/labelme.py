@@ -13,6 +13,7 @@ import numpy as np
 
 from solo_infer.results.formats.folder import LabelFolder, file_stem, source_path
 from solo_infer.results.formats.polygons import trace
+from solo_infer.results.formats.text import require_text
 
 if TYPE_CHECKING:
     from solo_infer.results.result import Result
@@ -22,6 +23,7 @@ _VERSION = "5.5.0"  # of labelme; shapes of the type "mask" are known from 5.3
 
 def to_labelme(result: Result, image_path: str) -> dict[str, Any]:
     """Return ``Result.to_labelme``."""
+    image_path = require_text("image_path", image_path)
     height, width = result.image_size
     shapes: list[dict[str, Any]] = []
     for index, instance in enumerate(result.cpu()):

@@ -78,6 +78,9 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
     """Return ``Result.from_dict``."""
     from solo_infer.results.result import Result
 
+    _require(is_int(max_bytes), "max_bytes", max_bytes, "an integer")
+    is_known = categories is None or isinstance(categories, Categories)
+    _require(is_known, "categories", categories, "the Categories of a model")
     _require(isinstance(values, dict), "result", values, "an object as Result.to_dict returns it")
     version = values.get("schema_version")
     _require(

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
+from solo_infer.config.validation import require_path
 from solo_infer.errors import ResultError
 from solo_infer.runtime.atomic_files import StagedFile
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -30,16 +31,19 @@ class StreamedFile(ABC):
         target: Path of the file, where ``~`` is expanded, or a binary stream such as ``sys.stdout.buffer``,
             which is not closed, and left incomplete after an error.
         min_score: Lowest score to write, 0..1.
+
+    Raises:
+        ConfigError: The target is neither a path nor a stream.
     """
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO, *, min_score: float = 0.0) -> None:
         self.path: Path | None = None
         self.min_score = min_score
         self._stream: BinaryIO
-        if isinstance(target, str | os.PathLike):
-            self.path = Path(os.path.expanduser(target))
+        if hasattr(target, "write"):
+            self._stream = cast(BinaryIO, target)
         else:
-            self._stream = target
+            self.path = require_path("target", target)
         self._staged: StagedFile | None = None
         self._complete = 0  # bytes up to the end of the last result
         self._images = 0
