@@ -31,6 +31,7 @@ EXAMPLES = (
     "solo-infer predict street.jpg",
     'solo-infer predict "photos/**/*.jpg" --classes person car --min-score 0.5 --output segmented',
     "solo-infer predict photos --no-save --save-json results.json",
+    "solo-infer predict photos --no-save --save-dataset dataset.json --save-yolo labels --save-csv table.csv",
 )
 PROGRESS_FROM = 6  # number of images from which a progress bar is shown
 

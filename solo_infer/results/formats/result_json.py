@@ -108,7 +108,7 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
             f"expected at most {max_bytes}. Pass a larger max_bytes to Result.from_dict or from_json if the "
             "result is from a source that you trust."
         )
-    packed = torch.zeros((len(instances), height, row), dtype=torch.uint8)
+    packed = torch.zeros((len(instances), height, row), dtype=torch.uint8, device="cpu")
     scores, labels, boxes = [], [], []
     for index, instance in enumerate(instances):
         try:
@@ -121,9 +121,9 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
         labels.append(label)
         boxes.append(box)
     return Result(
-        scores=torch.tensor(scores, dtype=torch.float32),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        scores=torch.tensor(scores, dtype=torch.float32, device="cpu"),
+        labels=torch.tensor(labels, dtype=torch.int64, device="cpu"),
+        boxes=torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4),
         packed_masks=packed,
         image_size=(height, width),
         categories=known,
