@@ -67,6 +67,11 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def draw_threshold(args: argparse.Namespace) -> float:
+    """Return ``--min-score``, or its default for drawings and all other outputs that people look at."""
+    return DRAW_THRESHOLD if args.min_score is None else float(args.min_score)
+
+
 # --- Parsers
 
 

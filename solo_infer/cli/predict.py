@@ -1,4 +1,4 @@
-"""``solo-infer predict``: segment images into drawings, COCO results or JSON."""
+"""``solo-infer predict``: segment images into drawings, JSON and the formats of ``cli/outputs.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo_infer.cli import options
+from solo_infer.cli import options, outputs
 from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
@@ -21,8 +21,9 @@ from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
+    from solo_infer.cli.outputs import Writers
     from solo_infer.results.result import Result
-    from solo_infer.results.writers import CocoFile, ImageFolder
+    from solo_infer.results.writers import ImageFolder
     from solo_infer.segmenters.base import Segmenter
 
 SUMMARY = "Segment images: draw instances, save COCO results, print JSON"
@@ -30,6 +31,7 @@ EXAMPLES = (
     "solo-infer predict street.jpg",
     'solo-infer predict "photos/**/*.jpg" --classes person car --min-score 0.5 --output segmented',
     "solo-infer predict photos --no-save --save-json results.json",
+    "solo-infer predict photos --no-save --save-dataset dataset.json --save-yolo labels --save-csv table.csv",
 )
 PROGRESS_FROM = 6  # number of images from which a progress bar is shown
 
@@ -72,14 +74,7 @@ def add_parser(subparsers: Any) -> None:
         help="font file for the captions (default: a font of the system that has the characters)",
     )
     options.add_json(output, "a list with one object per image")
-    options.add_save_json(output)
-    output.add_argument(
-        "--image-ids",
-        type=options.path,
-        metavar="FILE",
-        help="with --save-json: use the image ids of this COCO annotation file "
-        "(default: the number in the file name, else the position of the image)",
-    )
+    outputs.add_options(output)
     device = parser.add_argument_group("device")
     options.add_device(device)
     options.add_dtype(device)
@@ -90,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     """Segment images; return 1 if any of them failed."""
     from tqdm import tqdm
 
-    if args.image_ids and not args.save_json:
-        return usage_error("--image-ids requires --save-json")
+    misuse = outputs.find_misuse(args)
+    if misuse:
+        return usage_error(misuse)
     failed: list[str] = []
 
     def report(name: str, error: SoloInferError) -> None:
@@ -165,9 +161,11 @@ def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
         array = stack.enter_context(JsonArray()) if args.json else None
         if not files.sources:
             return 0
-        outputs = _Outputs(
+        inputs: outputs.Inputs = {"the image": files.sources, **_other_inputs(args)}
+        outputs.check_files(args, inputs)
+        destinations = _Outputs(
             drawings=None if args.no_save else _image_folder(args, files),
-            coco=stack.enter_context(_coco_file(args, files.sources)) if args.save_json else None,
+            writers=outputs.open_writers(args, files.sources, {**inputs, "an image": files.left_out}, stack),
             array=array,
             args=args,
         )
@@ -175,7 +173,7 @@ def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
         if args.classes is not None:
             model = model.only(args.classes)
         results = model.stream(files.sources, batch_size=args.batch_size, on_error=report)
-        return outputs.record(_with_progress(results, len(files.sources), args.quiet), report)
+        return destinations.record(_with_progress(results, len(files.sources), args.quiet), report)
 
 
 def _load_model(args: argparse.Namespace) -> Segmenter:
@@ -201,13 +199,12 @@ def _image_folder(args: argparse.Namespace, files: _Files) -> ImageFolder:
     from solo_infer.results.writers import ImageFolder
 
     others = [path for paths in _other_inputs(args).values() for path in paths]
-    keep = [*files.sources, *files.left_out, *others, *([args.save_json] if args.save_json else [])]
+    saved = outputs.file_paths(args)
+    keep: list[str | Path] = [*files.sources, *files.left_out, *others, *saved.values()]
     folder = ImageFolder(
-        args.output, min_score=_draw_threshold(args), boxes=args.boxes, font=args.font, keep=keep
+        args.output, min_score=options.draw_threshold(args), boxes=args.boxes, font=args.font, keep=keep
     )
-    if args.save_json:
-        drawings = [folder.path_of(file) for file in files.sources]
-        refuse_overwriting({"--save-json": args.save_json}, {"the drawing": drawings})
+    refuse_overwriting(saved, {"the drawing": [folder.path_of(file) for file in files.sources]})
     folder.make()
     return folder
 
@@ -222,22 +219,6 @@ def _other_inputs(args: argparse.Namespace) -> dict[str, list[Path]]:
     }
 
 
-def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
-    """Return the COCO results file, and check that it is not an input and that every image has an id."""
-    from solo_infer.data.coco import read_image_ids
-    from solo_infer.results.writers import CocoFile, ImageIds
-
-    refuse_overwriting({"--save-json": args.save_json}, {"the image": files, **_other_inputs(args)})
-    ids = ImageIds(read_image_ids(args.image_ids) if args.image_ids else None)
-    for file in files:
-        ids.of(file)
-    return CocoFile(args.save_json, ids, min_score=args.min_score or 0.0)
-
-
-def _draw_threshold(args: argparse.Namespace) -> float:
-    return options.DRAW_THRESHOLD if args.min_score is None else float(args.min_score)
-
-
 def _with_progress(results: Iterator[Result], total: int, quiet: bool) -> Iterator[Result]:
     is_shown = not quiet and total >= PROGRESS_FROM
     return iter(progress_bar(results, total=total, unit="image", enabled=is_shown))
@@ -249,13 +230,13 @@ class _Outputs:
 
     Attributes:
         drawings: Folder of the drawings, None to save none.
-        coco: COCO results file, None to write none.
+        writers: Writers of all other files.
         array: JSON on standard output, None for summary lines.
         args: Parsed arguments.
     """
 
     drawings: ImageFolder | None
-    coco: CocoFile | None
+    writers: Writers
     array: JsonArray | None
     args: argparse.Namespace
 
@@ -265,20 +246,20 @@ class _Outputs:
 
         done = 0
         for result in results:
-            if self.coco:
-                self.coco.add(result)
+            self.writers.add_to_files(result)
             if self.array:
                 with tqdm.external_write_mode():
                     self.array.add(result.filter(self.args.min_score or 0.0).to_dict())
             try:
+                self.writers.add_to_folders(result)
                 drawing = self.drawings.add(result) if self.drawings else None
             except ResultError as error:
                 report(result.source, error)
                 continue
             done += 1
-            if not self.array:
+            if not self.array and not outputs.are_printed(self.args):
                 with tqdm.external_write_mode():
-                    print_text(_summary(result.filter(_draw_threshold(self.args)), drawing))
+                    print_text(_summary(result.filter(options.draw_threshold(self.args)), drawing))
         return done
 
 

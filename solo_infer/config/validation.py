@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping
@@ -124,6 +125,17 @@ def is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of float
         return False
+
+
+def as_int(value: Any) -> int | None:
+    """Convert an int, or a 0-d integer of numpy or torch, to int; return None for all other types."""
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if is_bool or getattr(value, "ndim", 0) > 0:
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def require_path(name: str, value: Any) -> Path:

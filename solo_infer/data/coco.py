@@ -22,8 +22,8 @@ from solo_infer.data.annotation import (
     is_listed,
     read_annotation,
 )
-from solo_infer.data.segmentation import MAX_PIXELS, MAX_SIDE
 from solo_infer.errors import ConfigError, DataError
+from solo_infer.ops.rle import MAX_PIXELS, MAX_SIDE
 from solo_infer.runtime.messages import quoted, summarize_names
 from solo_infer.runtime.text_files import read_json
 

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from solo_infer.ops.rle import run_lengths
+from solo_infer.ops import rle
 from solo_infer.runtime.messages import quoted
 
-MAX_SIDE = 1_000_000  # pixels
-MAX_PIXELS = 2**31 - 1  # of an image; pycocotools counts pixels in 32 bits
 MAX_OUTSIDE = 100_000  # pixels by which a polygon may leave its image
 MAX_OUTLINE = 4_000_000  # pixels along all polygons of a mask; pycocotools takes 80 bytes for each
 
 _MIN_NUMBERS = 6  # of a polygon: fewer than three points have no area
 _NUMBERS = {int, float}
-_MAX_DIGITS = 7  # characters of a number in compressed RLE
 _MERGED = 16  # masks merged at once
 
 
@@ -45,11 +42,11 @@ def to_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int] | No
     if segmentation is None:
         return None
     if isinstance(segmentation, dict):
-        return _checked_rle(segmentation, height, width)
+        return rle.check(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise ValueError(f'"segmentation" is {quoted(segmentation)}: expected polygons or RLE.')
     parts = _split(segmentation)
-    masks = [_checked_rle(part, height, width)[0] for part in parts if isinstance(part, dict)]
+    masks = [rle.check(part, height, width)[0] for part in parts if isinstance(part, dict)]
     polygons = [_coordinates(part) for part in parts if not isinstance(part, dict)]
     masks += _polygon_masks(_checked_polygons(polygons, height, width), height, width)
     if not masks:
@@ -147,40 +144,3 @@ def _union(masks: list[bytes], height: int, width: int) -> tuple[bytes, int]:
         groups = [encoded[start : start + _MERGED] for start in range(0, len(encoded), _MERGED)]
         masks = [mask.merge(group)["counts"] for group in groups]
     return masks[0], int(mask.area({"size": [height, width], "counts": masks[0]}))
-
-
-def _checked_rle(rle: dict[str, Any], height: int, width: int) -> tuple[bytes, int]:
-    """Return the counts of compressed RLE and the area of RLE with any valid counts."""
-    counts, size = rle.get("counts"), rle.get("size")
-    if size != [height, width]:
-        raise ValueError(f"RLE of size {quoted(size)} for an image of height {height}, width {width}.")
-    most_runs = height * width + 2
-    if isinstance(counts, str) and counts.isascii():
-        if len(counts) > most_runs * _MAX_DIGITS:
-            raise ValueError(f"RLE counts of {len(counts)} characters: too long for {height * width} pixels.")
-        compressed = counts.encode("ascii")
-        runs = run_lengths(compressed)
-    elif isinstance(counts, list) and set(map(type, counts)) <= {int} and len(counts) <= most_runs:
-        if not 0 <= min(counts, default=0) <= max(counts, default=0) <= height * width:
-            raise ValueError(f"RLE counts are not in 0..{height * width}, the number of pixels of the image.")
-        compressed, runs = None, np.array(counts, dtype=np.int64)
-    else:
-        raise ValueError('RLE "counts" are neither a list of integers nor ASCII text.')
-    # pycocotools loops forever when it compares masks whose run lengths have different sums.
-    if runs.min(initial=0) < 0 or runs.sum() != height * width:
-        raise ValueError(f"RLE counts do not add up to the {height * width} pixels of the image.")
-    if compressed is None or (runs[1:] == 0).any():
-        compressed = _compress(runs, height, width)
-    return compressed, int(runs[1::2].sum())
-
-
-def _compress(runs: np.ndarray, height: int, width: int) -> bytes:
-    """Return compressed RLE of run lengths, without empty runs, at which pycocotools may stop comparing."""
-    from pycocotools import mask
-
-    is_inside = np.arange(runs.size) % 2
-    is_inside, runs = is_inside[runs > 0], runs[runs > 0]
-    starts = np.flatnonzero(np.diff(is_inside, prepend=-1))
-    lengths = np.add.reduceat(runs, starts).tolist()
-    rle = {"size": [height, width], "counts": [0, *lengths] if is_inside[0] else lengths}
-    return mask.frPyObjects(rle, height, width)["counts"]

@@ -6,6 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from solo_infer.runtime.messages import quoted
+
+MAX_SIDE = 1_000_000  # pixels
+MAX_PIXELS = 2**31 - 1  # of an image; pycocotools counts pixels in 32 bits
+_MAX_DIGITS = 7  # characters of a number in compressed RLE
+
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """Return the compressed RLE {"size": [H, W], "counts": text} of a bool mask (H, W)."""
@@ -50,3 +56,49 @@ def run_lengths(counts: bytes) -> np.ndarray:
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
+
+
+def check(encoded: dict[str, Any], height: int, width: int) -> tuple[bytes, int]:
+    """Return the counts of compressed RLE, safe for pycocotools, and the area in pixels of any RLE.
+
+    Args:
+        encoded: RLE with "size" and "counts" (a list or a string), from a file or a client.
+        height: Height of the image in pixels, at most ``MAX_SIDE``.
+        width: Width of the image in pixels, at most ``MAX_SIDE``; the image has at most ``MAX_PIXELS``.
+
+    Raises:
+        ValueError: The RLE is malformed or of another size.
+    """
+    counts, size = encoded.get("counts"), encoded.get("size")
+    if size != [height, width]:
+        raise ValueError(f"RLE of size {quoted(size)} for an image of height {height}, width {width}.")
+    most_runs = height * width + 2
+    if isinstance(counts, str) and counts.isascii():
+        if len(counts) > most_runs * _MAX_DIGITS:
+            raise ValueError(f"RLE counts of {len(counts)} characters: too long for {height * width} pixels.")
+        compressed = counts.encode("ascii")
+        runs = run_lengths(compressed)
+    elif isinstance(counts, list) and set(map(type, counts)) <= {int} and len(counts) <= most_runs:
+        if not 0 <= min(counts, default=0) <= max(counts, default=0) <= height * width:
+            raise ValueError(f"RLE counts are not in 0..{height * width}, the number of pixels of the image.")
+        compressed, runs = None, np.array(counts, dtype=np.int64)
+    else:
+        raise ValueError('RLE "counts" are neither a list of integers nor ASCII text.')
+    # pycocotools loops forever when it compares masks whose run lengths have different sums.
+    if runs.min(initial=0) < 0 or runs.sum() != height * width:
+        raise ValueError(f"RLE counts do not add up to the {height * width} pixels of the image.")
+    if compressed is None or (runs[1:] == 0).any():
+        compressed = _compress(runs, height, width)
+    return compressed, int(runs[1::2].sum())
+
+
+def _compress(runs: np.ndarray, height: int, width: int) -> bytes:
+    """Return compressed RLE of run lengths, without empty runs, at which pycocotools may stop comparing."""
+    from pycocotools import mask
+
+    is_inside = np.arange(runs.size) % 2
+    is_inside, runs = is_inside[runs > 0], runs[runs > 0]
+    starts = np.flatnonzero(np.diff(is_inside, prepend=-1))
+    lengths = np.add.reduceat(runs, starts).tolist()
+    rle = {"size": [height, width], "counts": [0, *lengths] if is_inside[0] else lengths}
+    return mask.frPyObjects(rle, height, width)["counts"]

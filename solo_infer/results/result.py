@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,15 +15,18 @@ import torch
 from torch import Tensor
 
 from solo_infer.config.categories import Categories
-from solo_infer.config.validation import require_path
+from solo_infer.config.validation import as_int, require_path
 from solo_infer.errors import ResultError
-from solo_infer.ops import packed_masks, rle
+from solo_infer.ops import packed_masks
+from solo_infer.results.exports import ResultExports
 from solo_infer.runtime.device import resolve_device
 from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from solo_infer.results.formats.polygons import Polygon
 
 MultiIndex = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 _NOTEBOOK_PIXELS = 1200  # longest side of the drawing in a notebook, which embeds it in its file
@@ -54,9 +55,15 @@ class Instance:
         """Mask (H, W), bool."""
         return packed_masks.unpack(self._packed, self._width)
 
+    def polygons(self) -> list[Polygon]:
+        """Return the polygons of the mask: one for each part, with holes. See ``Result.to_polygons``."""
+        from solo_infer.results.formats.polygons import trace
+
+        return trace(self.mask.cpu().numpy())
+
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(ResultExports):
     """The instances of one image, best first. A result without instances has N = 0.
 
     Attributes:
@@ -134,7 +141,7 @@ class Result:
             ResultError: A boolean mask does not have one value per instance, an index in a list is out of
                 range, or the index is of another type.
         """
-        number = _as_int(index)
+        number = as_int(index)
         if number is None:
             return self._select(self._indices(index))
         if not -len(self) <= number < len(self):
@@ -215,59 +222,6 @@ class Result:
         """Return "scores", "labels", "boxes" and "masks" as numpy arrays of the same shapes and dtypes."""
         result = self.cpu()
         return {name: getattr(result, name).numpy() for name in ("scores", "labels", "boxes", "masks")}
-
-    def to_coco(self, image_id: int | str = 0, *, boxes: bool = True) -> list[dict[str, Any]]:
-        """Return the instances as COCO results for ``pycocotools``.
-
-        Each entry has "image_id", "category_id" (the official id for COCO's classes), "score", "bbox"
-        (x, y, width, height in pixels) and "segmentation" (compressed RLE with text counts).
-
-        Args:
-            image_id: Id of the image in the annotation file.
-            boxes: Include "bbox". ``COCO.loadRes`` then uses the area of the box instead of that of the mask,
-                which changes mask AP by object size. Without "bbox", it derives both from the mask, as mmdet
-                does.
-
-        Raises:
-            ResultError: The image id is neither an integer nor a text.
-        """
-        number = image_id if isinstance(image_id, str) else _as_int(image_id)
-        if number is None:
-            raise ResultError(f"image_id={quoted(image_id)}: expected an integer or a text.")
-        ids = self.categories.ids
-        return [
-            {
-                "image_id": number,
-                "category_id": ids[instance.label],
-                "score": instance.score,
-                **({"bbox": _xywh(instance.box)} if boxes else {}),
-                "segmentation": rle.encode(instance.mask.numpy()),
-            }
-            for instance in self.cpu()
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values: source, image size and instances with masks as compressed RLE."""
-        height, width = self.image_size
-        return {
-            "source": self.source,
-            "image_size": {"height": height, "width": width},
-            "instances": [
-                {
-                    "score": instance.score,
-                    "label": instance.label,
-                    "name": instance.name,
-                    "category_id": self.categories.ids[instance.label],
-                    "box": list(instance.box),
-                    "mask": rle.encode(instance.mask.numpy()),
-                }
-                for instance in self.cpu()
-            ],
-        }
-
-    def to_json(self, indent: int | None = None) -> str:
-        """Return ``to_dict`` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent)
 
     def plot(
         self,
@@ -364,17 +318,6 @@ def as_fraction(name: str, value: Any) -> float:
     return number
 
 
-def _as_int(index: Any) -> int | None:
-    """Convert an int, or a 0-d integer of numpy or torch, to int; return None for all other types."""
-    is_bool = isinstance(index, bool) or "bool" in str(getattr(index, "dtype", ""))
-    if is_bool or getattr(index, "ndim", 0) > 0:
-        return None
-    try:
-        return operator.index(index)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
 def _as_array(index: Any) -> np.ndarray:
     """Convert an index to a numpy array; an empty list becomes an empty array of int64."""
     try:
@@ -382,8 +325,3 @@ def _as_array(index: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ResultError(f"Index of type {type(index).__name__}: {error}.") from error
     return array.astype(np.int64) if array.dtype.kind == "f" and array.shape == (0,) else array
-
-
-def _xywh(box: tuple[float, float, float, float]) -> list[float]:
-    x1, y1, x2, y2 = box
-    return [x1, y1, x2 - x1, y2 - y1]

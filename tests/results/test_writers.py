@@ -324,9 +324,9 @@ def test_sources_are_never_overwritten(tmp_path, monkeypatch):
 def test_folder_that_cannot_be_created_raises_error(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     folder = ImageFolder(tmp_path / name)
-    with pytest.raises(ResultError, match="No image can be written to .*Choose another folder"):
+    with pytest.raises(ResultError, match="Nothing can be written to .*Choose another folder"):
         folder.make()
-    with pytest.raises(ResultError, match="No image can be written to .*Choose another folder"):
+    with pytest.raises(ResultError, match="Nothing can be written to .*Choose another folder"):
         folder.add(make_result("a.png"))
 
 
