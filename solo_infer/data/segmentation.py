@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from solo_infer.ops.rle import run_lengths
+from solo_infer.ops.rle import pycocotools_mask, run_lengths
 from solo_infer.runtime.messages import quoted
 
 MAX_SIDE = 1_000_000  # pixels
@@ -133,15 +133,14 @@ def _outline(polygon: list[float]) -> float:
 
 
 def _polygon_masks(polygons: list[list[float]], height: int, width: int) -> list[bytes]:
-    from pycocotools import mask
-
-    return [encoded["counts"] for encoded in mask.frPyObjects(polygons, height, width)] if polygons else []
+    if not polygons:
+        return []
+    return [encoded["counts"] for encoded in pycocotools_mask().frPyObjects(polygons, height, width)]
 
 
 def _union(masks: list[bytes], height: int, width: int) -> tuple[bytes, int]:
     """Return the union of masks and its area, merged in groups: one after another takes quadratic time."""
-    from pycocotools import mask
-
+    mask = pycocotools_mask()
     while len(masks) > 1:
         encoded = [{"size": [height, width], "counts": counts} for counts in masks]
         groups = [encoded[start : start + _MERGED] for start in range(0, len(encoded), _MERGED)]
@@ -176,8 +175,7 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> tuple[bytes, i
 
 def _compress(runs: np.ndarray, height: int, width: int) -> bytes:
     """Return compressed RLE of run lengths, without empty runs, at which pycocotools may stop comparing."""
-    from pycocotools import mask
-
+    mask = pycocotools_mask()
     is_inside = np.arange(runs.size) % 2
     is_inside, runs = is_inside[runs > 0], runs[runs > 0]
     starts = np.flatnonzero(np.diff(is_inside, prepend=-1))
