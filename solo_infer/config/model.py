@@ -42,7 +42,8 @@ class ModelConfig:
         require_instance("preprocessing", self.preprocessing, PreprocessConfig)
         require_instance("categories", self.categories, Categories)
         expected = family_of(self.architecture).postprocess
-        if type(self.thresholds) in expected.__mro__[1:]:  # the settings that several families share
+        is_shared = type(self.thresholds) in expected.__mro__[1:]  # the settings of several families
+        if is_shared and isinstance(self.thresholds, BasePostprocessConfig):
             shared = dataclasses.asdict(self.thresholds)
             object.__setattr__(self, "thresholds", expected(**shared))
         require(
