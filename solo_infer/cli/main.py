@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from solo_infer._version import __version__
 from solo_infer.cli.options import Parser, format_examples
-from solo_infer.cli.terminal import info, log_to_stderr, print_error, standard_streams
+from solo_infer.cli.terminal import log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
+from solo_infer.runtime.messages import describe_error
 
 INTERRUPTED = 130  # exit code after ctrl-C, as in shells
 
@@ -75,12 +76,29 @@ def _run(args: argparse.Namespace) -> int:
         except BrokenPipeError:  # the reader of standard output has closed it, e.g. "| head"
             _discard_stdout()
             return 1
-        except (ImportError, OSError) as error:  # e.g. a missing shared library or a full disk
+        except Exception as error:
+            problem = _machine_problem(error)
+            if not problem:  # a defect of this library, of which the traceback is needed
+                raise
             _discard_stdout()
             logging.getLogger(__name__).info("Traceback of the error:", exc_info=True)
-            print_error(error)
-            info("run 'solo-infer doctor' to check this machine")
+            print_error(problem)
             return 1
+
+
+def _machine_problem(error: Exception) -> str:
+    """Return a description of an error that the machine has caused, "" for other errors.
+
+    Broken or mismatched packages raise errors of any type, wherever they are used.
+    """
+    advice = "run 'solo-infer doctor' to check this machine"
+    if not (isinstance(error, OSError) and error.errno):  # not one of files, such as a full disk
+        from solo_infer.diagnostics.packages import describe_broken_package
+
+        package = describe_broken_package()
+        if package:
+            return f"{package}; {advice}"
+    return f"{describe_error(error)}; {advice}" if isinstance(error, (ImportError, OSError)) else ""
 
 
 def _discard_stdout() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo_infer.config.suggestions import did_you_mean
-from solo_infer.config.validation import shown
+from solo_infer.config.validation import bounded_repr
 from solo_infer.errors import ConfigError, ResultError
 
 
@@ -27,13 +27,15 @@ class Categories:
     def __post_init__(self) -> None:
         names, ids = _as_tuple("names", self.names), _as_tuple("ids", self.ids)
         if not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"Category names {shown(names)}: expected a sequence of strings.")
+            raise ConfigError(f"Category names {bounded_repr(names)}: expected a sequence of strings.")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "ids", ids or tuple(range(1, len(names) + 1)))
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in self.ids):
-            raise ConfigError(f"Category ids {shown(self.ids)}: expected integers.")
+            raise ConfigError(f"Category ids {bounded_repr(self.ids)}: expected integers.")
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"{len(self.names)} names need as many different ids, got {shown(self.ids)}.")
+            raise ConfigError(
+                f"{len(self.names)} names need as many different ids, got {bounded_repr(self.ids)}."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,14 +59,15 @@ class Categories:
             if item in self.names:
                 return self.names.index(item)
             raise ResultError(
-                f"No class {shown(item)}. {did_you_mean(item, self.names)}Classes: {', '.join(self.names)}."
+                f"No class {bounded_repr(item)}. {did_you_mean(item, self.names)}"
+                f"Classes: {', '.join(self.names)}."
             )
         try:
             label = operator.index(item)  # numpy's and torch's integers too
         except (TypeError, ValueError, RuntimeError):
             label = -1
         if isinstance(item, bool) or not 0 <= label < len(self):
-            raise ResultError(f"Class {shown(item)}: expected a name, or a label 0..{len(self) - 1}.")
+            raise ResultError(f"Class {bounded_repr(item)}: expected a name, or a label 0..{len(self) - 1}.")
         return label
 
 
@@ -75,7 +78,7 @@ def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
             return tuple(values)
         except TypeError:  # an array without axes
             pass
-    raise ConfigError(f"Category {name} {shown(values)}: expected a sequence.")
+    raise ConfigError(f"Category {name} {bounded_repr(values)}: expected a sequence.")
 
 
 _COCO_NAMES = (

@@ -14,7 +14,7 @@ from typing import Any
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.solo import SOLO_PRESETS, PostprocessConfig, SOLOConfig
 from solo_infer.config.tiny import TINY_PRESETS, TinyConfig, TinyPostprocessConfig
-from solo_infer.config.validation import require, shown
+from solo_infer.config.validation import bounded_repr, require
 from solo_infer.config.yolact import YOLACT_PRESETS, YOLACTConfig, YOLACTPostprocessConfig
 
 
@@ -92,5 +92,5 @@ def family_of(architecture: ArchitectureConfig) -> Family:
     """
     name = getattr(architecture, "family", None)
     known = ", ".join(family.architecture.__name__ for family in FAMILIES.values())
-    require(name in FAMILIES, f"architecture={shown(architecture)}: expected one of {known}.")
+    require(name in FAMILIES, f"architecture={bounded_repr(architecture)}: expected one of {known}.")
     return FAMILIES[str(name)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo_infer.config.solo import LEVEL_STRIDES
-from solo_infer.config.validation import require, shown
+from solo_infer.config.validation import bounded_repr, require
 
 _FORMAT_1, _FORMAT_2 = "solo_infer/1", "solo_infer/2"
 _YOLACT_VARIANTS = {"yolact": "mmdet", "yolact_author": "original"}
@@ -34,7 +34,8 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     strides = architecture.get("strides", LEVEL_STRIDES)
     fixed = isinstance(strides, list | tuple) and tuple(strides) == LEVEL_STRIDES
     require(
-        fixed, f"strides={shown(strides)}: expected {LEVEL_STRIDES}, which the levels of every SOLO have."
+        fixed,
+        f"strides={bounded_repr(strides)}: expected {LEVEL_STRIDES}, which the levels of every SOLO have.",
     )
     fields = {name: value for name, value in architecture.items() if name != "strides"}
     return {**sections, "family": "solo", "architecture": fields}

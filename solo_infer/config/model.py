@@ -13,7 +13,7 @@ from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.solo import PostprocessConfig, SOLOConfig
-from solo_infer.config.validation import require, require_choice, require_instance, shown
+from solo_infer.config.validation import bounded_repr, require, require_choice, require_instance
 from solo_infer.errors import ConfigError
 
 FORMAT = "solo_infer/2"
@@ -42,7 +42,8 @@ class ModelConfig:
         require_instance("preprocessing", self.preprocessing, PreprocessConfig)
         require_instance("categories", self.categories, Categories)
         expected = family_of(self.architecture).postprocess
-        if type(self.thresholds) in expected.__mro__[1:]:  # the settings that several families share
+        is_shared = type(self.thresholds) in expected.__mro__[1:]  # the settings of several families
+        if is_shared and isinstance(self.thresholds, BasePostprocessConfig):
             shared = dataclasses.asdict(self.thresholds)
             object.__setattr__(self, "thresholds", expected(**shared))
         require(
@@ -67,7 +68,7 @@ class ModelConfig:
         require(isinstance(values, Mapping), f"{type(values).__name__}: expected an object of settings.")
         sections = legacy.upgrade(values)
         written = sections.pop("format", None)
-        require(written == FORMAT, f"format={shown(written)}: expected {FORMAT!r}.")
+        require(written == FORMAT, f"format={bounded_repr(written)}: expected {FORMAT!r}.")
         name = sections.pop("family", None)
         require_choice("family", name, FAMILIES)
         types: dict[str, Any] = {
@@ -98,4 +99,4 @@ def _build(section: type[_Config], values: Any) -> _Config:
     except ConfigError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{name}: a value is wrong ({error}) in {shown(dict(values))}.") from error
+        raise ConfigError(f"{name}: a value is wrong ({error}) in {bounded_repr(dict(values))}.") from error

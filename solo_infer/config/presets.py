@@ -7,7 +7,7 @@ from solo_infer.config.categories import COCO, Categories
 from solo_infer.config.families import FAMILIES
 from solo_infer.config.model import ModelConfig
 from solo_infer.config.suggestions import did_you_mean
-from solo_infer.config.validation import shown
+from solo_infer.config.validation import bounded_repr
 from solo_infer.errors import ConfigError
 
 
@@ -37,5 +37,5 @@ def find_preset(name: str) -> ModelConfig:
     """
     if name not in PRESETS:
         hint = did_you_mean(name, PRESETS)
-        raise ConfigError(f"No preset {shown(name)}. {hint}Presets: {', '.join(PRESETS)}.")
+        raise ConfigError(f"No preset {bounded_repr(name)}. {hint}Presets: {', '.join(PRESETS)}.")
     return PRESETS[name]

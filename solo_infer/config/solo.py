@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.validation import (
+    bounded_repr,
     coerce_tuple,
     is_finite,
     require,
@@ -19,7 +20,6 @@ from solo_infer.config.validation import (
     require_positive,
     require_positive_ints,
     require_unit_interval,
-    shown,
 )
 
 HeadName = Literal["solo", "decoupled", "decoupled_light", "solov2"]
@@ -136,7 +136,7 @@ class SOLOConfig(ArchitectureConfig):
     def _check_deformable_stages(self) -> None:
         stages = self.deformable_stages
         known = isinstance(stages, list | tuple) and all(stage in (1, 2, 3, 4) for stage in stages)
-        require(known, f"deformable_stages={shown(stages)}: expected a subset of 1, 2, 3, 4.")
+        require(known, f"deformable_stages={bounded_repr(stages)}: expected a subset of 1, 2, 3, 4.")
         object.__setattr__(self, "deformable_stages", tuple(sorted(set(stages))))
         allowed = not stages or self.backbone in DEFORMABLE_BACKBONES
         require(allowed, f"deformable_stages={stages}: expected none with {self.backbone}.")

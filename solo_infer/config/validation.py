@@ -52,7 +52,12 @@ class _BoundedRepr(reprlib.Repr):
         return repr(x) if x.bit_length() <= _MAX_BITS else f"<an integer of {x.bit_length()} bits>"
 
 
-shown = _BoundedRepr().repr  # a value for a message
+_REPR = _BoundedRepr()
+
+
+def bounded_repr(value: object) -> str:
+    """Return the ``repr`` of a value for a message, of bounded length and in bounded time."""
+    return _REPR.repr(value)
 
 
 def require(condition: bool, message: str) -> None:
@@ -65,7 +70,7 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Require one of several values."""
     choices = tuple(choices)
     is_choice = isinstance(value, Hashable) and any(value is item or value == item for item in choices)
-    require(is_choice, f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}.")
+    require(is_choice, f"{name}={bounded_repr(value)}: expected one of {', '.join(map(repr, choices))}.")
 
 
 def require_positive_ints(values: Mapping[str, Any]) -> None:
@@ -82,33 +87,36 @@ def _require_ints(values: Mapping[str, Any], least: int) -> None:
     for name, value in values.items():
         greatest = _LIMITS.get(name.partition("[")[0], _LARGEST_INT)
         within = is_int(value) and least <= value <= greatest
-        require(within, f"{name}={shown(value)}: expected an integer in {least}..{greatest}.")
+        require(within, f"{name}={bounded_repr(value)}: expected an integer in {least}..{greatest}.")
 
 
 def require_unit_interval(values: Mapping[str, Any]) -> None:
     """Require numbers in 0..1."""
     for name, value in values.items():
         within = is_finite(value) and 0.0 <= value <= 1.0
-        require(within, f"{name}={shown(value)}: expected a number in 0..1.")
+        require(within, f"{name}={bounded_repr(value)}: expected a number in 0..1.")
 
 
 def require_positive(values: Mapping[str, Any]) -> None:
     """Require finite numbers greater than 0."""
     for name, value in values.items():
-        require(is_finite(value) and value > 0, f"{name}={shown(value)}: expected a positive finite number.")
+        require(
+            is_finite(value) and value > 0,
+            f"{name}={bounded_repr(value)}: expected a positive finite number.",
+        )
 
 
 def require_bools(values: Mapping[str, Any]) -> None:
     """Require ``True`` or ``False``."""
     for name, value in values.items():
-        require(isinstance(value, bool), f"{name}={shown(value)}: expected true or false.")
+        require(isinstance(value, bool), f"{name}={bounded_repr(value)}: expected true or false.")
 
 
 def coerce_tuple(owner: object, name: str, length: int) -> None:
     """Replace a list in a field of a frozen dataclass by a tuple, and require its length."""
     value = getattr(owner, name)
     fits = isinstance(value, list | tuple) and len(value) == length
-    require(fits, f"{name}={shown(value)}: expected {length} values.")
+    require(fits, f"{name}={bounded_repr(value)}: expected {length} values.")
     object.__setattr__(owner, name, tuple(value))
 
 

@@ -24,7 +24,7 @@ from solo_infer.data.annotation import (
 )
 from solo_infer.errors import ConfigError, DataError
 from solo_infer.ops.rle import MAX_PIXELS, MAX_SIDE
-from solo_infer.runtime.messages import quoted, summarize_names
+from solo_infer.runtime.messages import quoted, shortened, summarize_names
 from solo_infer.runtime.text_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,8 @@ def _read_sections(path: Path, sections: tuple[str, ...]) -> dict[str, list[Any]
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): expected a COCO annotation file."
+            f"{shortened(path)} cannot be read ({type(error).__name__}: {shortened(error)}): expected a COCO "
+            "annotation file."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in sections):
         raise DataError(

@@ -57,6 +57,20 @@ def find_image(folder: str | os.PathLike[str], file_name: str) -> str | None:
     return next((name for name in _candidates(folder, file_name) if _is_file(folder, name)), None)
 
 
+def encoding_hint(file_names: Iterable[str]) -> str:
+    """Return why this process cannot find files of some names, "" if the names are not the reason."""
+    for name in file_names:
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError as error:
+            if not any("\ud800" <= char <= "\udfff" for char in name):  # no encoding has these
+                return (
+                    f" The file system encoding of this process, {error.encoding}, lacks characters of "
+                    f"{quoted(name)}: set PYTHONUTF8=1 or a UTF-8 locale."
+                )
+    return ""
+
+
 def _candidates(folder: str | os.PathLike[str], file_name: str) -> Iterator[str]:
     """Yield possible paths of an image relative to a folder, all of them inside."""
     is_relative = not (os.path.isabs(file_name) or os.path.splitdrive(file_name)[0])

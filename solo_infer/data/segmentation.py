@@ -130,15 +130,14 @@ def _outline(polygon: list[float]) -> float:
 
 
 def _polygon_masks(polygons: list[list[float]], height: int, width: int) -> list[bytes]:
-    from pycocotools import mask
-
-    return [encoded["counts"] for encoded in mask.frPyObjects(polygons, height, width)] if polygons else []
+    if not polygons:
+        return []
+    return [encoded["counts"] for encoded in rle.pycocotools_mask().frPyObjects(polygons, height, width)]
 
 
 def _union(masks: list[bytes], height: int, width: int) -> tuple[bytes, int]:
     """Return the union of masks and its area, merged in groups: one after another takes quadratic time."""
-    from pycocotools import mask
-
+    mask = rle.pycocotools_mask()
     while len(masks) > 1:
         encoded = [{"size": [height, width], "counts": counts} for counts in masks]
         groups = [encoded[start : start + _MERGED] for start in range(0, len(encoded), _MERGED)]

@@ -6,7 +6,6 @@ Torch is imported inside functions, so that a report is possible where torch can
 from __future__ import annotations
 
 import http.client
-import importlib
 import os
 import platform
 import re
@@ -17,12 +16,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from solo_infer._version import __version__
-from solo_infer.diagnostics.packages import MODULES, PACKAGES, require_working
+from solo_infer.diagnostics.packages import PACKAGES, describe_imports, installed_version, try_import
 from solo_infer.diagnostics.problems import find_problems
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import describe_error
@@ -61,7 +59,7 @@ def collect_report() -> dict[str, Any]:
         "solo_infer": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "imports": imports,
         "torch": section("torch", describe_torch, None) if has_torch else None,
         "devices": section("devices", _describe_devices, []) if has_torch else [],
@@ -80,26 +78,6 @@ def collect_report() -> dict[str, Any]:
     return report
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def describe_imports() -> dict[str, str]:
-    """Return for each required package "ok", or the reason why it cannot be imported."""
-    return {package: _try_import(module) for package, module in MODULES.items()}
-
-
-def _try_import(module: str) -> str:
-    try:
-        require_working(module, importlib.import_module(module))
-    except Exception as error:  # incompatible binaries raise errors of many types
-        return describe_error(error)
-    return "ok"
-
-
 def describe_torch() -> dict[str, Any]:
     """Return the build and the CUDA state of torch."""
     import torch
@@ -114,7 +92,7 @@ def describe_torch() -> dict[str, Any]:
         "cuda_devices_seen": torch.cuda.device_count(),
         "nvidia_driver": _NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
         "nvidia_card": _has_nvidia_card(),
-        "triton": _try_import("triton") if is_available and _version("triton") else None,
+        "triton": try_import("triton") if is_available and installed_version("triton") else None,
         "corex": is_corex(),
         "threads": torch.get_num_threads(),
         "mkldnn": torch.backends.mkldnn.is_available(),

@@ -5,11 +5,15 @@ No package is imported before it is checked, so that a report is possible where 
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from types import ModuleType
 from typing import Any
+
+from solo_infer.runtime.messages import describe_error, shortened
 
 MODULES = {
     "torch": "torch",
@@ -26,11 +30,14 @@ PACKAGES = (*MODULES, "triton")
 
 # Packages that cannot be imported without others.
 _DEPENDENCIES = {
+    "torch": ("numpy", "tqdm"),  # it does without them, unless their imports raise other errors
     "torchvision": ("torch", "numpy", "pillow"),
     "safetensors": ("torch", "numpy"),
     "pycocotools": ("numpy",),
     "huggingface-hub": ("tqdm", "filelock"),
 }
+_BY_DEPENDENCIES = sorted(MODULES, key=lambda package: len(_DEPENDENCIES.get(package, ())))
+_NEEDS_TORCH = "not tried without torch"
 _NUMPY_MISMATCH = re.compile(
     r"numpy\.dtype size changed|_ARRAY_API|Numpy is not available|numpy\.core\.multiarray"
     r"|compiled (?:using|against).*NumPy|module compiled against"
@@ -41,6 +48,46 @@ _CUDA_LIBRARY = re.compile(r"lib(?:cu|nv|nccl|c10_cuda|torch_cuda)")
 _VENDOR = "Vendor builds of torch and torchvision are available from the vendor only."
 _FROM_SAME_SOURCE = f"from the source that torch came from. {_VENDOR}"
 _HIDDEN = "hides the installed package"
+
+
+def describe_broken_package() -> str:
+    """Return the package that keeps the library from working and its error, on one line, "" for none."""
+    for package in _BY_DEPENDENCIES:
+        state = try_import(MODULES[package])
+        if state != "ok":  # and no package after it: see ``describe_imports``
+            version = installed_version(package) or "not installed"
+            return f"{package} ({version}) does not work: {shortened(state)}"
+    return ""
+
+
+def describe_imports() -> dict[str, str]:
+    """Return for each required package "ok", or the reason why it cannot be imported.
+
+    Packages that others need are imported first. If torch cannot be imported, those that import it are not
+    tried: a second attempt may crash the process.
+    """
+    states: dict[str, str] = {}
+    for package in _BY_DEPENDENCIES:
+        needs_torch = "torch" in _DEPENDENCIES.get(package, ()) and states["torch"] != "ok"
+        states[package] = _NEEDS_TORCH if needs_torch else try_import(MODULES[package])
+    return {package: states[package] for package in MODULES}
+
+
+def try_import(module: str) -> str:
+    """Return "ok" for a module that can be imported and works, or the reason why not."""
+    try:
+        require_working(module, importlib.import_module(module))
+    except Exception as error:  # incompatible binaries raise errors of many types
+        return describe_error(error)
+    return "ok"
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def require_working(module: str, imported: ModuleType) -> None:

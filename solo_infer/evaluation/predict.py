@@ -17,7 +17,7 @@ from solo_infer.config import BasePostprocessConfig
 from solo_infer.config.categories import Categories
 from solo_infer.data.coco import CocoData, ImageRecord
 from solo_infer.data.exif import upright_size
-from solo_infer.data.image_files import find_images
+from solo_infer.data.image_files import encoding_hint, find_images
 from solo_infer.errors import DataError
 from solo_infer.evaluation.report import Timings
 from solo_infer.results.result import Result
@@ -123,6 +123,7 @@ def _find_images(folder: Path, data: CocoData) -> dict[str, ImageRecord]:
         raise DataError(
             f"Of the {len(data.images)} images of {data.path} in {folder}: {problems}. Expected the folder "
             'that "file_name" is relative to, with all images as they were annotated.'
+            f"{encoding_hint(name for names in file_names.values() for name in names)}"
         )
     return sources
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
@@ -107,7 +107,7 @@ def find_instances(
     index, labels, candidate_scores = _best_candidates(scores, thresholds)
     boxes = decode_boxes(cells.distance_logits[index], points[index])
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
-    kept = batched_nms(_non_negative(boxes), candidate_scores, labels, thresholds.box_iou)
+    kept = _box_nms(boxes, candidate_scores, labels, thresholds.box_iou)
     index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
     logits = cell_mask_logits(cells.kernels[index], boxes, features)
     if not len(logits):
@@ -129,13 +129,18 @@ def find_instances(
     return Instances(result.scores, result.labels, logits[filled[result.keep]])
 
 
-def _non_negative(boxes: Tensor) -> Tensor:
-    """Return boxes (K, 4) moved to coordinates of at least 0, which ``batched_nms`` requires.
+def _box_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Return the indices (M,) of the boxes that NMS within each class keeps, the best first.
 
-    It moves the boxes of each class by a multiple of the greatest coordinate. Classes would overlap where
-    boxes extend beyond the top left of the image.
+    As in ``torchvision.ops.batched_nms``, the boxes of each class are moved to a region of their own. That
+    function creates a tensor on the default device of the caller, and its regions overlap if boxes extend
+    beyond the top left of the image.
     """
-    return boxes - boxes.min() if len(boxes) else boxes
+    if not len(boxes):
+        return labels
+    moved = boxes - boxes.min()
+    offsets = labels.to(moved.dtype) * (moved.max() + 1)
+    return nms(moved + offsets[:, None], scores, iou_threshold)
 
 
 def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:

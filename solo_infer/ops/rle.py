@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,29 @@ MAX_PIXELS = 2**31 - 1  # of an image; pycocotools counts pixels in 32 bits
 _MAX_DIGITS = 7  # characters of a number in compressed RLE
 
 
+def pycocotools_mask() -> ModuleType:
+    """Return the module ``pycocotools.mask``.
+
+    Raises:
+        ImportError: It is missing, or does not fit the installed numpy. The latter raises a ``ValueError``,
+            which callers would take for an error of their data.
+    """
+    try:
+        from pycocotools import mask
+    except ValueError as error:
+        raise ImportError(f"pycocotools: {error}") from error
+    return mask
+
+
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """Return the compressed RLE {"size": [H, W], "counts": text} of a bool mask (H, W)."""
-    from pycocotools import mask as coco
-
-    encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    encoded = pycocotools_mask().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
 def decode(encoded: dict[str, Any]) -> np.ndarray:
     """Return the bool mask (H, W) of a compressed RLE as returned by ``encode``."""
-    from pycocotools import mask as coco
-
-    return coco.decode(encoded).astype(bool)
+    return pycocotools_mask().decode(encoded).astype(bool)
 
 
 def run_lengths(counts: bytes) -> np.ndarray:
@@ -94,8 +105,7 @@ def check(encoded: dict[str, Any], height: int, width: int) -> tuple[bytes, int]
 
 def _compress(runs: np.ndarray, height: int, width: int) -> bytes:
     """Return compressed RLE of run lengths, without empty runs, at which pycocotools may stop comparing."""
-    from pycocotools import mask
-
+    mask = pycocotools_mask()
     is_inside = np.arange(runs.size) % 2
     is_inside, runs = is_inside[runs > 0], runs[runs > 0]
     starts = np.flatnonzero(np.diff(is_inside, prepend=-1))

@@ -19,7 +19,7 @@ import numpy as np
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.data.annotation import Annotation, ImageId, Omission, is_listed
 from solo_infer.data.coco import CocoData, read_annotations, report_omissions
-from solo_infer.data.image_files import find_images
+from solo_infer.data.image_files import encoding_hint, find_images
 from solo_infer.errors import ConfigError, DataError
 from solo_infer.runtime.messages import quoted, summarize_names
 from solo_infer.runtime.progress import progress_bar
@@ -311,6 +311,7 @@ def _require_images(folder: Path, data: CocoData) -> list[str]:
         raise DataError(
             f"{len(missing)} of {len(data.images)} images of {data.path} are not in {folder}: {names}. "
             "Give the folder that the file names are relative to, or remove the images from the file."
+            f"{encoding_hint(missing)}"
         )
     return [file for file in files if file is not None]
 

@@ -15,6 +15,7 @@ import torch
 
 from solo_infer.errors import CheckpointError
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.csv_text import csv_text
 from solo_infer.runtime.messages import describe_error, quoted
 from solo_infer.training.checkpointing import written
 
@@ -54,7 +55,7 @@ class MetricsLogger:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.path, self.total = folder, folder / LOSSES_NAME, total
-        self._columns = (*_FIRST_COLUMNS, *losses, "loss", "grad_norm")
+        self._columns = (*_FIRST_COLUMNS, *map(csv_text, losses), "loss", "grad_norm")
         _drop_rows_after(self.path, iteration, self._columns)
         self._recorders = {"TensorBoard", "matplotlib"}  # those that have not failed yet
         self._tensorboard: Any = None
@@ -85,7 +86,7 @@ class MetricsLogger:
             "lr": f"{lr:.6g}",
             "eta": f"{seconds * (self.total - iteration):.0f}",
             "memory": f"{memory:.0f}",
-            **{name: f"{value:.6g}" for name, value in means.items()},
+            **{csv_text(name): f"{value:.6g}" for name, value in means.items()},
         }
         with written(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
@@ -159,7 +160,7 @@ class EvaluationLog:
             CacheError: The file cannot be written.
         """
         row: dict[str, Any] = {"epoch": epoch, "iteration": iteration}
-        row |= {name: f"{value:.6g}" for name, value in metrics.items()}
+        row |= {csv_text(name): f"{value:.6g}" for name, value in metrics.items()}
         rows: list[Mapping[str, Any]] = [*read_rows(self.path), row]
         columns = list(dict.fromkeys(name for item in reversed(rows) for name in item))
         with written(self.path):

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.config.validation import (
+    bounded_repr,
     coerce_tuple,
     is_finite,
     is_int,
@@ -20,7 +21,6 @@ from solo_infer.config.validation import (
     require_non_negative_ints,
     require_positive_ints,
     require_unit_interval,
-    shown,
 )
 from solo_infer.errors import ConfigError
 
@@ -128,10 +128,10 @@ class Recipe:
         for name in _NON_NEGATIVE_NUMBERS:
             value = getattr(self, name)
             within = is_finite(value) and 0 <= value <= _LARGEST_NUMBER
-            require(within, f"{name}={shown(value)}: expected a number in 0..{_LARGEST_NUMBER:.0e}.")
+            require(within, f"{name}={bounded_repr(value)}: expected a number in 0..{_LARGEST_NUMBER:.0e}.")
         decay = self.ema_decay
         within = is_finite(decay) and 0 <= decay < 1
-        require(within, f"ema_decay={shown(decay)}: expected a number in 0..1, below 1.")
+        require(within, f"ema_decay={bounded_repr(decay)}: expected a number in 0..1, below 1.")
         require_unit_interval({"copy_paste": self.copy_paste})
         require_bools({"freeze_stem": self.freeze_stem})
         self._check_milestones()
@@ -141,7 +141,7 @@ class Recipe:
         least, greatest = _SCALE_LIMITS
         require(
             is_finite(low) and is_finite(high) and least <= low <= high <= greatest,
-            f"scale_range={shown(self.scale_range)}: expected (least, greatest) factor, both in "
+            f"scale_range={bounded_repr(self.scale_range)}: expected (least, greatest) factor, both in "
             f"{least:g}..{greatest:g}.",
         )
 
@@ -150,7 +150,7 @@ class Recipe:
         is_list = isinstance(milestones, list | tuple) and len(milestones) <= _MAX_MILESTONES
         require(
             is_list and all(is_int(epoch) and 0 <= epoch <= _LARGEST_MILESTONE for epoch in milestones),
-            f"milestones={shown(milestones)}: expected a list of at most {_MAX_MILESTONES} epochs in "
+            f"milestones={bounded_repr(milestones)}: expected a list of at most {_MAX_MILESTONES} epochs in "
             f"0..{_LARGEST_MILESTONE}.",
         )
         object.__setattr__(self, "milestones", tuple(milestones))
@@ -215,7 +215,10 @@ class Recipe:
         Raises:
             ConfigError: A setting is unknown or wrong.
         """
-        require(isinstance(values, Mapping), f"A recipe is {shown(values)}: expected an object of settings.")
+        require(
+            isinstance(values, Mapping),
+            f"A recipe is {bounded_repr(values)}: expected an object of settings.",
+        )
         known = [field.name for field in dataclasses.fields(cls)]
         settings: dict[str, Any] = {}
         for key, value in values.items():
@@ -223,7 +226,7 @@ class Recipe:
             if name not in known:
                 hint = did_you_mean(str(name)[:60], known)
                 raise ConfigError(
-                    f"Unknown setting {shown(key)} in a recipe. {hint}Expected: {', '.join(known)}."
+                    f"Unknown setting {bounded_repr(key)} in a recipe. {hint}Expected: {', '.join(known)}."
                 )
             if name in settings:
                 raise ConfigError(f"A recipe has {name!r} twice, also under its old name: keep one of them.")

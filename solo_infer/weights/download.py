@@ -21,7 +21,7 @@ from urllib.error import HTTPError, URLError
 from solo_infer.errors import CacheError, DownloadError, OfflineError
 from solo_infer.runtime import environment
 from solo_infer.runtime.progress import progress_bar
-from solo_infer.runtime.urls import open_http
+from solo_infer.runtime.urls import SlowServerError, open_http
 from solo_infer.weights.cache_files import as_cache_error, checksum_error, locked, matches
 
 logger = logging.getLogger(__name__)
@@ -247,6 +247,8 @@ class _Transfer:
 
     def _network_failure(self, error: Exception) -> DownloadError | _InterruptedTransferError:
         reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, SlowServerError):
+            return self._failure(str(reason))
         if isinstance(reason, TimeoutError):
             silence = f"silent for {self.timeout:g} s ({environment.TIMEOUT})"
             if isinstance(error, URLError):

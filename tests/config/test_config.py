@@ -220,3 +220,9 @@ def test_invalid_files_are_explained(values, message):
 def test_replaced_values_are_checked():
     with pytest.raises(ConfigError, match="nms_pre"):
         replace(PostprocessConfig(), nms_pre=-1)
+
+
+@pytest.mark.parametrize("value", [object(), object, None, {}, 0.3])
+def test_thresholds_of_any_other_type_are_refused(value):
+    with pytest.raises(ConfigError, match="thresholds are"):
+        ModelConfig(thresholds=value)

@@ -328,3 +328,10 @@ def test_invalid_file_of_image_ids_raises_error(tmp_path, text, message):
         (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=f"a.json.*{message}"):
         read_image_ids(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[31m", "x" * 5000, "\0", "\u202e"])
+def test_names_that_no_file_has_are_escaped_and_short(name):
+    with pytest.raises(DataError, match="cannot be read") as error:
+        read_annotations(name)
+    assert str(error.value).isprintable() and len(str(error.value)) < 800

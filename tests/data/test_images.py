@@ -360,3 +360,18 @@ def test_tensor_without_accessible_pixels_raises_error() -> None:
         load_image(torch.zeros(3, 2, 2, device="meta"))
     with pytest.raises(ImageError, match="no accessible pixels"):
         load_image(torch.zeros(3, 2, 2).to_sparse())
+
+
+def test_negative_bit_and_nested_tensors() -> None:
+    """Lazily negated tensors are read, and nested ones are refused, in every layout that images have."""
+    pixels = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    for image in (pixels, pixels[0], pixels[:1]):
+        negated = torch.complex(torch.zeros_like(image), -image).conj().imag
+        assert negated.is_neg() and negated.shape == image.shape
+        assert np.array_equal(load_image(negated).pixels, load_image(image).pixels)
+    for layout in (torch.strided, torch.jagged) if hasattr(torch, "jagged") else (torch.strided,):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nested tensors are a prototype
+            nested = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=layout)
+        with pytest.raises(ImageError, match="nested tensor is not an image"):
+            load_image(nested)

@@ -10,8 +10,9 @@ import torch
 from helpers.doctor_reports import HEALTHY, make_report, single_problem
 from helpers.faulty_server import forbid_sockets, redirect, running_server, status
 
-from solo_infer.diagnostics import doctor
-from solo_infer.diagnostics.doctor import MODULES, PACKAGES, collect_report, find_problems, format_report
+from solo_infer.diagnostics import doctor, packages
+from solo_infer.diagnostics.doctor import collect_report, find_problems, format_report
+from solo_infer.diagnostics.packages import MODULES, PACKAGES
 from solo_infer.errors import CacheError
 from solo_infer.runtime import environment
 from solo_infer.weights.manifest import ManifestEntry, Source
@@ -22,7 +23,7 @@ def quick(monkeypatch):
     """Skip device probes and package imports, which are tested separately."""
     monkeypatch.setattr(doctor, "_describe_devices", lambda: copy.deepcopy(HEALTHY["devices"]))
     monkeypatch.setattr(doctor, "describe_torch", lambda: HEALTHY["torch"])
-    monkeypatch.setattr(doctor, "_try_import", lambda module: "ok")
+    monkeypatch.setattr(packages, "try_import", lambda module: "ok")
 
 
 @pytest.fixture
@@ -107,14 +108,14 @@ def test_import_errors_are_reported(error, monkeypatch):
     def fail(module):
         raise error
 
-    monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    state = doctor._try_import("torch")
+    monkeypatch.setattr(packages.importlib, "import_module", fail)
+    state = packages.try_import("torch")
     assert state in {"ImportError: no", "OSError: libcublas.so.11: no such file", "ValueError"}
 
 
 def test_report_without_torch(monkeypatch):
     monkeypatch.setenv(environment.OFFLINE, "1")
-    monkeypatch.setattr(doctor, "_try_import", lambda module: "OSError: gone" if module == "torch" else "ok")
+    monkeypatch.setattr(packages, "try_import", lambda module: "OSError: gone" if module == "torch" else "ok")
     report = collect_report()
     assert (report["torch"], report["devices"]) == (None, [])
     assert "torch" in report["problems"][0]["problem"] and "OSError: gone" in report["problems"][0]["problem"]

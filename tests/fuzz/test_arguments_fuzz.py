@@ -122,6 +122,7 @@ def calls(model, result, pixels):
         "load_image.color": lambda value: load_image(pixels, color=value),
         "evaluate": lambda value: evaluate(value, ".", "missing.json"),
         "evaluate.images": lambda value: evaluate(model, value, "missing.json"),
+        "evaluate.annotations": lambda value: evaluate(model, ".", value),
         "evaluate.output": lambda value: evaluate(model, ".", "missing.json", output=value),
         "evaluate.max_detections": lambda value: evaluate(model, ".", "missing.json", max_detections=value),
         "export_onnx": lambda value: export_onnx(value, "x.onnx", size=(64, 64)),

@@ -2,7 +2,8 @@
 
 import copy
 
-from solo_infer.diagnostics.doctor import MODULES, PACKAGES, find_problems
+from solo_infer.diagnostics.doctor import find_problems
+from solo_infer.diagnostics.packages import MODULES, PACKAGES
 
 HEALTHY = {
     "solo_infer": "0.1.0",

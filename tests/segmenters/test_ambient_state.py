@@ -12,6 +12,8 @@ from helpers.models import (
     randomize,
     small_config,
     small_network,
+    small_tiny_config,
+    small_tiny_network,
     small_yolact_config,
     small_yolact_network,
     variant_of,
@@ -37,6 +39,7 @@ def _configs():
     yield "decoupled", variant_of(greedy, lite)
     linear = replace(small_config("decoupled_light"), thresholds=PostprocessConfig(kernel="linear"))
     yield "decoupled_light", variant_of(linear, DEFORMABLE)
+    yield "tiny", small_tiny_config()
     yield from ((f"yolact_{name}", small_yolact_config(name)) for name in YOLACT_VARIANTS)
 
 
@@ -47,7 +50,8 @@ STATIC = ("solo", "decoupled_light")  # models whose path with static shapes is 
 @cache
 def network(name):
     config = CONFIGS[name]
-    build = {"solo": small_network, "yolact": small_yolact_network}[config.architecture.family]
+    builders = {"solo": small_network, "yolact": small_yolact_network, "tiny": small_tiny_network}
+    build = builders[config.architecture.family]
     return randomize(build(config))
 
 

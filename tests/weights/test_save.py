@@ -136,6 +136,37 @@ def test_unwritable_directory_is_a_cache_error(model: SOLO, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["model.safetensors"]
 
 
+def test_models_are_saved_onto_their_own_source(model: SOLO, tmp_path: Path) -> None:
+    """The weights are read while the file that they came from is replaced, also through a link."""
+    folder = model.save_pretrained(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    for source in (folder, tmp_path / "link"):
+        loaded = SOLO.from_pretrained(source, device="cpu")
+        loaded.with_thresholds(PostprocessConfig(score_thr=0.3)).save_pretrained(source)
+        check_same_model(
+            SOLO.from_pretrained(folder, device="cpu", thresholds=model.config.thresholds), model
+        )
+    before = files_of(folder)
+    with pytest.raises(CacheError, match="model.safetensors cannot be written: .*File exists"):
+        SOLO.from_pretrained(folder, device="cpu").save_pretrained(folder / "model.safetensors")
+    assert files_of(folder) == before
+
+
+def test_cache_of_the_hub_is_not_changed(model: SOLO, tmp_path: Path) -> None:
+    """A snapshot has links to files that are named by their hash."""
+    saved = model.save_pretrained(tmp_path / "saved")
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (saved / name).rename(blobs / name[0])
+        (snapshot / name).symlink_to(f"../../blobs/{name[0]}")
+    before = files_of(blobs)
+    with pytest.raises(CacheError, match="part of the cache of the Hugging Face Hub"):
+        SOLO.from_pretrained(snapshot, device="cpu").save_pretrained(snapshot)
+    assert files_of(blobs) == before
+
+
 def test_inconsistent_directory_is_refused(model: SOLO, tmp_path: Path) -> None:
     folder = model.save_pretrained(tmp_path)
     config = json.loads((folder / "config.json").read_text())
