@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
 from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
+from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import escaped, quoted
@@ -47,14 +48,13 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--offline", action="store_true", help="do not access the network")
     detections = parser.add_argument_group("detections")
     options.add_classes(detections, "detect only these classes")
-    detections.add_argument(
-        "--min-score",
-        type=options.unit_interval,
-        metavar="S",
-        help="leave out instances with a lower score "
-        f"(default: {options.DRAW_THRESHOLD} in drawings and summary lines, 0 in JSON)",
+    options.add_min_score(
+        detections,
+        "leave out instances with a lower score "
+        f"(default: {DISPLAY_THRESHOLD} in drawings and summary lines, 0 in JSON)",
     )
     options.add_nms(detections)
+    options.add_scaling(detections)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -171,7 +171,7 @@ def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
             array=array,
             args=args,
         )
-        model = options.with_nms(_load_model(args), args)
+        model = options.with_settings(_load_model(args), args)
         if args.classes is not None:
             model = model.only(args.classes)
         results = model.stream(files.sources, batch_size=args.batch_size, on_error=report)
@@ -202,9 +202,7 @@ def _image_folder(args: argparse.Namespace, files: _Files) -> ImageFolder:
 
     others = [path for paths in _other_inputs(args).values() for path in paths]
     keep = [*files.sources, *files.left_out, *others, *([args.save_json] if args.save_json else [])]
-    folder = ImageFolder(
-        args.output, min_score=_draw_threshold(args), boxes=args.boxes, font=args.font, keep=keep
-    )
+    folder = ImageFolder(args.output, min_score=args.min_score, boxes=args.boxes, font=args.font, keep=keep)
     if args.save_json:
         drawings = [folder.path_of(file) for file in files.sources]
         refuse_overwriting({"--save-json": args.save_json}, {"the drawing": drawings})
@@ -232,10 +230,6 @@ def _coco_file(args: argparse.Namespace, files: list[str]) -> CocoFile:
     for file in files:
         ids.of(file)
     return CocoFile(args.save_json, ids, min_score=args.min_score or 0.0)
-
-
-def _draw_threshold(args: argparse.Namespace) -> float:
-    return options.DRAW_THRESHOLD if args.min_score is None else float(args.min_score)
 
 
 def _with_progress(results: Iterator[Result], total: int, quiet: bool) -> Iterator[Result]:
@@ -278,7 +272,7 @@ class _Outputs:
             done += 1
             if not self.array:
                 with tqdm.external_write_mode():
-                    print_text(_summary(result.filter(_draw_threshold(self.args)), drawing))
+                    print_text(_summary(result.filter(result.display_threshold), drawing))
         return done
 
 
