@@ -54,7 +54,7 @@ def _first_free(positions: np.ndarray, size: tuple[int, int], occupied: np.ndarr
     """Return the first of the positions (P, 2) x, y where a caption overlaps no rectangle (R, 4)."""
     ends = positions + size
     overlaps = (positions[:, None] < occupied[:, 2:]) & (ends[:, None] > occupied[:, :2])
-    free = np.flatnonzero(~overlaps.all(axis=2).any(axis=1))
+    free = np.flatnonzero(~np.any(np.all(overlaps, axis=2), axis=1))
     if not len(free):
         return None
     x, y = positions[free[0]].tolist()
