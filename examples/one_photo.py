@@ -16,7 +16,7 @@ def main(photo: str, model: str = "decoupled_r50_3x") -> None:
         pixels = int(instance.mask.sum())
         box = [round(side) for side in instance.box]
         print(f"{instance.name} {instance.score:.2f}: {pixels} px in {box}")
-    print("Drawing:", result.save("segmented.png", min_score=0.3))
+    print("Drawing:", result.save("segmented.png"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ class ConfigError(SoloInferError, ValueError):
     """A configuration value is unknown, of the wrong type or out of range."""
 
 
+class KeywordError(ConfigError, TypeError):
+    """A keyword argument is unknown; the message names the one to use."""
+
+
 class ImageError(SoloInferError, ValueError):
     """An image source cannot be found, fetched, decoded or understood."""
 

@@ -31,6 +31,10 @@ def add_parser(subparsers: Any) -> None:
         metavar="MODEL",
         help=f"{options.MODEL_HELP} (default: {EMBEDDED_MODEL})",
     )
+    detections = parser.add_argument_group("detections")
+    options.add_nms(detections)
+    options.add_min_score(detections, "leave out instances with a lower score (default: the model's setting)")
+    options.add_scaling(detections)
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--runs", type=options.positive_int, default=10, metavar="N", help="timed runs (default: %(default)s)"
@@ -93,7 +97,7 @@ def _measure_all(args: argparse.Namespace) -> list[Measurement]:
     measurements = []
     for name in args.model:
         for dtype in args.dtype:
-            model = load_model(name, device=args.device, dtype=dtype)
+            model = options.with_settings(load_model(name, device=args.device, dtype=dtype), args)
             measurements += [
                 benchmark.measure(
                     model, args.image, name=name, batch_size=batch_size, runs=args.runs, warmup=args.warmup

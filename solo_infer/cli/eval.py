@@ -19,6 +19,7 @@ EXAMPLES = (
     "solo-infer eval --detections results.json --annotations instances_val2017.json --json",
     "torchrun --nproc-per-node 4 -m solo_infer eval --images val2017 --annotations instances_val2017.json",
 )
+_MODEL_OPTIONS = ("model", "save_json", "nms", "nms_iou", "across_classes", "min_score", "input_size")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,6 +44,8 @@ def add_parser(subparsers: Any) -> None:
     model = parser.add_argument_group("model")
     options.add_model(model, DEFAULT_MODEL)
     options.add_nms(model)
+    options.add_min_score(model, "leave out detections with a lower score (default: the model's setting)")
+    options.add_scaling(model)
     output = parser.add_argument_group("output")
     options.add_json(output, "the metrics")
     options.add_save_json(output)
@@ -62,10 +65,11 @@ def run(args: argparse.Namespace) -> int:
     )
     require_writable("--save-json", args.save_json, create_folder=True)
     settings = {name: getattr(args, name) for name in ("max_detections", "limit", "classes")}
-    if args.detections and (args.model or args.save_json or args.nms or args.nms_iou is not None):
-        return usage_error(
-            "--detections are scored without a model: remove --model, --save-json, --nms and --nms-iou"
-        )
+    values = {name: getattr(args, name) for name in _MODEL_OPTIONS}
+    names = [name for name, value in values.items() if value is not None and value is not False]
+    given = [f"--{name.replace('_', '-')}" for name in names]
+    if args.detections and given:
+        return usage_error(f"--detections are scored without a model: remove {', '.join(given)}")
     evaluation = _score(args, settings) if args.detections else _evaluate(args, settings)
     if evaluation is not None:
         if args.json:
@@ -94,7 +98,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation 
     with process_group(args.device) as device:
         model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=args.dtype)
         return evaluation.evaluate(
-            options.with_nms(model, args),
+            options.with_settings(model, args),
             args.images,
             args.annotations,
             output=args.save_json,

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from solo_infer._version import __version__
-from solo_infer.cli.options import Parser, format_examples
+from solo_infer.cli.options import format_examples
+from solo_infer.cli.suggestions import CommandParser, ProgramParser
 from solo_infer.cli.terminal import log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
 from solo_infer.runtime.messages import describe_error
@@ -115,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     lines = ["Instance segmentation with SOLO and YOLACT."]
     for title, names in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<11}{modules[name].SUMMARY}" for name in names)]
-    parser = Parser(
+    parser = ProgramParser(
         prog="solo-infer",
         usage="solo-infer COMMAND [options]",
         description="\n".join(lines),
@@ -126,8 +127,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"solo-infer {__version__}")
     # The description lists the commands by group, which argparse cannot.
     subparsers = parser.add_subparsers(
-        prog="solo-infer", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+        parser_class=CommandParser,
+        prog="solo-infer",
+        required=True,
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
     )
     for module in modules.values():
         module.add_parser(subparsers)
+    parser.set_commands(subparsers.choices)
     return parser

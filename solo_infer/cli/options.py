@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.config.solo import NMS_METHODS
 from solo_infer.errors import ConfigError
-from solo_infer.runtime.messages import escaped
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
@@ -25,7 +25,6 @@ Group = Any  # argparse gives the class of its argument groups no public name
 MODEL_HELP = "published model ('solo-infer models'), checkpoint file, folder or Hub repo id"
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_DETECTIONS = (1, 10, 100)
-DRAW_THRESHOLD = 0.3  # default score above which instances are drawn and counted
 
 
 _MAX_DIGITS = 19  # of 2**63 - 1
@@ -69,18 +68,10 @@ def path(text: str) -> Path:
 
 def draw_threshold(args: argparse.Namespace) -> float:
     """Return ``--min-score``, or its default for drawings and all other outputs that people look at."""
-    return DRAW_THRESHOLD if args.min_score is None else float(args.min_score)
+    return DISPLAY_THRESHOLD if args.min_score is None else float(args.min_score)
 
 
 # --- Parsers
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser whose errors repeat arguments without their control characters."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(escaped(message))
 
 
 def add_command(
@@ -182,8 +173,37 @@ def add_batch_size(group: Group) -> None:
     )
 
 
+class _OneOrTwo(argparse.Action):
+    """Action that stores one or two values."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, f"expected one or two numbers, got {len(values)}")
+        setattr(namespace, self.dest, values)
+
+
+def add_min_score(group: Group, description: str) -> None:
+    """Add ``--min-score``; see ``with_settings``."""
+    group.add_argument("--min-score", type=unit_interval, metavar="S", help=description)
+
+
+def add_scaling(group: Group) -> None:
+    """Add ``--input-size`` for images of any size; see ``with_settings``."""
+    group.add_argument(
+        "--input-size",
+        type=positive_int,
+        nargs="+",
+        action=_OneOrTwo,
+        metavar=("H", "W"),
+        help="scale images, keeping their ratio, to fit into this height and width (one number for both) in "
+        "pixels, multiples of 32; exchanged for images of the other orientation (default: the model's)",
+    )
+
+
 def add_input_size(group: Group, description: str, *, required: bool = False) -> None:
-    """Add ``--input-size``."""
+    """Add ``--input-size`` of a network input."""
     group.add_argument(
         "--input-size", type=positive_int, nargs=2, required=required, metavar=("H", "W"), help=description
     )
@@ -208,7 +228,12 @@ def add_max_detections(group: Group, description: str) -> None:
 
 
 def add_nms(group: Group) -> None:
-    """Add ``--nms`` and ``--nms-iou``; see ``with_nms``."""
+    """Add ``--nms``, ``--nms-iou`` and ``--across-classes``; see ``with_settings``."""
+    group.add_argument(
+        "--across-classes",
+        action="store_true",
+        help="NMS also compares instances of different classes: one object is not detected as several",
+    )
     group.add_argument(
         "--nms",
         choices=NMS_METHODS,
@@ -244,3 +269,17 @@ def with_nms(model: ModelT, args: argparse.Namespace) -> ModelT:
             raise ConfigError("--nms-iou requires greedy NMS: add --nms greedy.")
         thresholds = replace(thresholds, nms_iou=args.nms_iou)
     return model.with_thresholds(thresholds)
+
+
+def with_settings(model: ModelT, args: argparse.Namespace) -> ModelT:
+    """Return the model with the settings of ``--min-score``, ``--input-size`` and the options of ``add_nms``.
+
+    Raises:
+        ConfigError: The model does not have one of the settings.
+    """
+    size = args.input_size
+    return with_nms(model, args).with_settings(
+        min_score=args.min_score,
+        input_size=size[0] if size is not None and len(size) == 1 else size,
+        across_classes=args.across_classes or None,
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options, outputs
 from solo_infer.cli.terminal import JsonArray, info, print_error, print_text, set_environment, usage_error
+from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import escaped, quoted
@@ -49,14 +50,13 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--offline", action="store_true", help="do not access the network")
     detections = parser.add_argument_group("detections")
     options.add_classes(detections, "detect only these classes")
-    detections.add_argument(
-        "--min-score",
-        type=options.unit_interval,
-        metavar="S",
-        help="leave out instances with a lower score "
-        f"(default: {options.DRAW_THRESHOLD} in drawings and summary lines, 0 in JSON)",
+    options.add_min_score(
+        detections,
+        "leave out instances with a lower score "
+        f"(default: {DISPLAY_THRESHOLD} in drawings and summary lines, 0 in JSON)",
     )
     options.add_nms(detections)
+    options.add_scaling(detections)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -169,7 +169,7 @@ def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
             array=array,
             args=args,
         )
-        model = options.with_nms(_load_model(args), args)
+        model = options.with_settings(_load_model(args), args)
         if args.classes is not None:
             model = model.only(args.classes)
         results = model.stream(files.sources, batch_size=args.batch_size, on_error=report)
@@ -201,9 +201,7 @@ def _image_folder(args: argparse.Namespace, files: _Files) -> ImageFolder:
     others = [path for paths in _other_inputs(args).values() for path in paths]
     saved = outputs.file_paths(args)
     keep: list[str | Path] = [*files.sources, *files.left_out, *others, *saved.values()]
-    folder = ImageFolder(
-        args.output, min_score=options.draw_threshold(args), boxes=args.boxes, font=args.font, keep=keep
-    )
+    folder = ImageFolder(args.output, min_score=args.min_score, boxes=args.boxes, font=args.font, keep=keep)
     refuse_overwriting(saved, {"the drawing": [folder.path_of(file) for file in files.sources]})
     folder.make()
     return folder
@@ -259,7 +257,7 @@ class _Outputs:
             done += 1
             if not self.array and not outputs.are_printed(self.args):
                 with tqdm.external_write_mode():
-                    print_text(_summary(result.filter(options.draw_threshold(self.args)), drawing))
+                    print_text(_summary(result.filter(result.display_threshold), drawing))
         return done
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from solo_infer.config.preprocess import PreprocessConfig
@@ -45,6 +45,8 @@ class BasePostprocessConfig:
         filter_thr: Score that a detection must reach after NMS, 0..1.
         nms_pre: Greatest number of candidates that enter NMS.
         max_per_image: Greatest number of detections per image.
+        across_classes: Whether NMS also compares detections of different classes. By default, one object may
+            be detected as several classes.
     """
 
     score_thr: float
@@ -52,6 +54,11 @@ class BasePostprocessConfig:
     filter_thr: float
     nms_pre: int
     max_per_image: int
+    across_classes: bool = field(default=False, kw_only=True)
+
+    def with_min_score(self, min_score: float) -> Self:
+        """Return these settings without detections of a score below ``min_score``."""
+        return replace(self, filter_thr=max(self.filter_thr, min_score))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from solo_infer.config.validation import (
+    bounded_repr,
     coerce_tuple,
     is_finite,
     require,
     require_bools,
     require_positive_ints,
 )
+
+INPUT_SIZE_UNIT = 32  # pixels: stride of the coarsest feature map of a ResNet
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,35 @@ class PreprocessConfig:
         if not self.keep_ratio:
             return self.short_side, self.short_side
         return scaled_size(height, width, self.short_side, self.long_side)
+
+    def with_input_size(self, input_size: int | Sequence[int]) -> PreprocessConfig:
+        """Return these settings for network inputs of another size.
+
+        Args:
+            input_size: Greatest height and width of the scaled image in pixels, multiples of 32: one number
+                for both, or (height, width), which are exchanged for images of the other orientation. The
+                aspect ratio is kept, except by models that scale images to a square, which take one number.
+
+        Raises:
+            ConfigError: The size is something else.
+        """
+        sides = tuple(input_size) if isinstance(input_size, list | tuple) else (input_size, input_size)
+        given = f"input_size={bounded_repr(input_size)}"
+        require(len(sides) == 2, f"{given}: expected one number or (height, width).")
+        require_positive_ints({f"input_size[{index}]": side for index, side in enumerate(sides)})
+        short_side, long_side = sorted(sides)
+        if (short_side, long_side) == (self.short_side, self.long_side):
+            return self
+        require(
+            self.keep_ratio or short_side == long_side,
+            f"{given}: this model scales every image to a square. Pass one number, e.g. {long_side}.",
+        )
+        nearest = [max(round(side / INPUT_SIZE_UNIT), 1) * INPUT_SIZE_UNIT for side in sides]
+        require(
+            nearest == list(sides),
+            f"{given}: expected multiples of {INPUT_SIZE_UNIT}, e.g. {' x '.join(map(str, nearest))}.",
+        )
+        return replace(self, short_side=short_side, long_side=long_side)
 
     def padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) in pixels rounded up to multiples of ``size_divisor``."""

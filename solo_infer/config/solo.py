@@ -173,6 +173,7 @@ class PostprocessConfig(BasePostprocessConfig):
             SOLO).
         nms_iou: With "greedy", a mask is removed if its IoU with a better one of its class exceeds this, 0..1
             (0.5 in ``mask_nms`` of the authors' AdelaiDet).
+        across_classes: Whether NMS also compares masks of different classes.
     """
 
     score_thr: float = 0.1
@@ -192,6 +193,7 @@ class PostprocessConfig(BasePostprocessConfig):
         require_choice("kernel", self.kernel, NMS_KERNELS)
         require_choice("nms", self.nms, NMS_METHODS)
         require_positive({"sigma": self.sigma})
+        require_bools({"across_classes": self.across_classes})
 
 
 def solo_preset(head: HeadName, backbone: BackboneName = "resnet50") -> Preset:

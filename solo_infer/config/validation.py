@@ -30,6 +30,7 @@ _LIMITS = {
     "size": _PIXELS,
     "size_divisor": _PIXELS,
     "crop_size": _PIXELS,
+    "input_size": _PIXELS,
     "epochs": _EPOCHS,
     "last_epoch": _EPOCHS,
     "batch_size": 2**16,

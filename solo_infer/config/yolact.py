@@ -6,8 +6,9 @@ author's repository.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from solo_infer.config.architecture import ArchitectureConfig, BasePostprocessConfig, Preset
 from solo_infer.config.preprocess import PreprocessConfig
@@ -15,10 +16,14 @@ from solo_infer.config.validation import (
     coerce_tuple,
     is_finite,
     require,
+    require_bools,
     require_choice,
     require_positive_ints,
     require_unit_interval,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Variant = Literal["mmdet", "original"]
 
@@ -89,6 +94,8 @@ class YOLACTPostprocessConfig(BasePostprocessConfig):
         iou_thr: A box is removed if its IoU with a better one of its class exceeds this, 0..1.
         top_k: Greatest number of boxes per class that Fast NMS compares, best first.
         max_per_image: Greatest number of detections per image, best first.
+        across_classes: Whether Fast NMS compares boxes of different classes. Each box then counts as its best
+            class only.
     """
 
     score_thr: float = 0.05
@@ -103,6 +110,19 @@ class YOLACTPostprocessConfig(BasePostprocessConfig):
         names = ("score_thr", "mask_thr", "filter_thr", "iou_thr")
         require_unit_interval({name: getattr(self, name) for name in names})
         require_positive_ints({name: getattr(self, name) for name in ("nms_pre", "top_k", "max_per_image")})
+        require_bools({"across_classes": self.across_classes})
+
+    def with_min_score(self, min_score: float) -> Self:
+        """Return these settings without detections of a score below ``min_score``."""
+        # Scores are float32 and must exceed the threshold.
+        return super().with_min_score(_float32_below(min_score))
+
+
+def _float32_below(number: float) -> float:
+    """Return the greatest float32 below a positive number of float32, 0 for 0."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", number))
+    (below,) = struct.unpack("<f", struct.pack("<I", max(bits - 1, 0)))
+    return float(below)
 
 
 def yolact_preset(variant: Variant, backbone: str = "resnet50", side: int = 550) -> Preset:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from solo_infer.config.keywords import EVALUATE_KEYWORDS, explain_keywords
 from solo_infer.config.validation import require_instance, require_path, require_positive_ints
 from solo_infer.data.sources import IMAGE_SUFFIXES
 from solo_infer.errors import ResultError
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 
+@explain_keywords("evaluate", EVALUATE_KEYWORDS)
 def evaluate(
     model: Segmenter,
     images: str | os.PathLike[str],

@@ -18,6 +18,7 @@ from torch import Tensor
 from solo_infer.config import PostprocessConfig
 from solo_infer.inference.cuda_graphs import Capture, CudaGraph, GraphCache
 from solo_infer.inference.detections import Detections
+from solo_infer.inference.nms import compared_labels
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import Features, detect_features, extract_features
 from solo_infer.models.optimized.static_masks import static_masks
@@ -152,7 +153,8 @@ def apply_matrix_nms(
     scores, entering = _top((candidates.scores * maskness).masked_fill(~valid, -1.0), thresholds.nms_pre)
     labels, areas = candidates.labels.gather(1, entering), areas.gather(1, entering)
     packed = packed.gather(1, entering[..., None].expand(-1, -1, packed.shape[2]))
-    factors = decay_factors(packed, areas, labels, thresholds.kernel, thresholds.sigma)
+    groups = compared_labels(labels, thresholds)
+    factors = decay_factors(packed, areas, groups, thresholds.kernel, thresholds.sigma)
     scores = (scores * factors).masked_fill(scores < 0, -1.0)
     scores, best = _top(scores, thresholds.max_per_image)
     cells = candidates.cells.gather(1, entering.gather(1, best))

@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
-from solo_infer.inference.nms import nms_function
+from solo_infer.inference.nms import compared_labels, nms_function
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.tiny.head import CellPredictions
 from solo_infer.models.tiny.masks import decode_boxes, mask_logits, pixels_in_boxes
@@ -107,7 +107,8 @@ def find_instances(
     index, labels, candidate_scores = _best_candidates(scores, thresholds)
     boxes = decode_boxes(cells.distance_logits[index], points[index])
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
-    kept = _box_nms(boxes, candidate_scores, labels, thresholds.box_iou)
+    groups = compared_labels(labels, thresholds)
+    kept = _box_nms(boxes, candidate_scores, groups, thresholds.box_iou)
     index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
     logits = cell_mask_logits(cells.kernels[index], boxes, features)
     if not len(logits):

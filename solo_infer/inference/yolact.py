@@ -117,6 +117,7 @@ def find_instances(
         filter_thr=thresholds.filter_thr,
         top_k=thresholds.top_k,
         max_num=thresholds.max_per_image,
+        across_classes=thresholds.across_classes,
     )
     coefficients = predictions.coefficients[candidates[kept.keep]]
     return Instances(boxes[kept.keep], kept.scores, kept.labels, coefficients)

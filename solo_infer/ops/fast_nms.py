@@ -22,7 +22,14 @@ class FastNMSResult(NamedTuple):
 
 
 def fast_nms(
-    boxes: Tensor, scores: Tensor, *, iou_thr: float, filter_thr: float, top_k: int, max_num: int
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    iou_thr: float,
+    filter_thr: float,
+    top_k: int,
+    max_num: int,
+    across_classes: bool = False,
 ) -> FastNMSResult:
     """Run Fast NMS in each class, as mmdet's ``fast_nms`` and, with ``filter_thr`` 0, YOLACT's own code.
 
@@ -33,7 +40,15 @@ def fast_nms(
         filter_thr: Scores must be greater than this.
         top_k: Number of boxes of each class that enter, highest scores first.
         max_num: Maximum number of boxes of all classes to keep, highest scores first.
+        across_classes: Whether all boxes are compared, each with its best class, as in ``cc_fast_nms`` of
+            YOLACT's own code.
     """
+    if across_classes:
+        best_scores, best_labels = scores.max(dim=1)
+        kept = fast_nms(
+            boxes, best_scores[:, None], iou_thr=iou_thr, filter_thr=filter_thr, top_k=top_k, max_num=max_num
+        )
+        return kept._replace(labels=best_labels[kept.keep])
     ranked, order = scores.T.sort(dim=1, descending=True, stable=True)
     ranked, order = ranked[:, :top_k], order[:, :top_k]  # (classes, K)
     keep = ranked > filter_thr

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageDraw
 
 from solo_infer.errors import ResultError
+from solo_infer.results.caption_layout import Rectangle, leader_line, place_captions
 from solo_infer.results.caption_text import Font, caption_text, load_font
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.runtime.messages import quoted, shortened
@@ -20,7 +21,6 @@ from solo_infer.runtime.messages import quoted, shortened
 logger = logging.getLogger(__name__)
 
 Rgb = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, far edge exclusive
 
 # All colors are well separated in OKLab, consecutive ones most: instances of one class often get those.
 PALETTE: tuple[Rgb, ...] = (
@@ -97,7 +97,9 @@ def draw_instances(
         scores: (N,) float, 0..1.
         alpha: Opacity of the masks, 0..1.
         boxes_visible: Whether to draw the boxes.
-        captions: Whether to write class names and scores. Captions larger than the image are omitted.
+        captions: Whether to write class names and scores. Captions do not overlap; a line connects those
+            that are far from their boxes. Captions without a free place, or larger than the image, are
+            omitted.
         font: Font file for the captions. Texts with characters that it lacks use Pillow's font or one of the
             system. Characters that no font has are written as escapes, such as ``\u732b``.
 
@@ -261,15 +263,23 @@ def _draw_captions(canvas: Image.Image, captions: Sequence[_Caption], sizes: _Si
     draw = ImageDraw.Draw(canvas)
     fonts = _fitting_fonts(captions, sizes.font, canvas.width)
     margin = max(1, sizes.font // 5)
-    placed: list[tuple[_Caption, Rectangle]] = []
-    for caption in reversed(captions):
+    best_first = captions[::-1]
+    plate_sizes = []
+    for caption in best_first:
         font = fonts[caption.font_path]
         ascent, descent = font.getmetrics()
-        size = (int(np.ceil(font.getlength(caption.text))) + 2 * margin, ascent + descent + margin)
-        if size[0] <= canvas.width and size[1] <= canvas.height:
-            plate = _place_caption(size, caption.box, canvas.size, [rectangle for _, rectangle in placed])
-            placed.append((caption, plate))
-    for caption, (x1, y1, x2, y2) in reversed(placed):
+        plate_sizes.append(
+            (int(np.ceil(font.getlength(caption.text))) + 2 * margin, ascent + descent + margin)
+        )
+    plates = place_captions(plate_sizes, [caption.box for caption in best_first], canvas.size)
+    placed = [
+        (caption, plate) for caption, plate in zip(best_first, plates, strict=True) if plate is not None
+    ]
+    for caption, plate in placed:
+        line = leader_line(plate, caption.box)
+        if line is not None:
+            draw.line(line, fill=caption.color, width=sizes.line)
+    for caption, (x1, y1, x2, y2) in placed:
         font = fonts[caption.font_path]
         draw.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=margin, fill=caption.color)
         draw.text(
@@ -291,25 +301,6 @@ def _fitting_fonts(captions: Sequence[_Caption], size: int, width: int) -> dict[
         size = max(_MIN_FONT_SIZE, int(size * width / longest))
         fonts = {path: load_font(path, size) for path in paths}
     return fonts
-
-
-def _place_caption(
-    size: tuple[int, int], box: Rectangle, canvas: tuple[int, int], placed: Sequence[Rectangle]
-) -> Rectangle:
-    """Return the first free position of a caption at its box, or the one that covers other captions least."""
-    x1, y1, x2, y2 = box
-    width, height = size
-    left, right, middle = x1, x2 - width, (x1 + x2 - width) // 2
-    positions = np.array(
-        [(left, y1 - height), (left, y1), (right, y1 - height), (right, y1)]
-        + [(middle, (y1 + y2 - height) // 2), (left, y2 - height), (left, y2), (right, y2 - height)]
-    ).clip(0, (canvas[0] - width, canvas[1] - height))
-    rectangles = np.array(placed).reshape(1, -1, 4)
-    starts = np.maximum(positions[:, None], rectangles[:, :, :2])  # (positions, captions, 2): x, y
-    ends = np.minimum(positions[:, None] + size, rectangles[:, :, 2:])
-    covered = (ends - starts).clip(0).prod(axis=2).sum(axis=1)
-    x, y = positions[int(covered.argmin())].tolist()
-    return x, y, x + width, y + height
 
 
 def _text_color(background: Rgb) -> Rgb:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from solo_infer.config.categories import Categories
+from solo_infer.config.display import DISPLAY_THRESHOLD
+from solo_infer.config.keywords import (
+    FILTER_KEYWORDS,
+    PLOT_KEYWORDS,
+    SAVE_RESULT_KEYWORDS,
+    explain_keywords,
+)
 from solo_infer.config.validation import as_int, require_path
 from solo_infer.errors import ResultError
 from solo_infer.ops import packed_masks
 from solo_infer.results.exports import ResultExports
+from solo_infer.results.indexing import MultiIndex, as_indices
 from solo_infer.runtime.device import resolve_device
 from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -28,13 +36,13 @@ if TYPE_CHECKING:
 
     from solo_infer.results.formats.polygons import Polygon
 
-MultiIndex = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
-_NOTEBOOK_PIXELS = 1200  # longest side of the drawing in a notebook, which embeds it in its file
-
 
 @dataclass(frozen=True, eq=False)
 class Instance:
     """One instance of a result.
+
+    It does not keep the image in memory: its picture in notebooks shows the image as long as the result or
+    another object holds that.
 
     Attributes:
         score: Confidence, 0..1.
@@ -49,6 +57,7 @@ class Instance:
     box: tuple[float, float, float, float]
     _packed: Tensor = field(repr=False)
     _width: int = field(repr=False)
+    _image: weakref.ref[np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def mask(self) -> Tensor:
@@ -60,6 +69,16 @@ class Instance:
         from solo_infer.results.formats.polygons import trace
 
         return trace(self.mask.cpu().numpy())
+
+    def _repr_png_(self) -> bytes:
+        """Return a picture of the instance as PNG for notebooks."""
+        from solo_infer.results.notebook import instance_png
+
+        image = None if self._image is None else self._image()
+        return instance_png(image, self.mask.cpu().numpy(), self.box, self.name, self.score)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_image"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +99,8 @@ class Result(ResultExports):
             "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks" and "post".
             The time of a batch is divided evenly among its images. On CUDA, the stages before the last only
             measure kernel launches.
+        display_threshold: Lowest score that pictures show unless they are drawn with another ``min_score``,
+            0..1. A ``min_score`` of the call or of ``filter`` replaces the default of 0.3.
     """
 
     scores: Tensor
@@ -91,6 +112,7 @@ class Result(ResultExports):
     image: np.ndarray | None = field(default=None, repr=False)
     source: str = ""
     timings: Mapping[str, float] = field(default_factory=dict, repr=False)
+    display_threshold: float = field(default=DISPLAY_THRESHOLD, repr=False)
 
     @property
     def names(self) -> list[str]:
@@ -112,6 +134,7 @@ class Result(ResultExports):
 
     def __iter__(self) -> Iterator[Instance]:
         scores, labels, boxes = self.scores.tolist(), self.labels.tolist(), self.boxes.tolist()
+        image = None if self.image is None else weakref.ref(self.image)
         for score, label, (x1, y1, x2, y2), packed in zip(
             scores, labels, boxes, self.packed_masks, strict=True
         ):
@@ -122,6 +145,7 @@ class Result(ResultExports):
                 box=(x1, y1, x2, y2),
                 _packed=packed.clone(),
                 _width=self.image_size[1],
+                _image=image,
             )
 
     @overload
@@ -159,45 +183,28 @@ class Result(ResultExports):
         )
 
     def _indices(self, index: MultiIndex) -> Tensor:
-        """Convert a slice, a boolean mask or a list of ints to indices (K,) int64."""
-        count = len(self)
-        try:
-            indices = np.arange(count)[index] if isinstance(index, slice) else _as_array(index)
-        except TypeError as error:
-            raise ResultError(f"Index {quoted(index)}: {error}.") from error
-        if indices.ndim != 1 or indices.dtype.kind not in "biu":
-            raise ResultError(
-                f"Index of type {type(index).__name__} ({indices.dtype} {indices.shape}): expected an "
-                "int, a slice, a boolean mask with one value per instance, or a list of ints. To select "
-                "classes, use filter(classes=...)."
-            )
-        if indices.dtype == np.bool_:
-            if len(indices) != count:
-                raise ResultError(
-                    f"Boolean mask of {len(indices)} values for {count} instances: expected one value each."
-                )
-            indices = np.flatnonzero(indices)
-        if not all(-count <= position < count for position in indices.tolist()):
-            raise ResultError(f"Indices {indices.tolist()}: expected each in {-count}..{count - 1}.")
-        return torch.from_numpy(indices.astype(np.int64)).to(self.device)
+        return torch.from_numpy(as_indices(index, len(self))).to(self.device)
 
+    @explain_keywords("filter", FILTER_KEYWORDS)
     def filter(
-        self, min_score: float = 0.0, classes: str | int | Iterable[str | int] | None = None
+        self, min_score: float | None = None, classes: str | int | Iterable[str | int] | None = None
     ) -> Result:
         """Return the instances with at least a given score, of the given classes.
 
         Args:
-            min_score: Lowest score to keep, 0..1.
+            min_score: Lowest score to keep, 0..1, and to draw. Defaults to any.
             classes: Names or labels of the classes to keep, or a single one. Defaults to all.
 
         Raises:
             ResultError: The model does not have a class, or the score is not in 0..1.
         """
-        keep = self.scores >= as_fraction("min_score", min_score)
+        lowest = 0.0 if min_score is None else as_fraction("min_score", min_score)
+        keep = self.scores >= lowest
         if classes is not None:
             labels = torch.tensor(self.categories.labels(classes), dtype=torch.int64, device=self.device)
             keep &= torch.isin(self.labels, labels)
-        return self._select(keep)
+        kept = self._select(keep)
+        return kept if min_score is None else replace(kept, display_threshold=lowest)
 
     def to(self, device: str | torch.device) -> Result:
         """Return the result with its tensors on a device.
@@ -223,11 +230,12 @@ class Result(ResultExports):
         result = self.cpu()
         return {name: getattr(result, name).numpy() for name in ("scores", "labels", "boxes", "masks")}
 
+    @explain_keywords("plot", PLOT_KEYWORDS)
     def plot(
         self,
         image: np.ndarray | None = None,
         *,
-        min_score: float = 0.0,
+        min_score: float | None = None,
         alpha: float = 0.5,
         boxes: bool = False,
         captions: bool = True,
@@ -237,7 +245,7 @@ class Result(ResultExports):
 
         Args:
             image: (H, W, 3) uint8 RGB. Defaults to the segmented image.
-            min_score: Lowest score to draw, 0..1.
+            min_score: Lowest score to draw, 0..1. Defaults to ``display_threshold``.
             alpha: Opacity of the masks, 0..1.
             boxes: Whether to draw boxes.
             captions: Whether to write class names and scores.
@@ -253,7 +261,7 @@ class Result(ResultExports):
         if canvas is None:
             raise ResultError("The result has no image to draw on: pass it as image=(H, W, 3) uint8 RGB.")
         alpha = as_fraction("alpha", alpha)
-        result = self.filter(min_score).cpu()
+        result = self.filter(self.display_threshold if min_score is None else min_score).cpu()
         return draw_instances(
             canvas,
             masks=(instance.mask.numpy() for instance in result),
@@ -266,6 +274,7 @@ class Result(ResultExports):
             font=font,
         )
 
+    @explain_keywords("save", SAVE_RESULT_KEYWORDS)
     def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write the drawing to an image file and return its path.
 
@@ -286,13 +295,9 @@ class Result(ResultExports):
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawing as PNG for notebooks, reduced in size if it is large."""
-        if self.image is None:
-            return None
-        drawing = self.plot()
-        drawing.thumbnail((_NOTEBOOK_PIXELS, _NOTEBOOK_PIXELS))
-        buffer = io.BytesIO()
-        drawing.save(buffer, format="PNG")
-        return buffer.getvalue()
+        from solo_infer.results.notebook import drawing_png
+
+        return None if self.image is None else drawing_png(self.plot())
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -316,12 +321,3 @@ def as_fraction(name: str, value: Any) -> float:
     if not 0.0 <= number <= 1.0:
         raise ResultError(f"{name}={quoted(value)}: expected a number in 0..1.")
     return number
-
-
-def _as_array(index: Any) -> np.ndarray:
-    """Convert an index to a numpy array; an empty list becomes an empty array of int64."""
-    try:
-        array = index.detach().cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ResultError(f"Index of type {type(index).__name__}: {error}.") from error
-    return array.astype(np.int64) if array.dtype.kind == "f" and array.shape == (0,) else array

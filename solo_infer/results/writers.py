@@ -57,7 +57,7 @@ class ImageFolder(ResultFolder):
 
     Args:
         folder: Path of the folder, which is created when the first drawing is written.
-        min_score: Lowest score to draw, 0..1.
+        min_score: Lowest score to draw, 0..1. Defaults to the ``display_threshold`` of each result.
         boxes: Whether to draw boxes.
         font: Font file for the captions. Defaults to a font of the system that has the characters.
         keep: Paths of files that must not be overwritten, such as images that are still to be read.
@@ -67,7 +67,7 @@ class ImageFolder(ResultFolder):
         self,
         folder: str | os.PathLike[str],
         *,
-        min_score: float = 0.0,
+        min_score: float | None = None,
         boxes: bool = False,
         font: str | os.PathLike[str] | None = None,
         keep: Iterable[str | os.PathLike[str]] = (),

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
-from solo_infer.config.families import FAMILIES, family_of
-from solo_infer.config.validation import require_instance, require_path, require_positive_ints
+from solo_infer.config.display import DISPLAY_THRESHOLD
+from solo_infer.config.keywords import CALL_KEYWORDS, explain_keywords
+from solo_infer.config.validation import require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
 from solo_infer.data.sources import Images, ImageSource, as_sources
-from solo_infer.errors import ConfigError
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models.base import SegmentationNetwork
@@ -28,24 +26,24 @@ from solo_infer.models.optimized.compiled import compile_for_inference
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
-from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
+from solo_infer.results.result_list import ResultList
+from solo_infer.runtime.device import require_compile
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.batching import check_batch, forward_groups, make_results
-from solo_infer.weights.checkpoint import Checkpoint
-from solo_infer.weights.load import load_checkpoint
-from solo_infer.weights.save import save_checkpoint
+from solo_infer.segmenters.loaded_model import LoadedModel, explain_loading
+from solo_infer.segmenters.settings import change_settings, check_min_score
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Segmenter(ABC):
+class Segmenter(LoadedModel):
     """Base class of all segmentation models: a network with its configuration.
 
     Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Copies made by
-    ``with_thresholds``, ``only`` and ``compile`` share the network, which ``to`` moves; do not call it while
-    other threads predict.
+    ``with_thresholds``, ``with_settings``, ``only`` and ``compile`` share the network, which ``to`` moves; do
+    not call it while other threads predict.
 
     Attributes:
         family: Family of the models, None for the base class.
@@ -53,118 +51,36 @@ class Segmenter(ABC):
         network: Plain ``torch.nn.Module``, in eval mode.
     """
 
-    family: ClassVar[str | None] = None
-    config: ModelConfig
-    network: SegmentationNetwork
-
+    @explain_loading
     def __init__(self, config: ModelConfig, network: SegmentationNetwork) -> None:
-        require_instance("config", config, ModelConfig)
-        require_instance("network", network, torch.nn.Module)
-        architecture = config.architecture
-        if architecture.family != self.family:
-            raise ConfigError(
-                f"{type(self).__name__} cannot use a {architecture.name} model of the family "
-                f"{architecture.family!r}: use load_model, which loads every family."
-            )
-        self.config = config
-        self.network = network
+        super().__init__(config, network)
         self._optimized: OptimizedNetworkCache[Any] = OptimizedNetworkCache(network)
         self._class_mask: Tensor | None = None  # (classes,) float32 on the CPU, 0 for excluded classes
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = torch.float32,
-        thresholds: BasePostprocessConfig | None = None,
-        config: ModelConfig | None = None,
-        revision: str = "main",
-        offline: bool | None = None,
-    ) -> Self:
-        """Load a model.
-
-        Args:
-            name_or_path: Name of a published model (``solo_infer.available_models()``), checkpoint file
-                (mmdet's, the authors', a state dict, safetensors), directory of ``save_pretrained``, or id
-                (owner/name) of a Hub repo with such a directory.
-            device: "cpu", "cuda", "cuda:1", ... Defaults to CUDA if available, else the CPU.
-            dtype: Dtype of the network: float32, float16 or bfloat16. Scores and masks are always computed
-                in float32.
-            thresholds: Post-processing settings. Defaults to the model's own.
-            config: Configuration of the model. Defaults to the one found with or inferred from the weights.
-            revision: Branch, tag or commit of a Hub repo.
-            offline: Whether network access is forbidden. Defaults to the environment
-                (``SOLO_INFER_OFFLINE``).
-
-        Raises:
-            WeightsError: The weights cannot be found, fetched, read or matched with a model.
-            OfflineError: The weights would have to be downloaded, which is forbidden.
-            ConfigError: The weights belong to another family of models (``load_model`` accepts any), the
-                ``config.json`` beside them is invalid, or an argument has the wrong type.
-            DeviceError: The device or dtype is not available.
-        """
-        resolved_device, resolved_dtype = resolve_device(device), resolve_dtype(dtype)
-        checkpoint = load_checkpoint(
-            name_or_path,
-            config=config,
-            revision=revision,
-            offline=offline,
-            families=cls._families(),
-        )
-        model = cls.from_checkpoint(checkpoint).to(resolved_device, resolved_dtype)
-        return model.with_thresholds(thresholds) if thresholds is not None else model
-
-    @classmethod
-    @neutral_state()
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Return the model of a checkpoint, on the CPU; it takes over the network of the checkpoint.
-
-        Raises:
-            ConfigError: The checkpoint belongs to another family of models.
-        """
-        network = checkpoint.network.requires_grad_(False).to(memory_format=torch.channels_last)
-        segmenter = family_of(checkpoint.config.architecture).load("segmenter")
-        # A class that the family's does not derive from refuses the configuration.
-        return (segmenter if issubclass(segmenter, cls) else cls)(checkpoint.config, network)
-
-    @classmethod
-    def _families(cls) -> list[str]:
-        """Return the names of the families whose models this class loads."""
-        return [
-            name
-            for name, family in FAMILIES.items()
-            if name == cls.family or issubclass(family.load("segmenter"), cls)
-        ]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the network."""
-        return next(self.network.parameters()).dtype
-
-    @neutral_state()
-    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
-        """Move the network to a device, a dtype or both, in place, and return this model.
-
-        Raises:
-            DeviceError: The device is not available, or cannot compute in the dtype.
-        """
-        resolved_device = self.device if device is None else resolve_device(device)
-        resolved_dtype = self.dtype if dtype is None else resolve_dtype(dtype)
-        require_dtype(resolved_device, resolved_dtype)
-        self.network.to(resolved_device, resolved_dtype)
-        return self
+        self._display_threshold = DISPLAY_THRESHOLD  # of the results
 
     def with_thresholds(self, thresholds: BasePostprocessConfig) -> Self:
         """Return a copy with other post-processing settings that shares the network."""
         other = copy.copy(self)
         other.config = replace(self.config, thresholds=thresholds)
+        return other
+
+    def with_settings(
+        self,
+        *,
+        thresholds: BasePostprocessConfig | None = None,
+        min_score: float | None = None,
+        input_size: int | Sequence[int] | None = None,
+        across_classes: bool | None = None,
+    ) -> Self:
+        """Return a copy with other settings of a call that shares the network; see ``__call__``.
+
+        Raises:
+            ConfigError: A setting is out of range, or the thresholds are of another family.
+        """
+        other = copy.copy(self)
+        other.config = change_settings(self.config, thresholds, min_score, input_size, across_classes)
+        if min_score is not None:
+            other._display_threshold = check_min_score(min_score)
         return other
 
     @neutral_state()
@@ -216,6 +132,9 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        min_score: float | None = None,
+        input_size: int | Sequence[int] | None = None,
+        across_classes: bool | None = None,
     ) -> Result: ...
 
     @overload
@@ -226,8 +145,12 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
-    ) -> list[Result]: ...
+        min_score: float | None = None,
+        input_size: int | Sequence[int] | None = None,
+        across_classes: bool | None = None,
+    ) -> ResultList: ...
 
+    @explain_keywords("a model's call", CALL_KEYWORDS)
     def __call__(
         self,
         source: ImageSource | Images,
@@ -235,7 +158,10 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
-    ) -> Result | list[Result]:
+        min_score: float | None = None,
+        input_size: int | Sequence[int] | None = None,
+        across_classes: bool | None = None,
+    ) -> Result | ResultList:
         """Segment one image, or a list of images. ``predict`` is the same method.
 
         Args:
@@ -245,20 +171,41 @@ class Segmenter(ABC):
             batch_size: Images that may share a forward pass on a GPU, if their padded sizes are equal. On the
                 CPU each image is processed alone, with bit-identical results.
             thresholds: Post-processing settings for this call. Defaults to the model's own.
+            min_score: Lowest score of the instances to return and to draw, 0..1. Defaults to the model's
+                ``filter_thr``; drawings leave out scores below 0.3.
+            input_size: Greatest height and width of the scaled image in pixels, multiples of 32: one number
+                for both, or (height, width), which are exchanged for images of the other orientation. The
+                aspect ratio is kept; YOLACT scales to a square and takes one number. Defaults to the
+                size that the model was trained with.
+            across_classes: Whether NMS also compares instances of different classes, so that one object is
+                not detected as several. Defaults to the model's setting, ``False`` as published.
 
         Returns:
             A ``Result`` for one image; a list of results, in order, for a list.
 
         Raises:
             ImageError: An image cannot be read.
-            ConfigError: ``batch_size`` is not a positive integer, or the thresholds are of another family.
+            ConfigError: A setting is of the wrong type or out of range, or the thresholds are of another
+                family.
+            KeywordError: A keyword is unknown; the message names the one to use.
         """
         sources, is_single = as_sources(source)
-        results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
+        results = ResultList(
+            self.stream(
+                sources,
+                color=color,
+                batch_size=batch_size,
+                thresholds=thresholds,
+                min_score=min_score,
+                input_size=input_size,
+                across_classes=across_classes,
+            )
+        )
         return results[0] if is_single else results
 
     predict = __call__
 
+    @explain_keywords("stream", CALL_KEYWORDS)
     def stream(
         self,
         source: ImageSource | Iterable[ImageSource],
@@ -266,6 +213,9 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        min_score: float | None = None,
+        input_size: int | Sequence[int] | None = None,
+        across_classes: bool | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
         """Segment images in order, holding only ``batch_size`` of them in memory at a time.
@@ -279,24 +229,27 @@ class Segmenter(ABC):
             batch_size: Images held in memory, of which those of equal padded size share a forward pass on a
                 GPU.
             thresholds: Post-processing settings. Defaults to the model's own.
+            min_score: Lowest score of the instances, as in a call.
+            input_size: Size of the network input in pixels, as in a call.
+            across_classes: Whether NMS compares instances of different classes, as in a call.
             on_error: Called with the name and the error of an image that cannot be read, which is then
                 skipped. Defaults to raising the error.
         """
         require_positive_ints({"batch_size": batch_size})
-        settings = self._settings(thresholds)
+        model = self.with_settings(
+            thresholds=thresholds, min_score=min_score, input_size=input_size, across_classes=across_classes
+        )
         batch: list[PrefetchedImage] = []
         for prefetched in prefetch_images(source, color, on_error):
             batch.append(prefetched)
             if len(batch) == batch_size:
-                yield from self._predict_prefetched(batch, settings)
+                yield from model._predict_prefetched(batch)
                 batch = []
         if batch:
-            yield from self._predict_prefetched(batch, settings)
+            yield from model._predict_prefetched(batch)
 
-    def _predict_prefetched(
-        self, batch: list[PrefetchedImage], thresholds: BasePostprocessConfig
-    ) -> Iterator[Result]:
-        results = self.predict_batch([prefetched.image for prefetched in batch], thresholds=thresholds)
+    def _predict_prefetched(self, batch: list[PrefetchedImage]) -> Iterator[Result]:
+        results = self.predict_batch([prefetched.image for prefetched in batch])
         for result, prefetched in zip(results, batch, strict=True):
             yield replace(result, timings={**prefetched.timings, **result.timings})
 
@@ -346,7 +299,7 @@ class Segmenter(ABC):
         inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
         stopwatch.mark("preprocess")
         detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
-        return make_results(batch, detections, self.config.categories, stopwatch)
+        return make_results(batch, detections, self.config.categories, stopwatch, self._display_threshold)
 
     @neutral_state()
     def detect(
@@ -384,17 +337,3 @@ class Segmenter(ABC):
         Args:
             inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
         """
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.
-
-        Raises:
-            CacheError: The directory cannot be written.
-        """
-        return save_checkpoint(self.config, self.network.state_dict(), require_path("folder", folder))
-
-    def __repr__(self) -> str:
-        architecture = self.config.architecture
-        name = f"{type(self).__name__} {architecture.name} {architecture.backbone}"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"<{name}, {architecture.num_classes} classes, {dtype} on {self.device}>"

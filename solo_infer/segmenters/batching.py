@@ -49,6 +49,7 @@ def make_results(
     detections: Sequence[Detections],
     categories: Categories,
     stopwatch: Stopwatch,
+    display_threshold: float,
 ) -> list[Result]:
     """Return the results of images that shared a forward pass.
 
@@ -57,16 +58,21 @@ def make_results(
         detections: Their detections.
         categories: Class names of the model.
         stopwatch: Times of the stages of all images together.
+        display_threshold: Lowest score that is drawn, 0..1.
     """
     timings = {stage: seconds / len(batch) for stage, seconds in stopwatch.seconds.items()}
     return [
-        make_result(image, image_detections, categories, timings)
+        make_result(image, image_detections, categories, timings, display_threshold)
         for image, image_detections in zip(batch, detections, strict=True)
     ]
 
 
 def make_result(
-    image: LoadedImage, detections: Detections, categories: Categories, timings: Mapping[str, float]
+    image: LoadedImage,
+    detections: Detections,
+    categories: Categories,
+    timings: Mapping[str, float],
+    display_threshold: float,
 ) -> Result:
     """Return the result of one image.
 
@@ -75,6 +81,7 @@ def make_result(
         detections: Its detections.
         categories: Class names of the model.
         timings: Seconds by stage.
+        display_threshold: Lowest score that is drawn, 0..1.
     """
     return Result(
         scores=detections.scores,
@@ -86,4 +93,5 @@ def make_result(
         image=image.pixels,
         source=image.name,
         timings=timings,
+        display_threshold=display_threshold,
     )

@@ -17,6 +17,7 @@ from solo_infer.models.solo.network import SOLONetwork
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.segmenters.loaded_model import explain_loading
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,6 +29,7 @@ class SOLO(Segmenter):
     family = SOLOConfig.family
     network: SOLONetwork
 
+    @explain_loading
     def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
         super().__init__(config, network)
         self._static_detector = StaticDetector()

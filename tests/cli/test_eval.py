@@ -58,15 +58,19 @@ def test_options_are_passed_on(run, saved, data_set, tmp_path):
         (["--images", "a", "--detections", "b", "--annotations", "c"], "not allowed with"),
         (
             ["--detections", "b", "--annotations", "c", "--model", "m"],
-            "remove --model, --save-json, --nms and --nms-iou",
+            "scored without a model: remove --model\n",
         ),
         (
             ["--detections", "b", "--annotations", "c", "--save-json", "o"],
-            "remove --model, --save-json, --nms and --nms-iou",
+            "remove --save-json\n",
         ),
         (
-            ["--detections", "b", "--annotations", "c", "--nms", "greedy"],
-            "remove --model, --save-json, --nms and --nms-iou",
+            ["--detections", "b", "--annotations", "c", "--nms", "greedy", "--min-score", "0"],
+            "remove --nms, --min-score\n",
+        ),
+        (
+            ["--detections", "b", "--annotations", "c", "--across-classes", "--input-size", "64"],
+            "remove --across-classes, --input-size\n",
         ),
         (["--detections", "b", "--annotations", "c", "--max-detections", "0"], "at least 1, got '0'"),
         (["--detections", "b", "--annotations", "c", "--limit", "none"], "at least 1, got 'none'"),

@@ -101,6 +101,7 @@ def calls(model, result, pixels):
         "from_dict": type(result).from_dict,
         "from_json": type(result).from_json,
         "plot": result.plot,
+        "plot.min_score": lambda value: result.plot(min_score=value),
         "plot.alpha": lambda value: result.plot(alpha=value),
         "save": result.save,
         "from_pretrained": lambda value: SOLO.from_pretrained(value, **tiny),
@@ -116,6 +117,9 @@ def calls(model, result, pixels):
         "model.color": lambda value: model([], color=value),
         "model.batch_size": lambda value: model([], batch_size=value),
         "model.thresholds": lambda value: model([], thresholds=value),
+        "model.min_score": lambda value: model([], min_score=value),
+        "model.input_size": lambda value: model([], input_size=value),
+        "model.across_classes": lambda value: model([], across_classes=value),
         "model.to": lambda value: model.to(dtype=value) if value is not torch.float64 else None,
         "predict_batch": model.predict_batch,
         "load_image": load_image,
@@ -147,6 +151,7 @@ def test_public_functions(small_model, tmp_path, monkeypatch):
 VERBS = ("predict", "eval", "benchmark", "train", "models", "info", "download", "convert", "export", "verify")
 OPTIONS = (
     "--model --output --save-json --save-chart --json --no-save --classes --min-score --nms --nms-iou "
+    "--across-classes "
     "--device --dtype --batch-size --images --annotations --detections --limit --max-detections --runs "
     "--warmup --quiet --verbose --input-size --depth --opset --image-ids --offline --recipe --epochs "
     "--workers --config --help"

@@ -92,6 +92,7 @@ def test_detections_equal_the_dynamic_path(head, kernel, small_models):
     PostprocessConfig(filter_thr=0.0, max_per_image=1000),
     PostprocessConfig(nms_pre=7, max_per_image=3),
     PostprocessConfig(mask_thr=0.9, score_thr=0.05),
+    PostprocessConfig(across_classes=True),
 ])  # fmt: skip
 def test_detections_equal_under_other_thresholds(head, thresholds, small_models):
     model = small_models[head]

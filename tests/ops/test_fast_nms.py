@@ -57,3 +57,23 @@ def test_fast_nms_without_scores_above_the_threshold(count):
         random_boxes(count), torch.zeros(count, 4), iou_thr=0.5, filter_thr=0.05, top_k=200, max_num=100
     )
     assert (result.scores.shape, result.labels.dtype, result.keep.dtype) == ((0,), torch.int64, torch.int64)
+
+
+@pytest.mark.parametrize("top_k", [200, 7])
+def test_fast_nms_across_classes_takes_each_box_with_its_best_class(top_k):
+    boxes = random_boxes(60, 5)
+    scores = torch.from_numpy(np.random.default_rng(6).uniform(0, 1, (60, 4)) ** 3).float()
+    options = {"iou_thr": 0.5, "filter_thr": 0.1, "top_k": top_k, "max_num": 30}
+    result = fast_nms(boxes, scores, **options, across_classes=True)
+    best = scores.amax(dim=1, keepdim=True).numpy()
+    expected = reference_fast_nms(boxes.tolist(), best, 0.5, 0.1, top_k, 30)
+    assert 3 < len(expected)
+    assert result.keep.tolist() == [row for _, _, row in expected]
+    assert result.labels.tolist() == scores[result.keep].argmax(dim=1).tolist()
+    assert len(set(result.labels.tolist())) > 1
+
+
+def test_fast_nms_across_classes_of_no_boxes():
+    options = {"iou_thr": 0.5, "filter_thr": 0.1, "top_k": 9, "max_num": 9}
+    empty = fast_nms(random_boxes(0), torch.zeros(0, 4), **options, across_classes=True)
+    assert [len(values) for values in empty] == [0, 0, 0]

@@ -43,7 +43,7 @@ class ResultFolder(ABC):
 
     Args:
         folder: Path of the folder, which is created when the first result is written; ``~`` is expanded.
-        min_score: Lowest score to write, 0..1.
+        min_score: Lowest score to write, 0..1, None for any.
         keep: Paths of files that must not be overwritten, such as images that are still to be read.
 
     Raises:
@@ -54,7 +54,7 @@ class ResultFolder(ABC):
         self,
         folder: str | os.PathLike[str],
         *,
-        min_score: float = 0.0,
+        min_score: float | None = 0.0,
         keep: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         self.folder, self.min_score = require_path("folder", folder), min_score
@@ -85,7 +85,7 @@ class ResultFolder(ABC):
         if not self.folder.is_dir():
             self.make()
         path = self._unused(self.path_of(result.source))
-        self._write(result.filter(self.min_score), path)
+        self._write(result if self.min_score is None else result.filter(self.min_score), path)
         self._used.add(path)
         return path
 
