@@ -73,6 +73,8 @@ class Result:
             "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks" and "post".
             The time of a batch is divided evenly among its images. On CUDA, the stages before the last only
             measure kernel launches.
+        frame_index: Position of the image among the frames of a video, from 0; None for other images.
+        frame_time: Seconds from the first frame of a video, None for other images.
     """
 
     scores: Tensor
@@ -84,6 +86,8 @@ class Result:
     image: np.ndarray | None = field(default=None, repr=False)
     source: str = ""
     timings: Mapping[str, float] = field(default_factory=dict, repr=False)
+    frame_index: int | None = None
+    frame_time: float | None = None
 
     @property
     def names(self) -> list[str]:
@@ -247,10 +251,15 @@ class Result:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values: source, image size and instances with masks as compressed RLE."""
+        """Return JSON-ready values: source, image size and instances with masks as compressed RLE.
+
+        The result of a frame of a video also has "frame_index" and "frame_time" (seconds).
+        """
         height, width = self.image_size
+        frame = {"frame_index": self.frame_index, "frame_time": self.frame_time}
         return {
             "source": self.source,
+            **(frame if self.frame_index is not None else {}),
             "image_size": {"height": height, "width": width},
             "instances": [
                 {

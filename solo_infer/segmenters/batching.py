@@ -86,4 +86,6 @@ def make_result(
         image=image.pixels,
         source=image.name,
         timings=timings,
+        frame_index=image.frame_index,
+        frame_time=image.frame_time,
     )

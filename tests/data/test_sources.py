@@ -324,7 +324,7 @@ def test_iterables_are_consumed_lazily() -> None:
     assert list(iterate_sources([])) == []
 
 
-@pytest.mark.parametrize("source", [None, 3, object()])
+@pytest.mark.parametrize("source", [None, 2.5, True, object()])
 def test_unknown_source_type_raises_error(source: Any) -> None:
     with pytest.raises(ImageError, match=type(source).__name__):
         iterate_sources(source)
