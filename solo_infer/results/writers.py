@@ -107,22 +107,30 @@ class ImageFolder:
         """
         if not self.folder.is_dir():
             self.make()
-        path = self._unused_path(result.source)
+        path = self.reserve(result.source)
         result.save(path, min_score=self.min_score, boxes=self.boxes, font=self.font)
-        self._used.add(path)
+        self._used.add(path)  # by its inode, too
         return path
 
-    def path_of(self, source: str) -> Path:
-        """Return the path of the drawing of a source, unless that of another image has the same name."""
+    def path_of(self, source: str, suffix: str | None = None) -> Path:
+        """Return the path of the drawing of a source, unless that of another image has the same name.
+
+        Args:
+            source: Path or URL of the image or video.
+            suffix: Suffix of the drawing. Defaults to that of the image, or ".jpg".
+        """
         path = source_path(source)
-        suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
+        if suffix is None:
+            suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
         return self.folder / f"{path.stem or 'image'}{DRAWING_MARK}{suffix}"
 
-    def _unused_path(self, source: str) -> Path:
-        path = first = self.path_of(source)
+    def reserve(self, source: str, suffix: str | None = None) -> Path:
+        """Return a path for the drawing of a source that no other file of the run has; see ``path_of``."""
+        path = first = self.path_of(source, suffix)
         number = 2
         while path in self._used:  # equal names from different folders
             path, number = first.with_stem(f"{first.stem}_{number}"), number + 1
+        self._used.add(path)
         return path
 
 
@@ -139,26 +147,31 @@ class ImageIds:
 
     def __init__(self, by_file_name: Mapping[str, int | str] | None = None) -> None:
         self._by_path_end = None if by_file_name is None else _by_path_end(by_file_name)
-        self._ids: dict[str, int | str] = {}
+        self._ids: dict[tuple[str, int | None], int | str] = {}
         self._sources: dict[int | str, str] = {}
         self._count = self._highest = 0
         self._has_warned = False
 
-    def of(self, source: str) -> int | str:
-        """Return the id of a source; every image in memory ("") gets a new one.
+    def of(self, source: str, frame_index: int | None = None) -> int | str:
+        """Return the id of a source; every image in memory ("") gets a new one, and every frame of a video.
+
+        Args:
+            source: Path or URL.
+            frame_index: Position of a frame in its video, None for an image.
 
         Raises:
             ResultError: The annotation file has no image of that name, or it was already matched by another
                 source.
         """
-        if source in self._ids:
-            return self._ids[source]
+        if (source, frame_index) in self._ids:
+            return self._ids[source, frame_index]
         self._count += 1
-        image_id = (
-            self._derive(source) if self._by_path_end is None else self._find(source, self._by_path_end)
-        )
-        if source:
-            self._ids[source] = image_id
+        if self._by_path_end is not None:
+            image_id = self._find(source, self._by_path_end)
+        else:
+            image_id = self._derive(source if frame_index is None else "")
+        if source and frame_index is None:
+            self._ids[source, None] = image_id
         self._sources[image_id] = source
         return image_id
 
@@ -265,8 +278,11 @@ class CocoFile:
         if result.source and "://" not in result.source:
             refuse_overwriting({"The results file": self.path}, {"the segmented image": [result.source]})
         name = source_path(result.source).name
-        entries = result.filter(self.min_score).to_coco(self._ids.of(result.source), boxes=False)
-        lines = [json.dumps({**entry, "file_name": name}) for entry in entries]
+        image_id = self._ids.of(result.source, result.frame_index)
+        entries = result.filter(self.min_score).to_coco(image_id, boxes=False)
+        frame = {"frame_index": result.frame_index, "frame_time": result.frame_time}
+        extra = {"file_name": name, **(frame if result.frame_index is not None else {})}
+        lines = [json.dumps({**entry, **extra}) for entry in entries]
         text = "".join(
             (",\n" if self._instances + index else "\n") + line for index, line in enumerate(lines)
         )
