@@ -32,7 +32,7 @@ _SCHEMES = ("http", "https", *STREAM_SCHEMES)
 _NETWORK_PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,srtp,rtmp,rtmps,srt,crypto,data"
 _DEFAULT_RATE = 25.0  # frames per second of a video that has neither time stamps nor a rate
 _RETRY_SECONDS = 0.01  # between reads of a camera that has no frame yet
-_TOLERANCE = 3  # frames that may be missing at the end of a file, whose stated duration is not exact
+_TOLERANCE = 1.5  # frames that may be missing at the end of a file, whose stated duration is rounded
 # EXIF orientations by the signs of a, b, c, d in x' = a x + c y, y' = b x + d y
 _ORIENTATIONS = {
     (1, 0, 0, 1): 1,
@@ -183,9 +183,16 @@ class _Reader:
                 self._offset = stamp
             elif stamp - self._offset <= self._last_seconds:
                 self._offset = stamp - self._last_seconds - step
-            value = stamp - self._offset
+            value = self._on_grid(stamp - self._offset)
         self._last_seconds = value
         return value
+
+    def _on_grid(self, seconds: float) -> float:
+        """Return the exact time of a frame at a constant rate; some formats round times to milliseconds."""
+        tick = float(self.stream.time_base)
+        exact = round(seconds * self.rate) / self.rate
+        is_rounded = abs(exact - seconds) <= tick < 0.25 / self.rate
+        return exact if is_rounded and exact > (self._last_seconds or 0.0) else seconds
 
     def stated_duration(self) -> float | None:
         """Return the duration in seconds that a file states for the video, None if it states none."""
