@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SCHEMES = ("http", "https", *STREAM_SCHEMES)
 # Protocols that a stream may open. Without "file", a playlist of a server cannot name files of this machine.
 _NETWORK_PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,srtp,rtmp,rtmps,srt,crypto,data"
+_BT709 = 1  # matrix of the colors, in FFmpeg's numbers
 _DEFAULT_RATE = 25.0  # frames per second of a video that has neither time stamps nor a rate
 _RETRY_SECONDS = 0.01  # between reads of a camera that has no frame yet
 _TOLERANCE = 1.5  # frames that may be missing at the end of a file, whose stated duration is rounded
@@ -322,8 +323,11 @@ def _check_size(name: str, picture: Any) -> None:
 def _pixels(frame: Any, video: Video) -> np.ndarray:
     """Return the pixels of a frame, (H, W, 3) uint8 RGB, upright."""
     _check_size(shorten(video.name), frame)
-    pixels = upright(frame.to_ndarray(format="rgb24"), _orientation(frame))
-    return np.array(pixels, order="C")
+    # Older versions of PyAV take BT.709, the matrix of HD, for BT.601 unless the target is named, too.
+    is_bt709 = frame.colorspace == _BT709
+    color = {"src_colorspace": "ITU709", "dst_colorspace": "DEFAULT"} if is_bt709 else {}
+    pixels = frame.reformat(format="rgb24", **color).to_ndarray()
+    return np.array(upright(pixels, _orientation(frame)), order="C")
 
 
 def _orientation(frame: Any) -> int:

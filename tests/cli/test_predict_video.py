@@ -107,14 +107,12 @@ def test_frame_stride_keeps_the_duration(run, clip, saved):
 
 
 def test_truncated_video(run, clip, saved):
-    whole = clip.stat().st_size
-    cut(clip, 0.5)
-    assert clip.stat().st_size < whole
+    cut(make_clip(clip, 10), 0.5)
     code, out, err = run("predict", clip, "--model", saved, "--output", "o.mp4")
     assert code == 1
     assert_clear(err, "'clip.mkv' ended after", "truncated", "1 failed, 0 done")
     count = length("o.mp4")[0]
-    assert 0 < count < COUNT and out.startswith(f"clip.mkv: {count} frame")
+    assert 0 < count < 8 and out.startswith(f"clip.mkv: {count} frame")
 
 
 def test_interrupted_run_leaves_a_playable_video(run, clip, saved, loaded, monkeypatch):

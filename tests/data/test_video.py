@@ -3,6 +3,7 @@
 import builtins
 import itertools
 import os
+import socket
 import threading
 import time
 from fractions import Fraction
@@ -10,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from helpers.faulty_server import chunked, content, cut_off, redirect, reset, stall, status
-from helpers.videos import MATRICES, cut, frame_numbers, make_clip, rotate
+from helpers.videos import MATRICES, cut, frame_numbers, frame_pixels, make_clip, rotate
 
 from solo_infer.data import video as video_module
 from solo_infer.data.exif import upright
@@ -107,6 +108,20 @@ def test_orientation_of_phones(tmp_path, orientation):
         expected = upright(pixels, orientation)
         assert frame.pixels.shape == expected.shape
         assert np.abs(frame.pixels.astype(int) - expected).max() < 60
+
+
+@pytest.mark.parametrize(
+    ("matrix", "color_range", "yuv"),
+    [(1, 1, (63, 102, 240)), (5, 1, (81, 90, 240)), (2, 1, (81, 90, 240)), (6, 2, (76, 84, 255))],
+    ids=["HD", "SD", "unknown", "JPEG"],
+)
+def test_red_in_all_color_spaces(matrix, color_range, yuv):
+    frame = av.VideoFrame(32, 16, "yuv420p")
+    for plane, value in zip(frame.planes, yuv, strict=True):
+        plane.update(bytes([value]) * plane.buffer_size)
+    frame.colorspace, frame.color_range = matrix, color_range
+    pixels = video_module._pixels(frame, Video("clip.mp4"))
+    assert pixels.shape == (16, 32, 3) and np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 3
 
 
 @pytest.mark.parametrize("options", [{"movflags": "faststart"}, {}], ids=["faststart", "mkv"])
@@ -287,6 +302,35 @@ def test_servers_without_a_video(server, monkeypatch, behavior, message):
     monkeypatch.setenv(environment.TIMEOUT, "1")
     frames, error = read_until_error(server.at("/live.m3u8", behavior))
     assert not frames and message in error and "/live.m3u8" in error
+
+
+def test_network_stream_that_stops(monkeypatch):
+    """MPEG-TS over UDP, as some cameras send it; nothing tells the receiver of its end."""
+    monkeypatch.setenv(environment.TIMEOUT, "1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"udp://127.0.0.1:{probe.getsockname()[1]}"
+    stop = threading.Event()
+
+    def send():
+        with av.open(f"{address}?pkt_size=1316", "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.codec_context.gop_size = 5
+            while not stop.wait(0.005):
+                frame = av.VideoFrame.from_ndarray(frame_pixels(0), format="rgb24")
+                container.mux(stream.encode(frame))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    frames = []
+    with pytest.raises(ImageError, match="sent nothing for 1 s"):
+        for image, _ in prefetch_images(Video(address, options={"analyzeduration": "200000"}), "rgb", None):
+            frames.append(image)
+            if len(frames) == 5:
+                stop.set()
+    sender.join()
+    assert len(frames) >= 5 and frames[0].pixels.shape == (48, 64, 3) and frames[0].name == address
 
 
 def test_playlist_of_segments(server, clips):
