@@ -72,8 +72,8 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=options.path,
         default=Path("."),
-        metavar="PATH",
-        help="folder for the drawings, or file for the drawing of one video (default: current folder)",
+        metavar="DIR",
+        help="folder for the drawings, or file (.mp4, ...) for that of one video (default: current folder)",
     )
     output.add_argument("--no-save", action="store_true", help="save no drawings")
     output.add_argument("--boxes", action="store_true", help="draw boxes in addition to masks")

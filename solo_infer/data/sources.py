@@ -47,6 +47,7 @@ ACCEPTED_SOURCES = (
 )
 
 _SINGLE_TYPES = (str, os.PathLike, *ENCODED_TYPES, PIL.Image.Image, np.ndarray, torch.Tensor)
+_MJPEG_TYPE = "multipart/x-mixed-replace"  # content type of network cameras
 _MAX_NAMES_COMPARED = 10_000
 _MAX_NAMES_LISTED = 3
 
@@ -273,9 +274,10 @@ def fetch_url(url: str) -> tuple[bytes, str]:
     try:
         request = urllib.request.Request(_percent_encode(url), headers=headers)
         with open_http(request, timeout) as response:
-            too_large = int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES
-            content = b"" if too_large else response.read(MAX_DOWNLOAD_BYTES + 1)
             content_type = response.headers.get_content_type()
+            sends_video = content_type.startswith("video/") or content_type == _MJPEG_TYPE
+            too_large = int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES
+            content = b"" if too_large or sends_video else response.read(MAX_DOWNLOAD_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
         raise ImageError(
@@ -285,6 +287,10 @@ def fetch_url(url: str) -> tuple[bytes, str]:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         reason = escaped(str(reason))[:200]
         raise ImageError(f"{name} cannot be fetched: {reason}. Check the URL and the connection.") from error
+    if sends_video:
+        raise ImageError(
+            f"{name} is a video (sent as {quoted(content_type)}): pass solo_infer.Video(url) to stream()."
+        )
     if too_large or len(content) > MAX_DOWNLOAD_BYTES:
         raise ImageError(
             f"{name} is larger than the limit of {MAX_DOWNLOAD_BYTES:,} bytes: download it yourself and pass "
