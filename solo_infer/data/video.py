@@ -109,9 +109,7 @@ class _Reader:
             raise ImageError(f"{self._name} cannot be opened. {error}") from error
         self._container = _open(self._av, video)
         try:
-            if not self._container.streams.video:
-                raise ImageError(f"{self._name} has no video stream: expected a video.")
-            self.stream = self._container.streams.video[0]
+            self.stream = _decodable_stream(self._container, self._name)
             _check_size(self._name, self.stream.codec_context)
             # Decoding several frames at once would lose good frames beside damaged ones, and come later.
             self.stream.thread_type = "SLICE"
@@ -237,6 +235,17 @@ def _open(av: Any, video: Video) -> Any:
             raise path_error(video.address, error, expected="a video file") from error
         hint = _camera_hint() if video.camera is not None or video.is_device else ""
         raise ImageError(f"{name} cannot be opened. {_reason(av, error)}{hint}") from error
+
+
+def _decodable_stream(container: Any, name: str) -> Any:
+    """Return the first video stream of a container that has a decoder."""
+    streams = container.streams.video
+    if not streams:
+        raise ImageError(f"{name} has no video stream: expected a video.")
+    for stream in streams:
+        if stream.codec_context is not None:
+            return stream
+    raise ImageError(f"{name} is in a format that PyAV cannot decode: convert it to H.264, or upgrade PyAV.")
 
 
 def _input(av: Any, video: Video, name: str) -> tuple[str, str | None, dict[str, str]]:

@@ -199,6 +199,12 @@ def test_sound_without_a_picture(tmp_path):
     assert "no video stream" in read_until_error(str(path))[1]
 
 
+def test_unknown_codec(clips, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips["mp4"].read_bytes().replace(b"avc1", b"zzzz"))
+    assert "cannot decode" in read_until_error(path)[1]
+
+
 def test_pipes_and_folders(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     assert "is a pipe" in read_until_error(str(tmp_path / "pipe.mp4"))[1]
