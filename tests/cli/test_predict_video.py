@@ -11,10 +11,12 @@ from helpers.command_line import assert_clear, files_below
 from helpers.videos import cut, make_clip
 from PIL import Image
 
+from solo_infer.cli import predict
 from solo_infer.cli import video as cli_video
 from solo_infer.data import video as video_module
 from solo_infer.data.video import read_frames
 from solo_infer.data.video_sources import Video
+from solo_infer.runtime.progress import progress_bar
 
 pytest_plugins = ["helpers.command_line_fixtures"]
 av = pytest.importorskip("av", reason="PyAV is not installed (pip install 'solo-infer[video]')")
@@ -216,14 +218,14 @@ def test_expected_results(clip, photos):
     assert cli_video.expected_results([*sources, "http://127.0.0.1:9/clip.mp4"], 1) is None
 
 
-def test_progress_has_the_rate(run, clip, saved, monkeypatch, capsys):
+def test_progress_counts_frames(run, clip, saved, monkeypatch):
     bars = []
-    progress_bar = __import__("solo_infer.runtime.progress", fromlist=["x"]).progress_bar
 
     def record(iterable, **options):
         bars.append(options)
         return progress_bar(iterable, **options)
 
-    monkeypatch.setattr("solo_infer.cli.predict.progress_bar", record)
+    monkeypatch.setattr(predict, "progress_bar", record)
+    monkeypatch.setattr(predict, "PROGRESS_FROM", COUNT)
     run("predict", clip, "--model", saved, "--no-save")
     assert bars == [{"total": COUNT, "unit": "frame", "enabled": True}]
