@@ -7,6 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from solo_infer.data.prefetch import prefetch_images
+from solo_infer.errors import ImageError
 
 STEP = 8  # of the brightness from one frame to the next
 START = 16
@@ -84,3 +88,20 @@ def cut(path, share=0.6):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
+
+
+def frames_of(source, **options):
+    return [image for image, _ in prefetch_images(source, "rgb", None, **options)]
+
+
+def numbers(frames):
+    return frame_numbers(frame.pixels for frame in frames)
+
+
+def read_until_error(source):
+    """Return the frames of a video and the error that it ends with."""
+    frames = []
+    with pytest.raises(ImageError) as error:
+        for image, _ in prefetch_images(source, "rgb", None):
+            frames.append(image)
+    return frames, str(error.value)
