@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         YOLACTPostprocessConfig,
     )
     from solo_infer.data.images import load_image
+    from solo_infer.data.video_sources import Video
     from solo_infer.errors import (
         CacheError,
         CheckpointError,
@@ -68,6 +69,7 @@ _MODULES = {
         "YOLACTPostprocessConfig",
     ),
     "data.images": ("load_image",),
+    "data.video_sources": ("Video",),
     "evaluation.evaluate": ("evaluate",),
     "training.fine_tune": ("fine_tune",),
     "export.onnx": ("export_onnx",),
@@ -117,6 +119,7 @@ __all__ = [
     "SoloInferError",
     "TrainingError",
     "UnknownModelError",
+    "Video",
     "WeightsError",
     "YOLACTConfig",
     "YOLACTPostprocessConfig",

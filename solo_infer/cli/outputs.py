@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from solo_infer.cli import options
+from solo_infer.errors import ResultError
+from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 FILES = {"--save-json": "save_json", "--save-dataset": "save_dataset", "--save-csv": "save_csv"}
+
+# Options whose formats refer to images by file.
+IMAGE_OPTIONS = {
+    "--image-ids": "image_ids",
+    "--save-dataset": "save_dataset",
+    "--save-csv": "save_csv",
+    "--save-yolo": "save_yolo",
+    "--save-crops": "save_crops",
+    "--save-labelme": "save_labelme",
+}
 
 Inputs = Mapping[str, Sequence[str | os.PathLike[str]]]
 
@@ -80,15 +92,15 @@ def find_misuse(args: argparse.Namespace) -> str | None:
     if args.polygons and not args.save_dataset:
         return "--polygons requires --save-dataset"
     printed = [option for option, name in FILES.items() if getattr(args, name) == STDOUT]
-    printed += ["--json"] * args.json
+    printed += ["--json"] * args.json + ["--json-lines"] * args.json_lines
     if len(printed) > 1:
         return f"{' and '.join(printed)} would both be written to standard output: write one to a file"
     return None
 
 
 def are_printed(args: argparse.Namespace) -> bool:
-    """Return whether one of the files is written to standard output."""
-    return any(getattr(args, name) == STDOUT for name in FILES.values())
+    """Return whether results are written to standard output, which then holds nothing else."""
+    return args.json or args.json_lines or any(getattr(args, name) == STDOUT for name in FILES.values())
 
 
 def file_paths(args: argparse.Namespace) -> dict[str, Path]:
@@ -113,10 +125,24 @@ def open_writers(
             cannot be written; or an image has no id.
         DataError: The file of the image ids cannot be read.
     """
+    _refuse_videos(args, sources)
     files, folders = _make_files(args, sources), _make_folders(args, sources, inputs)
     for folder in folders:
         folder.make()
     return Writers([stack.enter_context(file) for file in files], folders)
+
+
+def _refuse_videos(args: argparse.Namespace, sources: Sequence[str]) -> None:
+    """Raise ResultError if frames of a video are to be written to a format of images that are files."""
+    from solo_infer.data.video_sources import is_video
+
+    named = [option for option, name in IMAGE_OPTIONS.items() if getattr(args, name)]
+    videos = [source for source in sources if is_video(source)] if named else []
+    if videos:
+        raise ResultError(
+            f"{quoted(videos[0])} is a video, but {named[0]} is for image files: expected no video among the "
+            "sources. --save-json and --json-lines have the frames of videos."
+        )
 
 
 def check_files(args: argparse.Namespace, inputs: Inputs) -> None:
@@ -193,11 +219,13 @@ class _Encoded:
 def _image_ids(args: argparse.Namespace, sources: Sequence[str]) -> ImageIds:
     """Return the ids of the images, and check that every image has one."""
     from solo_infer.data.coco import read_image_ids
+    from solo_infer.data.video_sources import is_video
     from solo_infer.results.writers import ImageIds
 
     ids = ImageIds(read_image_ids(args.image_ids) if args.image_ids else None)
     for source in sources:
-        ids.of(source)
+        if not is_video(source):
+            ids.of(source)
     return ids
 
 

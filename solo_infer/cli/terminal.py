@@ -78,6 +78,22 @@ class JsonArray:
             print("\n]" if self._length else "[]", flush=True)
 
 
+class JsonLines:
+    """Prints JSON objects to standard output, each on a line of its own as soon as it is added."""
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def add(self, value: Any) -> None:
+        """Print one JSON-ready value."""
+        print(json.dumps(value, allow_nan=False), flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Print nothing: every line is complete."""
+
+
 class _EscapingFormatter(logging.Formatter):
     """Formatter of messages, in which names from files cannot control the terminal."""
 

@@ -34,7 +34,9 @@ from solo_infer.data.sources import (
     path_error,
     path_text,
     shorten,
+    video_error,
 )
+from solo_infer.data.video_sources import is_video
 from solo_infer.errors import ImageError
 from solo_infer.runtime.messages import escaped, first_line, quoted
 
@@ -51,10 +53,14 @@ class LoadedImage:
     Attributes:
         pixels: (H, W, 3) uint8 RGB, 0..255, C-contiguous and writable. Shares no memory with the source.
         name: Path or URL as passed, or "" for an image in memory.
+        frame_index: Position among the frames of a video, from 0; None for an image.
+        frame_time: Seconds from the first frame of a video, None for an image.
     """
 
     pixels: np.ndarray
     name: str
+    frame_index: int | None = None
+    frame_time: float | None = None
 
 
 def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
@@ -78,6 +84,8 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     """
     if not isinstance(color, str) or color not in ("rgb", "bgr"):
         raise ImageError(f'color={quoted(color)}: expected "rgb" or "bgr".')
+    if is_video(source) and not isinstance(source, int):
+        raise video_error(source)
     if isinstance(source, str) and is_url(source):
         return LoadedImage(_from_url(source), source)
     if isinstance(source, str | os.PathLike):

@@ -1,16 +1,21 @@
-"""Prefetch images in a background thread, preserving their order."""
+"""Prefetch images and frames of videos in a background thread, preserving their order."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
+from solo_infer.data.background import iterate_in_background
 from solo_infer.data.images import Color, LoadedImage, load_image
-from solo_infer.data.sources import ENCODED_TYPES, ImageSource, iterate_sources
+from solo_infer.data.sources import ENCODED_TYPES, ImageSource, StreamSource, iterate_sources
+from solo_infer.data.video import read_frames, silence_error, silence_limit
+from solo_infer.data.video_sources import Video, as_video, is_video
 from solo_infer.errors import ImageError, OfflineError, SoloInferError
 
 MAX_PREFETCHED = 2  # images decoded before they are needed
@@ -32,22 +37,73 @@ class PrefetchedImage(NamedTuple):
 
 
 def prefetch_images(
-    source: ImageSource | Iterable[ImageSource], color: Color, on_error: OnError | None
+    source: StreamSource | Iterable[StreamSource],
+    color: Color,
+    on_error: OnError | None,
+    *,
+    frame_stride: int = 1,
 ) -> Iterator[PrefetchedImage]:
-    """Iterate over the loaded images of a source, in its order.
+    """Iterate over the loaded images and frames of a source, in its order.
 
-    Images of folders, glob patterns and lists of files are decoded in advance by one background thread. Other
-    iterables are consumed one image at a time, because they may be live: a camera's frame would be outdated
-    when it is needed.
+    Images of folders, glob patterns and lists of files are decoded in advance by one background thread, and
+    so are the frames of videos. Other iterables are consumed one image at a time, because they may be live: a
+    camera's frame would be outdated when it is needed.
 
     Args:
         source: Any source that ``iterate_sources`` accepts.
         color: Channel order of arrays and tensors.
         on_error: Called with the name and the error of each image that cannot be loaded, which is then
-            skipped. With None, the error is raised when the image is due.
+            skipped, and of each video that ends with an error, after its frames. With None, the error is
+            raised when the image is due.
+        frame_stride: Number of frames of a video from one returned frame to the next.
     """
     start_loading = _load_in_background if _is_known_in_advance(source) else _load_on_demand
-    for item, load in start_loading(iterate_sources(source), color):
+    for are_videos, items in itertools.groupby(iterate_sources(source), key=is_video):
+        if are_videos:
+            for video in map(as_video, items):
+                yield from _frames(cast(Video, video), frame_stride, on_error)
+        else:
+            yield from _images(start_loading(cast(Iterator[ImageSource], items), color), on_error)
+
+
+def _frames(video: Video, frame_stride: int, on_error: OnError | None) -> Iterator[PrefetchedImage]:
+    """Yield the frames of a video, which a thread decodes."""
+    start = time.perf_counter()
+    frames = iterate_in_background(
+        lambda: _timed(read_frames(video, frame_stride)),
+        capacity=MAX_PREFETCHED,
+        keep_latest=video.is_live,
+        timeout=silence_limit(video),
+    )
+    try:
+        with contextlib.closing(frames):
+            for image, seconds in frames:
+                yield PrefetchedImage(image, {"load": seconds, "wait": time.perf_counter() - start})
+                start = time.perf_counter()
+    except (ImageError, OfflineError, TimeoutError) as error:
+        failure = silence_error(video) if isinstance(error, TimeoutError) else error
+        if on_error is None:
+            raise failure from error.__cause__
+        on_error(video.name, failure)
+
+
+def _timed(
+    frames: Generator[LoadedImage | None, None, None],
+) -> Generator[tuple[LoadedImage, float] | None, None, None]:
+    """Yield frames with the seconds that decoding them and the left-out ones before took."""
+    with contextlib.closing(frames):
+        start = time.perf_counter()
+        for frame in frames:
+            yield frame if frame is None else (frame, time.perf_counter() - start)
+            if frame is not None:
+                start = time.perf_counter()
+
+
+def _images(
+    loading: Iterable[tuple[ImageSource, _Load]], on_error: OnError | None
+) -> Iterator[PrefetchedImage]:
+    """Yield the images that can be loaded."""
+    for item, load in loading:
         start = time.perf_counter()
         try:
             image, seconds = load()
@@ -57,6 +113,23 @@ def prefetch_images(
             on_error(os.fsdecode(item) if isinstance(item, str | os.PathLike) else type(item).__name__, error)
             continue
         yield PrefetchedImage(image, {"load": seconds, "wait": time.perf_counter() - start})
+
+
+def in_batches(images: Iterator[PrefetchedImage], size: int) -> Iterator[list[PrefetchedImage]]:
+    """Yield images in lists of ``size``; the last one is shorter, also before an error of ``images``."""
+    batch: list[PrefetchedImage] = []
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except (ImageError, OfflineError):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _is_known_in_advance(source: object) -> bool:

@@ -21,6 +21,7 @@ import torch
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.data.patterns import match_files, unique_files
 from solo_infer.data.pipes import STDIN
+from solo_infer.data.video_sources import Video, as_video, is_stream_name, is_video
 from solo_infer.errors import ImageError, OfflineError
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import escaped, quoted
@@ -32,6 +33,7 @@ ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray | torch.Tensor
 )
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
+StreamSource: TypeAlias = ImageSource | Video | int  # an int is the index of a camera
 
 IMAGE_SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tga .tif "
@@ -45,6 +47,7 @@ ACCEPTED_SOURCES = (
 )
 
 _SINGLE_TYPES = (str, os.PathLike, *ENCODED_TYPES, PIL.Image.Image, np.ndarray, torch.Tensor)
+_MJPEG_TYPE = "multipart/x-mixed-replace"  # content type of network cameras
 _MAX_NAMES_COMPARED = 10_000
 _MAX_NAMES_LISTED = 3
 
@@ -66,6 +69,12 @@ def as_sources(source: object) -> tuple[Images, bool]:
     Raises:
         ImageError: It is of another type.
     """
+    if isinstance(source, list | tuple):
+        videos: Iterable[object] = filter(is_video, source)
+    else:
+        videos = [source] if is_video(source) else []
+    for video in videos:
+        raise video_error(video)
     if is_single_source(source):
         return [cast(ImageSource, source)], True
     if not isinstance(source, list | tuple):
@@ -76,19 +85,29 @@ def as_sources(source: object) -> tuple[Images, bool]:
     return source, False
 
 
+def video_error(source: object) -> ImageError:
+    """Return the error to raise where a video is passed as an image."""
+    video = as_video(source)
+    name = shorten(video.name) if video is not None else quoted(source)
+    return ImageError(
+        f"{name} is a video or a camera, which has one result for each frame: pass it to stream()."
+    )
+
+
 def is_url(text: str) -> bool:
     """Return whether a text is an http(s) URL."""
     return text.lower().startswith(("http://", "https://"))
 
 
-def iterate_sources(source: object) -> Iterator[ImageSource]:
-    """Iterate over the single images of a source, without decoding them.
+def iterate_sources(source: object) -> Iterator[StreamSource]:
+    """Iterate over the single images and videos of a source, without decoding them.
 
     Args:
         source: A folder (its files with one of ``IMAGE_SUFFIXES``, sorted, without hidden files and
             subfolders; a warning is logged with the number of other files), a glob pattern such as
             "photos/**/*.jpg" (all matching files, sorted), an iterable of sources (in its order, one at a
-            time), or a single source. A file that a folder or a pattern has under several names occurs once.
+            time), or a single source or video. A file that a folder or a pattern has under several names
+            occurs once.
 
     Raises:
         ImageError: The folder contains no image or cannot be read, the pattern matches no file, or the source
@@ -96,13 +115,13 @@ def iterate_sources(source: object) -> Iterator[ImageSource]:
     """
     if isinstance(source, str | os.PathLike):
         return iter(_expand_path(source))
-    if is_single_source(source):
+    if is_single_source(source) or is_video(source):
         return iter([source])  # type: ignore[list-item]
     if isinstance(source, Iterable):
         return iter(source)
     raise ImageError(
         f"Unknown source of type {type(source).__name__}: expected {ACCEPTED_SOURCES}, a folder, a glob "
-        "pattern or an iterable of these."
+        "pattern, a video, the index of a camera, or an iterable of these."
     )
 
 
@@ -110,7 +129,7 @@ def _expand_path(source: str | os.PathLike[str]) -> list[str | os.PathLike[str]]
     """Return the files of a folder or a glob pattern, or a list of the path or URL itself."""
     text = path_text(source)
     path = os.path.expanduser(text)
-    if is_url(text) or os.path.isfile(path):
+    if is_url(text) or is_stream_name(text) or os.path.isfile(path):
         return [source]
     if os.path.isdir(path):
         return list(_files_of_folder(path, text))
@@ -175,13 +194,13 @@ def path_text(source: str | os.PathLike[str]) -> str:
 def check_source(source: str | os.PathLike[str]) -> int:
     """Check that a path is that of a file or a pipe, without opening it, and return its ``st_mode``.
 
-    URLs, folders and standard input are not checked; their mode is 0.
+    URLs, streams, cameras, folders and standard input are not checked; their mode is 0.
 
     Raises:
         ImageError: The file does not exist, or is a device or a socket; the message suggests a fix.
     """
     text = path_text(source)
-    if is_url(text) or text == STDIN:
+    if is_url(text) or is_stream_name(text) or text == STDIN:
         return 0
     try:
         mode = os.stat(os.path.expanduser(text)).st_mode
@@ -255,9 +274,10 @@ def fetch_url(url: str) -> tuple[bytes, str]:
     try:
         request = urllib.request.Request(_percent_encode(url), headers=headers)
         with open_http(request, timeout) as response:
-            too_large = int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES
-            content = b"" if too_large else response.read(MAX_DOWNLOAD_BYTES + 1)
             content_type = response.headers.get_content_type()
+            sends_video = content_type.startswith("video/") or content_type == _MJPEG_TYPE
+            too_large = int(response.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES
+            content = b"" if too_large or sends_video else response.read(MAX_DOWNLOAD_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
         raise ImageError(
@@ -267,6 +287,10 @@ def fetch_url(url: str) -> tuple[bytes, str]:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         reason = escaped(str(reason))[:200]
         raise ImageError(f"{name} cannot be fetched: {reason}. Check the URL and the connection.") from error
+    if sends_video:
+        raise ImageError(
+            f"{name} is a video (sent as {quoted(content_type)}): pass solo_infer.Video(url) to stream()."
+        )
     if too_large or len(content) > MAX_DOWNLOAD_BYTES:
         raise ImageError(
             f"{name} is larger than the limit of {MAX_DOWNLOAD_BYTES:,} bytes: download it yourself and pass "

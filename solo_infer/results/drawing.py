@@ -82,10 +82,9 @@ def draw_instances(
     boxes_visible: bool = False,
     captions: bool = True,
     font: str | os.PathLike[str] | None = None,
+    colors: Sequence[int] | None = None,
 ) -> Image.Image:
     r"""Draw instances on a copy of an image, those with the highest scores on top.
-
-    Colors are selected by the index of an instance, so that neighbors of one class differ.
 
     Args:
         image: (H, W, 3) uint8 RGB, 0..255; not modified.
@@ -102,6 +101,8 @@ def draw_instances(
             omitted.
         font: Font file for the captions. Texts with characters that it lacks use Pillow's font or one of the
             system. Characters that no font has are written as escapes, such as ``\u732b``.
+        colors: N indices into ``PALETTE``. Defaults to the positions of the instances, so that neighbors of
+            one class differ.
 
     Returns:
         Drawing of mode RGB and the size of the image.
@@ -114,22 +115,23 @@ def draw_instances(
     _check_instances(boxes, names, scores)
     height, width = image.shape[:2]
     sizes = _Sizes.for_image(width, height)
+    rgb = [_color(index) for index in (range(len(names)) if colors is None else colors)]
     canvas = Image.fromarray(image)  # a copy, because PIL stores RGB in four bytes
     rectangles = [_enclosing_pixels(box, width, height) for box in boxes.tolist()]
     crops = _crop_all(masks, rectangles, (height, width))
     best_last = [index for index in np.argsort(-scores, kind="stable")[::-1].tolist() if index in crops]
     for index in best_last:
-        _draw_mask(canvas, crops[index], rectangles[index], _color(index), alpha, sizes)
+        _draw_mask(canvas, crops[index], rectangles[index], rgb[index], alpha, sizes)
     if boxes_visible:
         for index in best_last:
-            _draw_box(canvas, rectangles[index], _color(index), sizes)
+            _draw_box(canvas, rectangles[index], rgb[index], sizes)
     if captions:
         drawn = {name: caption_text(name, font) for name in set(names)}
         texts = [
             _Caption(
                 f"{drawn[names[index]].text} {scores[index]:.2f}",
                 drawn[names[index]].font_path,
-                _color(index),
+                rgb[index],
                 rectangles[index],
             )
             for index in best_last

@@ -101,6 +101,8 @@ class Result(ResultExports):
             measure kernel launches.
         display_threshold: Lowest score that pictures show unless they are drawn with another ``min_score``,
             0..1. A ``min_score`` of the call or of ``filter`` replaces the default of 0.3.
+        frame_index: Position of the image among the frames of a video, from 0; None for other images.
+        frame_time: Seconds from the first frame of a video, None for other images.
     """
 
     scores: Tensor
@@ -113,6 +115,8 @@ class Result(ResultExports):
     source: str = ""
     timings: Mapping[str, float] = field(default_factory=dict, repr=False)
     display_threshold: float = field(default=DISPLAY_THRESHOLD, repr=False)
+    frame_index: int | None = None
+    frame_time: float | None = None
 
     @property
     def names(self) -> list[str]:

@@ -85,11 +85,23 @@ class ImageFolder(ResultFolder):
             require_font(self.font)
         super().make()
 
-    def path_of(self, source: str) -> Path:
-        """Return the path of the drawing of a source, unless that of another image has the same name."""
+    def path_of(self, source: str, suffix: str | None = None) -> Path:
+        """Return the path of the drawing of a source, unless that of another image has the same name.
+
+        Args:
+            source: Path or URL of the image or video.
+            suffix: Suffix of the drawing. Defaults to that of the image, or ".jpg".
+        """
         path = source_path(source)
-        suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
+        if suffix is None:
+            suffix = path.suffix.lower() if path.suffix.lower() in DRAWING_SUFFIXES else ".jpg"
         return self.folder / f"{file_stem(source)}{DRAWING_MARK}{suffix}"
+
+    def reserve(self, source: str, suffix: str | None = None) -> Path:
+        """Return a path for the drawing of a source that no other file of the run has; see ``path_of``."""
+        path = self._unused(self.path_of(source, suffix))
+        self._used.add(path)
+        return path
 
     def _write(self, result: Result, path: Path) -> None:
         result.save(path, min_score=self.min_score, boxes=self.boxes, font=self.font)

@@ -17,8 +17,8 @@ from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.config.keywords import CALL_KEYWORDS, explain_keywords
 from solo_infer.config.validation import require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
-from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
-from solo_infer.data.sources import Images, ImageSource, as_sources
+from solo_infer.data.prefetch import OnError, PrefetchedImage, in_batches, prefetch_images
+from solo_infer.data.sources import Images, ImageSource, StreamSource, as_sources
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models.base import SegmentationNetwork
@@ -208,44 +208,40 @@ class Segmenter(LoadedModel):
     @explain_keywords("stream", CALL_KEYWORDS)
     def stream(
         self,
-        source: ImageSource | Iterable[ImageSource],
+        source: StreamSource | Iterable[StreamSource],
         *,
         color: Color = "rgb",
         batch_size: int = 1,
+        frame_stride: int = 1,
         thresholds: BasePostprocessConfig | None = None,
         min_score: float | None = None,
         input_size: int | Sequence[int] | None = None,
         across_classes: bool | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
-        """Segment images in order, holding only ``batch_size`` of them in memory at a time.
+        """Segment images and frames of videos in order, holding only ``batch_size`` of them in memory.
 
-        Files of a folder, a pattern or a list are decoded ahead in a background thread, at most two of them.
-        Nothing is taken ahead from other iterables.
+        Frames, and files of a folder, a pattern or a list, are decoded ahead in a background thread, at most
+        two of them. Nothing is taken ahead from other iterables.
 
         Args:
-            source: Folder, glob pattern ("photos/**/*.jpg"), or any iterable of the sources of a call.
+            source: Folder, glob pattern, video (``Video``), index of a camera, or iterable of sources.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
-            batch_size: Images held in memory, of which those of equal padded size share a forward pass on a
-                GPU.
+            batch_size: Images held in memory; on a GPU, those of equal padded size share a forward pass.
+            frame_stride: Number of frames of a video from one segmented frame to the next.
             thresholds: Post-processing settings. Defaults to the model's own.
             min_score: Lowest score of the instances, as in a call.
             input_size: Size of the network input in pixels, as in a call.
             across_classes: Whether NMS compares instances of different classes, as in a call.
-            on_error: Called with the name and the error of an image that cannot be read, which is then
-                skipped. Defaults to raising the error.
+            on_error: Called with the name and the error of an image that cannot be read, which is skipped,
+                or of a video that ends early. Defaults to raising the error.
         """
-        require_positive_ints({"batch_size": batch_size})
+        require_positive_ints({"batch_size": batch_size, "frame_stride": frame_stride})
         model = self.with_settings(
             thresholds=thresholds, min_score=min_score, input_size=input_size, across_classes=across_classes
         )
-        batch: list[PrefetchedImage] = []
-        for prefetched in prefetch_images(source, color, on_error):
-            batch.append(prefetched)
-            if len(batch) == batch_size:
-                yield from model._predict_prefetched(batch)
-                batch = []
-        if batch:
+        images = prefetch_images(source, color, on_error, frame_stride=frame_stride)
+        for batch in in_batches(images, batch_size):
             yield from model._predict_prefetched(batch)
 
     def _predict_prefetched(self, batch: list[PrefetchedImage]) -> Iterator[Result]:

@@ -94,4 +94,6 @@ def make_result(
         source=image.name,
         timings=timings,
         display_threshold=display_threshold,
+        frame_index=image.frame_index,
+        frame_time=image.frame_time,
     )

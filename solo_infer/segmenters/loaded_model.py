@@ -53,8 +53,8 @@ def explain_loading(init: F) -> F:
             example = name if isinstance(name, str | bytes | os.PathLike) else "tiny"
             raise ConfigError(
                 f"{kind}({bounded_repr(name) if values else ''}) does not load a model: use "
-                f"{kind}.from_pretrained({bounded_repr(example)}). 'solo-infer models' lists the published models; "
-                f"{kind} itself takes a ModelConfig and a network."
+                f"{kind}.from_pretrained({bounded_repr(example)}). 'solo-infer models' lists the published "
+                f"models; {kind} itself takes a ModelConfig and a network."
             )
         init(self, *args, **kwargs)
 

@@ -254,6 +254,13 @@ def test_other_types_are_not_single_sources(source: Any) -> None:
     assert not is_single_source(source)
 
 
+@pytest.mark.parametrize("content_type", ["video/mp4", "multipart/x-mixed-replace; boundary=frame"])
+def test_video_at_the_url_of_an_image(server: ImageServer, content_type: str) -> None:
+    url = server.serve("/stream", b"frames", **{"Content-Type": content_type})
+    with pytest.raises(ImageError, match=r"is a video .*solo_infer\.Video"):
+        load_image(url)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("b.JPG", "a.png", "c.webp", "notes.txt", "._a.png", ".hidden.jpg", "sub/d.jpg", "sub/e.txt"):
@@ -324,7 +331,7 @@ def test_iterables_are_consumed_lazily() -> None:
     assert list(iterate_sources([])) == []
 
 
-@pytest.mark.parametrize("source", [None, 3, object()])
+@pytest.mark.parametrize("source", [None, 2.5, True, object()])
 def test_unknown_source_type_raises_error(source: Any) -> None:
     with pytest.raises(ImageError, match=type(source).__name__):
         iterate_sources(source)

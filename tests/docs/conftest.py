@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from helpers.documentation import README
 from helpers.paths import DATA, EXAMPLES, ROOT
+from helpers.videos import make_clip
 from PIL import Image
 
 from solo_infer.diagnostics import procedural_weights
@@ -63,9 +66,18 @@ def workspace(mirror, small_tiny, monkeypatch, tmp_path):
     shutil.copytree(EXAMPLES, folder / "examples")
     monkeypatch.chdir(folder)
     _add_photos(folder)
+    if find_spec("av") is not None:
+        _add_video(folder)
     _set_manifest(entries)
     yield folder
     _set_manifest(published)
+
+
+def _add_video(folder):
+    with Image.open(DATA / "chelsea.png") as photo:
+        photo = photo.convert("RGB").resize((240, 160))
+    frames = [np.asarray(photo.crop((8 * index, 0, 200 + 8 * index, 160))) for index in range(5)]
+    make_clip(folder / "clip.mp4", size=(200, 160), rate=10, frames=frames)
 
 
 def _set_manifest(entries):

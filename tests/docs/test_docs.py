@@ -40,6 +40,8 @@ WRITTEN = {
         "yolo/labels/one.txt",
         "crops",
         "labelme/one.json",
+        "cars.mp4",
+        "drawn.mp4",
     ],
     "docs/models.md": ["light/config.json", "light/model.safetensors", "street_segmented.jpg"],
     "docs/offline.md": ["street_segmented.jpg", "bundle"],
@@ -56,6 +58,8 @@ def test_every_block_has_a_known_mark():
 def test_page_runs_from_top_to_bottom(page, workspace, monkeypatch, capsys):
     if "onnx" in page.read_text(encoding="utf-8"):
         pytest.importorskip("onnxruntime")
+    if "clip.mp4" in page.read_text(encoding="utf-8"):
+        pytest.importorskip("av")
     for block in read_blocks(page):
         if block.mark == "torchrun":
             _run_torchrun(block.text)

@@ -16,6 +16,7 @@ from solo_infer.models import build_network
 from solo_infer.runtime import environment
 from solo_infer.weights import manifest
 
+TRACKERS = {EXAMPLES / "track_and_count.py"}  # tested in test_track_and_count.py
 TRAINERS = {EXAMPLES / "nanodet_to_tiny.py", EXAMPLES / "train_tiny.py"}  # see tests/training
 MOST_LINES = 160
 
@@ -94,7 +95,9 @@ def test_table_of_the_embedded_model_matches_its_evaluations(models_page):
     assert names == set(SOLO.from_pretrained("tiny", device="cpu").config.categories.names)
 
 
-@pytest.mark.parametrize("script", sorted({*EXAMPLES.glob("*.py")} - TRAINERS), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", sorted({*EXAMPLES.glob("*.py")} - TRAINERS - TRACKERS), ids=lambda path: path.name
+)
 def test_examples(script, workspace, mirror, capsys):
     model = str(mirror / manifest.find_entry("decoupled_light_r50_3x").filename)
     arguments = {

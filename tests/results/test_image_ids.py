@@ -12,6 +12,12 @@ def test_source_keeps_its_id():
     assert [ids.of("") for _ in range(2)] == [4, 5]
 
 
+def test_each_frame_has_an_id():
+    ids = ImageIds()
+    assert [ids.of("7.mp4", index) for index in range(2)] == [1, 2]
+    assert [ids.of("a.jpg"), ids.of("7.mp4", 0), ids.of("a.jpg")] == [3, 4, 3]
+
+
 def test_ids_are_unique(caplog):
     ids = ImageIds()
     sources = ["cat.jpg", "a/1.jpg", "b/1.jpg", "a/2.jpg", "dog.jpg", "9.jpg"]

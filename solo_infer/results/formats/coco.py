@@ -123,8 +123,10 @@ class CocoFile(StreamedFile):
 
     def _entries(self, result: Result) -> str:
         name = source_path(result.source).name
-        entries = to_coco(result, self._ids.of(result.source), boxes=False)
-        text = ",\n".join(json.dumps({**entry, "file_name": name}) for entry in entries)
+        entries = to_coco(result, self._ids.of(result.source, result.frame_index), boxes=False)
+        frame = {"frame_index": result.frame_index, "frame_time": result.frame_time}
+        extra = {"file_name": name, **(frame if result.frame_index is not None else {})}
+        text = ",\n".join(json.dumps({**entry, **extra}) for entry in entries)
         if not text:
             return ""
         text, self._separator = self._separator + text, ",\n"
@@ -179,7 +181,7 @@ class CocoDataset(StreamedFile):
             )
         self._categories = result.categories
         height, width = result.image_size
-        image_id = self._ids.of(result.source)
+        image_id = self._ids.of(result.source, result.frame_index)
         image = {
             "id": image_id,
             "file_name": self._file_name(result.source),

@@ -28,26 +28,31 @@ class ImageIds:
 
     def __init__(self, by_file_name: Mapping[str, int | str] | None = None) -> None:
         self._by_path_end = None if by_file_name is None else _by_path_end(by_file_name)
-        self._ids: dict[str, int | str] = {}
+        self._ids: dict[tuple[str, int | None], int | str] = {}
         self._sources: dict[int | str, str] = {}
         self._count = self._highest = 0
         self._has_warned = False
 
-    def of(self, source: str) -> int | str:
-        """Return the id of a source; every image in memory ("") gets a new one.
+    def of(self, source: str, frame_index: int | None = None) -> int | str:
+        """Return the id of a source; every image in memory ("") gets a new one, and every frame of a video.
+
+        Args:
+            source: Path or URL.
+            frame_index: Position of a frame in its video, None for an image.
 
         Raises:
             ResultError: The annotation file has no image of that name, or it was already matched by another
                 source.
         """
-        if source in self._ids:
-            return self._ids[source]
+        if (source, frame_index) in self._ids:
+            return self._ids[source, frame_index]
         self._count += 1
-        image_id = (
-            self._derive(source) if self._by_path_end is None else self._find(source, self._by_path_end)
-        )
-        if source:
-            self._ids[source] = image_id
+        if self._by_path_end is not None:
+            image_id = self._find(source, self._by_path_end)
+        else:
+            image_id = self._derive(source if frame_index is None else "")
+        if source and frame_index is None:
+            self._ids[source, None] = image_id
         self._sources[image_id] = source
         return image_id
 

@@ -31,9 +31,11 @@ def to_dict(result: Result, *, categories: bool = True) -> dict[str, Any]:
     height, width = result.image_size
     names, ids = result.categories.names, result.categories.ids
     known = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+    frame = {"frame_index": result.frame_index, "frame_time": result.frame_time}
     return {
         "schema_version": SCHEMA_VERSION,
         "source": result.source,
+        **(frame if result.frame_index is not None else {}),
         "image_size": {"height": height, "width": width},
         **({"categories": known} if categories else {}),
         "instances": [
@@ -91,6 +93,11 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
     )
     source = values.get("source")
     _require(_is_text(source), '"source"', source, f"a text of at most {_MAX_TEXT} characters")
+    index, time = values.get("frame_index"), values.get("frame_time")
+    _require(
+        index is None or (is_int(index) and index >= 0), '"frame_index"', index, "an integer of at least 0"
+    )
+    _require(time is None or is_finite(time), '"frame_time"', time, "a number of seconds")
     height, width = _read_size(values.get("image_size"))
     known = _read_categories(values.get("categories"), categories)
     instances = values.get("instances")
@@ -128,6 +135,8 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
         image_size=(height, width),
         categories=known,
         source=str(source),
+        frame_index=index,
+        frame_time=None if time is None else float(time),
     )
 
 
