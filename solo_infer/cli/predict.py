@@ -21,6 +21,7 @@ from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
+    from solo_infer.config.tiling import Tile
     from solo_infer.results.result import Result
     from solo_infer.results.writers import CocoFile, ImageFolder
     from solo_infer.segmenters.base import Segmenter
@@ -55,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
         f"(default: {options.DRAW_THRESHOLD} in drawings and summary lines, 0 in JSON)",
     )
     options.add_nms(detections)
+    options.add_tile(detections)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -92,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.image_ids and not args.save_json:
         return usage_error("--image-ids requires --save-json")
+    if args.tile_overlap and not args.tile:
+        return usage_error("--tile-overlap requires --tile")
+    tile = options.tile(args)
     failed: list[str] = []
 
     def report(name: str, error: SoloInferError) -> None:
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
         files = _expand(args, report)
-        done = _segment(files, args, report)
+        done = _segment(files, args, tile, report)
     if failed:
         print_error(f"{len(failed)} failed, {done} done")
     return 1 if failed else 0
@@ -156,7 +161,7 @@ def _expand(args: argparse.Namespace, report: Report) -> _Files:
     return _Files(sources, [drawing for drawing in drawings if not is_own_drawing(drawing)])
 
 
-def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
+def _segment(files: _Files, args: argparse.Namespace, tile: Tile | None, report: Report) -> int:
     """Segment files, write the outputs, and return the number of images done.
 
     Outputs and options are checked before the model is loaded where possible, and before the first image.
@@ -174,7 +179,7 @@ def _segment(files: _Files, args: argparse.Namespace, report: Report) -> int:
         model = options.with_nms(_load_model(args), args)
         if args.classes is not None:
             model = model.only(args.classes)
-        results = model.stream(files.sources, batch_size=args.batch_size, on_error=report)
+        results = model.stream(files.sources, batch_size=args.batch_size, tile=tile, on_error=report)
         return outputs.record(_with_progress(results, len(files.sources), args.quiet), report)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from solo_infer.config.categories import Categories
 from solo_infer.config.validation import require_path
 from solo_infer.errors import ResultError
-from solo_infer.ops import packed_masks, rle
+from solo_infer.ops import mask_crops
+from solo_infer.ops.mask_crops import MaskCrop, MaskCrops
 from solo_infer.runtime.device import resolve_device
 from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -46,13 +47,17 @@ class Instance:
     label: int
     name: str
     box: tuple[float, float, float, float]
-    _packed: Tensor = field(repr=False)
+    _packed: Tensor | MaskCrop = field(repr=False)
     _width: int = field(repr=False)
 
     @property
     def mask(self) -> Tensor:
         """Mask (H, W), bool."""
-        return packed_masks.unpack(self._packed, self._width)
+        return mask_crops.unpack(self._packed, self._width)
+
+    def rle(self) -> dict[str, Any]:
+        """Return the mask as COCO's compressed RLE {"size": [H, W], "counts": text}."""
+        return mask_crops.encode_rle(self._packed, self._width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +69,23 @@ class Result:
         labels: (N,) int64, class indices 0..classes-1, in the order of ``categories``.
         boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive. SOLO's boxes are tight
             around the masks, and zeros for an empty mask; YOLACT's boxes are those that it detected.
-        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels per byte, the first in the highest bit.
+        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels per byte, the first in the highest bit. Of an
+            image that was segmented by tiles, ``MaskCrops``, which holds only the part of each mask that has
+            pixels; its method ``full`` returns the tensor.
         image_size: (height, width) in pixels.
         categories: Names and COCO ids of all classes of the model.
         image: (H, W, 3) uint8 RGB, for drawing; None if it was not kept.
         source: Path or URL of the image, "" for an image in memory.
         timings: Seconds spent on this image by stage: "load" (possibly while other images were processed),
-            "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks" and "post".
-            The time of a batch is divided evenly among its images. On CUDA, the stages before the last only
-            measure kernel launches.
+            "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks", "post"
+            and "stitch" (of tiles). The time of a batch is divided evenly among its images. On CUDA, the
+            stages before the last only measure kernel launches.
     """
 
     scores: Tensor
     labels: Tensor
     boxes: Tensor
-    packed_masks: Tensor
+    packed_masks: Tensor | MaskCrops
     image_size: tuple[int, int]
     categories: Categories
     image: np.ndarray | None = field(default=None, repr=False)
@@ -93,7 +100,7 @@ class Result:
     @property
     def masks(self) -> Tensor:
         """Masks (N, H, W), bool; unpacked at each access to N x H x W bytes."""
-        return packed_masks.unpack(self.packed_masks, self.image_size[1])
+        return mask_crops.unpack(self.packed_masks, self.image_size[1])
 
     @property
     def device(self) -> torch.device:
@@ -241,7 +248,7 @@ class Result:
                 "category_id": ids[instance.label],
                 "score": instance.score,
                 **({"bbox": _xywh(instance.box)} if boxes else {}),
-                "segmentation": rle.encode(instance.mask.numpy()),
+                "segmentation": instance.rle(),
             }
             for instance in self.cpu()
         ]
@@ -259,7 +266,7 @@ class Result:
                     "name": instance.name,
                     "category_id": self.categories.ids[instance.label],
                     "box": list(instance.box),
-                    "mask": rle.encode(instance.mask.numpy()),
+                    "mask": instance.rle(),
                 }
                 for instance in self.cpu()
             ],

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import FAMILIES, family_of
+from solo_infer.config.tiling import Tile, as_tiling
 from solo_infer.config.validation import require_instance, require_path, require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
-from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
+from solo_infer.data.prefetch import OnError, prefetch_images
 from solo_infer.data.sources import Images, ImageSource, as_sources
 from solo_infer.errors import ConfigError
 from solo_infer.inference.detections import Detections
@@ -31,7 +32,8 @@ from solo_infer.results.result import Result
 from solo_infer.runtime.device import require_compile, require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
-from solo_infer.segmenters.batching import check_batch, forward_groups, make_results
+from solo_infer.segmenters.batching import check_batch, forward_groups, make_results, predict_in_batches
+from solo_infer.segmenters.tiled import predict_by_tiles
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
 from solo_infer.weights.save import save_checkpoint
@@ -216,6 +218,7 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        tile: Tile | None = None,
     ) -> Result: ...
 
     @overload
@@ -226,6 +229,7 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        tile: Tile | None = None,
     ) -> list[Result]: ...
 
     def __call__(
@@ -235,6 +239,7 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        tile: Tile | None = None,
     ) -> Result | list[Result]:
         """Segment one image, or a list of images. ``predict`` is the same method.
 
@@ -245,16 +250,19 @@ class Segmenter(ABC):
             batch_size: Images that may share a forward pass on a GPU, if their padded sizes are equal. On the
                 CPU each image is processed alone, with bit-identical results.
             thresholds: Post-processing settings for this call. Defaults to the model's own.
+            tile: (size, overlap) in pixels of the tiles that a large image is cut into. The overlap of a
+                size alone is a quarter of it. Defaults to segmenting the image as a whole.
 
         Returns:
             A ``Result`` for one image; a list of results, in order, for a list.
 
         Raises:
             ImageError: An image cannot be read.
-            ConfigError: ``batch_size`` is not a positive integer, or the thresholds are of another family.
+            ConfigError: ``batch_size`` or ``tile`` is invalid, or the thresholds are of another family.
         """
         sources, is_single = as_sources(source)
-        results = list(self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds))
+        stream = self.stream(sources, color=color, batch_size=batch_size, thresholds=thresholds, tile=tile)
+        results = list(stream)
         return results[0] if is_single else results
 
     predict = __call__
@@ -266,6 +274,7 @@ class Segmenter(ABC):
         color: Color = "rgb",
         batch_size: int = 1,
         thresholds: BasePostprocessConfig | None = None,
+        tile: Tile | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
         """Segment images in order, holding only ``batch_size`` of them in memory at a time.
@@ -279,26 +288,17 @@ class Segmenter(ABC):
             batch_size: Images held in memory, of which those of equal padded size share a forward pass on a
                 GPU.
             thresholds: Post-processing settings. Defaults to the model's own.
+            tile: Tiles that large images are cut into, as of a call.
             on_error: Called with the name and the error of an image that cannot be read, which is then
                 skipped. Defaults to raising the error.
         """
         require_positive_ints({"batch_size": batch_size})
-        settings = self._settings(thresholds)
-        batch: list[PrefetchedImage] = []
-        for prefetched in prefetch_images(source, color, on_error):
-            batch.append(prefetched)
-            if len(batch) == batch_size:
-                yield from self._predict_prefetched(batch, settings)
-                batch = []
-        if batch:
-            yield from self._predict_prefetched(batch, settings)
-
-    def _predict_prefetched(
-        self, batch: list[PrefetchedImage], thresholds: BasePostprocessConfig
-    ) -> Iterator[Result]:
-        results = self.predict_batch([prefetched.image for prefetched in batch], thresholds=thresholds)
-        for result, prefetched in zip(results, batch, strict=True):
-            yield replace(result, timings={**prefetched.timings, **result.timings})
+        settings, tiling = self._settings(thresholds), as_tiling(tile)
+        images = prefetch_images(source, color, on_error)
+        if tiling is None:
+            yield from predict_in_batches(self, images, batch_size, settings)
+        else:
+            yield from predict_by_tiles(self, images, tiling, batch_size, settings)
 
     @neutral_state()
     def predict_batch(
