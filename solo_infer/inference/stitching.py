@@ -20,7 +20,7 @@ MATCH_IOU = 0.5  # least IoU with the mask of the object, where the tiles overla
 CONTAINED = 0.8  # least fraction of a mask inside the object that makes it a fragment of the object
 FRAGMENT_SCORE = 0.5  # least score of a contained fragment that extends an object, relative to the object
 SEEN = 0.9  # least pixels of an object in a tile that votes, relative to the tile that shows most of it
-_MARGIN = 64  # a mask is cut by a border if the gap between them is at most the side of the tile / this
+_MARGIN = 32  # a mask is cut by a border if the gap between them is at most the side of the tile / this
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
 
 
@@ -38,8 +38,8 @@ def stitch(fragments: Sequence[Fragment], grid: TileGrid) -> list[StitchedInstan
 
     The score of an object is the mean of its scores in the tiles that show most of it, where a tile without
     it counts as 0: an object that is whole in one tile only has the score of that tile, and an object that is
-    whole in several tiles is not more likely to pass a threshold than in one. An instance of a single tile is
-    left out if another tile shows it farther from its borders.
+    whole in several tiles is not more likely to pass a threshold than in one. An object is left out if a tile
+    without it shows nearly all of it, farther from the borders of the tile.
 
     Args:
         fragments: Instances of all tiles, in any order. Masks are compared on packed bits, where both have
@@ -51,7 +51,7 @@ def stitch(fragments: Sequence[Fragment], grid: TileGrid) -> list[StitchedInstan
     for seed in sorted(range(len(fragments)), key=lambda index: -fragments[index].score):
         if not stitcher.is_assigned[seed]:
             members, repeats = stitcher.grow(seed)
-            if len(members) + len(repeats) > 1 or not stitcher.is_seen_better(seed):
+            if not stitcher.is_seen_better(members + repeats):
                 objects.append(stitcher.merge(members, repeats))
     return sorted(objects, key=lambda instance: -instance.score)
 
@@ -158,16 +158,31 @@ class _Stitcher:
                 return True
         return False
 
-    def is_seen_better(self, index: int) -> bool:
-        """Return whether another tile shows nearly the whole mask, farther from the borders of the tile."""
-        fragment = self._fragments[index]
-        own = _gap(fragment.bounds, self._windows[fragment.tile], self._grid.image_size)
-        for other in self._grid.overlapping(fragment.tile):
-            window = self._windows[other]
-            is_farther = _gap(fragment.bounds, window, self._grid.image_size) > own
-            if is_farther and _area_inside(fragment.crop, window) >= SEEN * fragment.area:
-                return True
-        return False
+    def is_seen_better(self, members: Sequence[int]) -> bool:
+        """Return whether a tile without an object shows nearly all of it, farther from the borders."""
+        fragments = [self._fragments[index] for index in members]
+        tiles = {fragment.tile for fragment in fragments}
+        tops, lefts, bottoms, rights = zip(*(fragment.bounds for fragment in fragments), strict=True)
+        bounds = Window(min(tops), min(lefts), max(bottoms), max(rights))
+        own = max(self._gap(bounds, tile) for tile in tiles)
+        others = {other for tile in tiles for other in self._grid.overlapping(tile)} - tiles
+        farther = [tile for tile in others if self._gap(bounds, tile) > own]
+        if not farther:
+            return False
+        crop = _union([fragment.crop for fragment in fragments])
+        area = _count(crop.packed.numpy())
+        return any(_area_inside(crop, self._windows[tile]) >= SEEN * area for tile in farther)
+
+    def _gap(self, bounds: Window, tile: int) -> int:
+        """Return the distance in pixels between a mask and the borders of a tile inside the image."""
+        (height, width), window = self._grid.image_size, self._windows[tile]
+        gaps = [
+            (window.top > 0, bounds.top - window.top),
+            (window.left > 0, bounds.left - window.left),
+            (window.bottom < height, window.bottom - bounds.bottom),
+            (window.right < width, window.right - bounds.right),
+        ]
+        return max(min((gap for is_inner, gap in gaps if is_inner), default=max(height, width)), 0)
 
     def merge(self, members: Sequence[int], repeats: Sequence[int]) -> StitchedInstance:
         """Return the object of its fragments; ``repeats`` have a vote only."""
@@ -247,18 +262,6 @@ def common_area(first: Fragment, second: Fragment) -> int:
         for fragment in (first, second)
     ]
     return _count(parts[0] & parts[1])
-
-
-def _gap(bounds: Window, tile: Window, image_size: tuple[int, int]) -> int:
-    """Return the distance in pixels between a mask and the borders of a tile inside the image."""
-    height, width = image_size
-    gaps = [
-        (tile.top > 0, bounds.top - tile.top),
-        (tile.left > 0, bounds.left - tile.left),
-        (tile.bottom < height, tile.bottom - bounds.bottom),
-        (tile.right < width, tile.right - bounds.right),
-    ]
-    return max(min((gap for is_inner, gap in gaps if is_inner), default=max(height, width)), 0)
 
 
 def _union(crops: Sequence[MaskCrop]) -> MaskCrop:
