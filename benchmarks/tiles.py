@@ -1,9 +1,9 @@
 """Instances and peak memory of a mosaic of photos that is segmented by tiles, on the CPU (Linux).
 
-    python benchmarks/tiles.py photo1.jpg photo2.jpg ... [--cell 512] [--rows 3] [--columns 4] [--tile 512 128]
+    python benchmarks/tiles.py PHOTO [PHOTO ...] [--cell 512] [--rows 3] [--columns 4] [--tile 512 128]
 
-Photos are scaled and cropped to squares, which are repeated to fill the mosaic. Compares the number of instances
-with those of the squares alone, unless ``--mosaic-only``. Prints JSON.
+Photos are scaled and cropped to squares, which are repeated to fill the mosaic. Compares the number of
+instances with those of the squares alone, unless ``--mosaic-only``. Prints JSON.
 """
 
 import argparse

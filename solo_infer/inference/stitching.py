@@ -18,10 +18,9 @@ from solo_infer.ops.mask_crops import MaskCrop
 
 MATCH_IOU = 0.5  # least IoU with the mask of the object, where the tiles overlap
 CONTAINED = 0.8  # least fraction of a mask inside the object that makes it a fragment of the object
-FRAGMENT_SCORE = 0.5  # least score of a contained fragment that extends an object, relative to the object
+FRAGMENT_SCORE = 0.2  # least score of a fragment that extends an object, relative to the best one
 SEEN = 0.9  # least pixels of an object in a tile that votes, relative to the tile that shows most of it
 _MARGIN = 32  # a mask is cut by a border if the gap between them is at most the side of the tile / this
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
 
 
 class StitchedInstance(NamedTuple):
@@ -109,13 +108,14 @@ class _Stitcher:
     def _belongs(self, candidate: int, members: Sequence[int]) -> bool:
         """Return whether a fragment is a part of an object."""
         fragment, best = self._fragments[candidate], self._fragments[members[0]]
+        if fragment.score < FRAGMENT_SCORE * best.score:
+            return False
         agreement = self._agreement(fragment, members)
         if all(self._fragments[member].tile != fragment.tile for member in members):
             return agreement.iou >= MATCH_IOU
         # Two parts of one object in one tile: both tiles cut the object.
         return (
             agreement.common >= CONTAINED * agreement.fragment
-            and fragment.score >= FRAGMENT_SCORE * best.score
             and self._is_cut(fragment, members)
             and any(self._is_cut(self._fragments[member], [candidate]) for member in members)
         )
@@ -238,7 +238,7 @@ class _Canvas:
 
 def _count(packed: np.ndarray) -> int:
     """Return the number of pixels inside packed masks."""
-    return int(_BITS[packed].sum(dtype=np.int64))
+    return int.from_bytes(packed.tobytes(), "little").bit_count()
 
 
 def _area_inside(crop: MaskCrop, window: Window) -> int:
