@@ -36,6 +36,8 @@ def encode_window(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) 
     keep[1:-1:2] &= ~same
     keep[2:-1:2] &= ~same
     counts = np.diff(edges[keep], prepend=0, append=height * width)
+    if counts[-1] == 0:  # as pycocotools leaves it out
+        counts = counts[:-1]
     encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
