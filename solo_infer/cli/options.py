@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.config.solo import NMS_METHODS
+from solo_infer.config.tiling import Tile, as_tiling
 from solo_infer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -247,6 +248,33 @@ def add_nms(group: Group) -> None:
         help="with --nms greedy: remove a mask whose IoU with a better one of its class exceeds this "
         "(default: the model's setting)",
     )
+
+
+def add_tile(group: Group) -> None:
+    """Add ``--tile`` and ``--tile-overlap``; see ``tile``."""
+    group.add_argument(
+        "--tile",
+        type=positive_int,
+        metavar="SIZE",
+        help="cut large images into tiles of this many pixels a side, and stitch the instances "
+        "(default: segment each image as a whole)",
+    )
+    group.add_argument(
+        "--tile-overlap",
+        type=positive_int,
+        metavar="PIXELS",
+        help="with --tile: least overlap of neighboring tiles, at most half of SIZE (default: a quarter)",
+    )
+
+
+def tile(args: argparse.Namespace) -> Tile | None:
+    """Return the tile that ``--tile`` and ``--tile-overlap`` select, for ``Segmenter.stream``.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    tiling = as_tiling(args.tile if args.tile_overlap is None else (args.tile, args.tile_overlap))
+    return None if tiling is None else (tiling.size, tiling.overlap)
 
 
 def with_nms(model: ModelT, args: argparse.Namespace) -> ModelT:

@@ -32,6 +32,7 @@ from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.cli.outputs import Writers
+    from solo_infer.config.tiling import Tile
     from solo_infer.results.result import Result
     from solo_infer.results.writers import ImageFolder
     from solo_infer.segmenters.base import Segmenter
@@ -69,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_nms(detections)
     options.add_scaling(detections)
     video.add_options(detections)
+    options.add_tile(detections)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -102,12 +104,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Segment images and videos; return 1 if any of them failed."""
     misuse = outputs.find_misuse(args)
+    if args.tile_overlap and not args.tile:
+        misuse = "--tile-overlap requires --tile"
     if misuse:
         return usage_error(misuse)
+    tile = options.tile(args)
     report = _Report()
     with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
         files = _expand(args, report)
-        done = _segment(files, args, report)
+        done = _segment(files, args, tile, report)
     if report.failed:
         print_error(f"{len(report.failed)} failed, {done} done")
     return 1 if report.failed else 0
@@ -180,7 +185,7 @@ def _expand(args: argparse.Namespace, report: _Report) -> _Files:
     return _Files(sources, others)
 
 
-def _segment(files: _Files, args: argparse.Namespace, report: _Report) -> int:
+def _segment(files: _Files, args: argparse.Namespace, tile: Tile | None, report: _Report) -> int:
     """Segment files, write the outputs, and return the number of images done.
 
     Outputs and options are checked before the model is loaded where possible, and before the first image.
@@ -208,7 +213,11 @@ def _segment(files: _Files, args: argparse.Namespace, report: _Report) -> int:
         if args.classes is not None:
             model = model.only(args.classes)
         results = model.stream(
-            files.sources, batch_size=args.batch_size, frame_stride=args.frame_stride, on_error=report
+            files.sources,
+            batch_size=args.batch_size,
+            frame_stride=args.frame_stride,
+            tile=tile,
+            on_error=report,
         )
         done = destinations.record(_with_progress(results, files.sources, args), report)
     return done + len(set(destinations.videos.sources) - set(report.failed))

@@ -34,6 +34,33 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
+def encode_window(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the compressed RLE of a mask whose pixels are all inside a window; see ``encode``.
+
+    Args:
+        mask: (h, w) bool, the window.
+        top: First row of the window.
+        left: First column of the window.
+        size: (height, width) of the full mask in pixels.
+    """
+    from pycocotools import mask as coco
+
+    height, width = size
+    columns = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))  # RLE goes down the columns
+    column, row = np.nonzero(np.diff(columns, axis=1))  # runs begin and end, alternately
+    edges = (left + column.astype(np.int64)) * height + top + row
+    # A run that reaches the bottom continues at the top of the next column.
+    same = edges[1:-1:2] == edges[2:-1:2]
+    keep = np.ones(len(edges), bool)
+    keep[1:-1:2] &= ~same
+    keep[2:-1:2] &= ~same
+    counts = np.diff(edges[keep], prepend=0, append=height * width)
+    if counts[-1] == 0:  # as pycocotools leaves it out
+        counts = counts[:-1]
+    encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
 def decode(encoded: dict[str, Any]) -> np.ndarray:
     """Return the bool mask (H, W) of a compressed RLE as returned by ``encode``."""
     return pycocotools_mask().decode(encoded).astype(bool)

@@ -24,7 +24,8 @@ from solo_infer.config.keywords import (
 )
 from solo_infer.config.validation import as_int, require_path
 from solo_infer.errors import ResultError
-from solo_infer.ops import packed_masks
+from solo_infer.ops import mask_crops
+from solo_infer.ops.mask_crops import MaskCrop, MaskCrops
 from solo_infer.results.exports import ResultExports
 from solo_infer.results.indexing import MultiIndex, as_indices
 from solo_infer.runtime.device import resolve_device
@@ -55,14 +56,18 @@ class Instance:
     label: int
     name: str
     box: tuple[float, float, float, float]
-    _packed: Tensor = field(repr=False)
+    _packed: Tensor | MaskCrop = field(repr=False)
     _width: int = field(repr=False)
     _image: weakref.ref[np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def mask(self) -> Tensor:
         """Mask (H, W), bool."""
-        return packed_masks.unpack(self._packed, self._width)
+        return mask_crops.unpack(self._packed, self._width)
+
+    def rle(self) -> dict[str, Any]:
+        """Return the mask as COCO's compressed RLE {"size": [H, W], "counts": text}."""
+        return mask_crops.encode_rle(self._packed, self._width)
 
     def polygons(self) -> list[Polygon]:
         """Return the polygons of the mask: one for each part, with holes. See ``Result.to_polygons``."""
@@ -90,15 +95,17 @@ class Result(ResultExports):
         labels: (N,) int64, class indices 0..classes-1, in the order of ``categories``.
         boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, far edge exclusive. SOLO's boxes are tight
             around the masks, and zeros for an empty mask; YOLACT's boxes are those that it detected.
-        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels per byte, the first in the highest bit.
+        packed_masks: (N, H, ceil(W / 8)) uint8, eight pixels per byte, the first in the highest bit. Of an
+            image that was segmented by tiles, ``MaskCrops``, which holds only the part of each mask that has
+            pixels; its method ``full`` returns the tensor.
         image_size: (height, width) in pixels.
         categories: Names and COCO ids of all classes of the model.
         image: (H, W, 3) uint8 RGB, for drawing; None if it was not kept.
         source: Path or URL of the image, "" for an image in memory.
         timings: Seconds spent on this image by stage: "load" (possibly while other images were processed),
-            "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks" and "post".
-            The time of a batch is divided evenly among its images. On CUDA, the stages before the last only
-            measure kernel launches.
+            "wait" (blocked on loading), "preprocess", "backbone", "pyramid", "classes", "masks", "post"
+            and "stitch" (of tiles). The time of a batch is divided evenly among its images. On CUDA, the
+            stages before the last only measure kernel launches.
         display_threshold: Lowest score that pictures show unless they are drawn with another ``min_score``,
             0..1. A ``min_score`` of the call or of ``filter`` replaces the default of 0.3.
         frame_index: Position of the image among the frames of a video, from 0; None for other images.
@@ -108,7 +115,7 @@ class Result(ResultExports):
     scores: Tensor
     labels: Tensor
     boxes: Tensor
-    packed_masks: Tensor
+    packed_masks: Tensor | MaskCrops
     image_size: tuple[int, int]
     categories: Categories
     image: np.ndarray | None = field(default=None, repr=False)
@@ -126,7 +133,7 @@ class Result(ResultExports):
     @property
     def masks(self) -> Tensor:
         """Masks (N, H, W), bool; unpacked at each access to N x H x W bytes."""
-        return packed_masks.unpack(self.packed_masks, self.image_size[1])
+        return mask_crops.unpack(self.packed_masks, self.image_size[1])
 
     @property
     def device(self) -> torch.device:

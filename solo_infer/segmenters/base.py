@@ -15,9 +15,10 @@ from torch import Tensor
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.display import DISPLAY_THRESHOLD
 from solo_infer.config.keywords import CALL_KEYWORDS, explain_keywords
+from solo_infer.config.tiling import Tile, as_tiling
 from solo_infer.config.validation import require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
-from solo_infer.data.prefetch import OnError, PrefetchedImage, in_batches, prefetch_images
+from solo_infer.data.prefetch import OnError, prefetch_images
 from solo_infer.data.sources import Images, ImageSource, StreamSource, as_sources
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
@@ -30,9 +31,10 @@ from solo_infer.results.result_list import ResultList
 from solo_infer.runtime.device import require_compile
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
-from solo_infer.segmenters.batching import check_batch, forward_groups, make_results
+from solo_infer.segmenters.batching import check_batch, forward_groups, make_results, predict_in_batches
 from solo_infer.segmenters.loaded_model import LoadedModel, explain_loading
 from solo_infer.segmenters.settings import change_settings, check_min_score
+from solo_infer.segmenters.tiled import predict_by_tiles
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -135,6 +137,7 @@ class Segmenter(LoadedModel):
         min_score: float | None = None,
         input_size: int | Sequence[int] | None = None,
         across_classes: bool | None = None,
+        tile: Tile | None = None,
     ) -> Result: ...
 
     @overload
@@ -148,6 +151,7 @@ class Segmenter(LoadedModel):
         min_score: float | None = None,
         input_size: int | Sequence[int] | None = None,
         across_classes: bool | None = None,
+        tile: Tile | None = None,
     ) -> ResultList: ...
 
     @explain_keywords("a model's call", CALL_KEYWORDS)
@@ -161,6 +165,7 @@ class Segmenter(LoadedModel):
         min_score: float | None = None,
         input_size: int | Sequence[int] | None = None,
         across_classes: bool | None = None,
+        tile: Tile | None = None,
     ) -> Result | ResultList:
         """Segment one image, or a list of images. ``predict`` is the same method.
 
@@ -179,6 +184,8 @@ class Segmenter(LoadedModel):
                 size that the model was trained with.
             across_classes: Whether NMS also compares instances of different classes, so that one object is
                 not detected as several. Defaults to the model's setting, ``False`` as published.
+            tile: (size, overlap) in pixels of the tiles that a large image is cut into. The overlap of a
+                size alone is a quarter of it. Defaults to segmenting the image as a whole.
 
         Returns:
             A ``Result`` for one image; a list of results, in order, for a list.
@@ -199,6 +206,7 @@ class Segmenter(LoadedModel):
                 min_score=min_score,
                 input_size=input_size,
                 across_classes=across_classes,
+                tile=tile,
             )
         )
         return results[0] if is_single else results
@@ -217,6 +225,7 @@ class Segmenter(LoadedModel):
         min_score: float | None = None,
         input_size: int | Sequence[int] | None = None,
         across_classes: bool | None = None,
+        tile: Tile | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Result]:
         """Segment images and frames of videos in order, holding only ``batch_size`` of them in memory.
@@ -233,21 +242,20 @@ class Segmenter(LoadedModel):
             min_score: Lowest score of the instances, as in a call.
             input_size: Size of the network input in pixels, as in a call.
             across_classes: Whether NMS compares instances of different classes, as in a call.
+            tile: Tiles that large images are cut into, as in a call.
             on_error: Called with the name and the error of an image that cannot be read, which is skipped,
                 or of a video that ends early. Defaults to raising the error.
         """
         require_positive_ints({"batch_size": batch_size, "frame_stride": frame_stride})
+        tiling = as_tiling(tile)
         model = self.with_settings(
             thresholds=thresholds, min_score=min_score, input_size=input_size, across_classes=across_classes
         )
         images = prefetch_images(source, color, on_error, frame_stride=frame_stride)
-        for batch in in_batches(images, batch_size):
-            yield from model._predict_prefetched(batch)
-
-    def _predict_prefetched(self, batch: list[PrefetchedImage]) -> Iterator[Result]:
-        results = self.predict_batch([prefetched.image for prefetched in batch])
-        for result, prefetched in zip(results, batch, strict=True):
-            yield replace(result, timings={**prefetched.timings, **result.timings})
+        if tiling is None:
+            yield from predict_in_batches(model, images, batch_size)
+        else:
+            yield from predict_by_tiles(model, images, tiling, batch_size)
 
     @neutral_state()
     def predict_batch(

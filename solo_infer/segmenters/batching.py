@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from solo_infer.config import Categories
 from solo_infer.config.validation import require, require_instance
 from solo_infer.data.images import LoadedImage
+from solo_infer.data.prefetch import PrefetchedImage, in_batches
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.results.result import Result
 from solo_infer.runtime.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from solo_infer.segmenters.base import Segmenter
 
 
 def check_batch(batch: Sequence[LoadedImage]) -> None:
@@ -97,3 +103,24 @@ def make_result(
         frame_index=image.frame_index,
         frame_time=image.frame_time,
     )
+
+
+def predict_in_batches(
+    model: Segmenter, images: Iterator[PrefetchedImage], batch_size: int
+) -> Iterator[Result]:
+    """Iterate over the results of images, of which ``batch_size`` are in memory at a time.
+
+    Args:
+        model: Model.
+        images: Loaded images.
+        batch_size: Images per call of ``predict_batch``.
+    """
+    for batch in in_batches(images, batch_size):
+        results = model.predict_batch([prefetched.image for prefetched in batch])
+        for result, prefetched in zip(results, batch, strict=True):
+            yield with_loading(result, prefetched)
+
+
+def with_loading(result: Result, prefetched: PrefetchedImage) -> Result:
+    """Return a result whose timings include the loading of its image."""
+    return replace(result, timings={**prefetched.timings, **result.timings})

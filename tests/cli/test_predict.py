@@ -362,3 +362,38 @@ def test_default_model_and_loading_options(run, photos, monkeypatch):
     (name, options) = run.loadings[0]
     assert name == manifest.DEFAULT_MODEL
     assert (options["device"], options["dtype"]) == ("auto", "bfloat16")
+
+
+def test_tiles(run, photos, saved, loaded):
+    code, out, _ = run("predict", "photos/1.png", "--model", saved, "--no-save", "--json", "--tile", 64)
+    assert code == 0
+    (printed,) = json.loads(out)
+    assert printed["instances"] == loaded("photos/1.png", tile=(64, 16)).to_dict()["instances"] != []
+    arguments = ("predict", "photos/1.png", "--model", saved, "--tile", 64, "--tile-overlap", 32)
+    code, out, _ = run(*arguments, "--no-save", "--json", "--save-json", "r.json")
+    (printed,) = json.loads(out)
+    expected = loaded("photos/1.png", tile=(64, 32))
+    assert printed["instances"] == expected.to_dict()["instances"]
+    written = json.loads(Path("r.json").read_text())
+    assert [entry["segmentation"] for entry in written] == [mask["mask"] for mask in printed["instances"]]
+    assert run(*arguments)[0] == 0
+    with Image.open("1_segmented.png") as drawing:
+        assert drawing.size == (150, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--tile-overlap", 32), 2, "--tile-overlap requires --tile"),
+        (
+            ("--tile", 64, "--tile-overlap", 40),
+            1,
+            "overlap=40: expected at most half of the size",
+        ),
+        (("--tile", 32), 1, "size=32: expected a tile of at least 64 pixels"),
+    ],
+)
+def test_invalid_tiles_are_refused_before_the_model_is_loaded(run, photos, saved, options, code, message):
+    result, _, err = run("predict", "photos", "--model", saved, *options)
+    assert result == code and message in err and "Traceback" not in err
+    assert run.loadings == []

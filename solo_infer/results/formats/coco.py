@@ -37,7 +37,7 @@ def to_coco(result: Result, image_id: int | str, *, boxes: bool = True) -> list[
             "category_id": ids[instance.label],
             "score": instance.score,
             **({"bbox": _xywh(instance.box)} if boxes else {}),
-            "segmentation": rle.encode(instance.mask.numpy()),
+            "segmentation": instance.rle(),
         }
         for instance in result.cpu()
     ]

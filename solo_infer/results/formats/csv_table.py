@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from solo_infer.ops import packed_masks
 from solo_infer.results.formats.streamed import StreamedFile
+from solo_infer.runtime.csv_text import csv_text
 
 if TYPE_CHECKING:
     from solo_infer.results.result import Result
@@ -28,8 +28,6 @@ COLUMNS = (
     "y2",
     "area",
 )
-# Spreadsheets take cells that start with these characters, or with their full-width forms, for formulas.
-_FORMULA_STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 
 
 def to_rows(result: Result) -> list[list[str | int | float]]:
@@ -38,28 +36,21 @@ def to_rows(result: Result) -> list[list[str | int | float]]:
     Texts that a spreadsheet would take for a formula get an apostrophe in front.
     """
     height, width = result.image_size
-    areas = packed_masks.popcount(result.packed_masks).sum(dim=1).tolist()
     return [
         [
-            as_cell(result.source),
+            csv_text(result.source),
             width,
             height,
             index,
             instance.label,
             result.categories.ids[instance.label],
-            as_cell(instance.name),
+            csv_text(instance.name),
             instance.score,
             *instance.box,
-            area,
+            int(instance.mask.sum()),
         ]
-        for index, (instance, area) in enumerate(zip(result, areas, strict=True))
+        for index, instance in enumerate(result)
     ]
-
-
-def as_cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula."""
-    start = text.lstrip(" \u00a0\u3000\ufeff\0")[:1]
-    return f"'{text}" if start and start in _FORMULA_STARTS else text
 
 
 class CsvFile(StreamedFile):

@@ -45,7 +45,7 @@ def to_dict(result: Result, *, categories: bool = True) -> dict[str, Any]:
                 "name": instance.name,
                 "category_id": ids[instance.label],
                 "box": list(instance.box),
-                "mask": rle.encode(instance.mask.numpy()),
+                "mask": instance.rle(),
             }
             for instance in result.cpu()
         ],

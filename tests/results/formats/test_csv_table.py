@@ -6,8 +6,9 @@ import pytest
 from helpers.results import HEIGHT, WIDTH, make_result
 
 from solo_infer import Categories
-from solo_infer.results.formats.csv_table import COLUMNS, as_cell
+from solo_infer.results.formats.csv_table import COLUMNS
 from solo_infer.results.writers import CsvFile
+from solo_infer.runtime.csv_text import csv_text
 
 
 def write(path, *results, **options):
@@ -65,7 +66,7 @@ def test_formulas_are_written_as_text(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["cat", "", "a=b", "x-y", 'say "hi", you', "two\nlines", "a\rb", "犬"])
 def test_other_texts_are_unchanged(tmp_path, text):
-    assert as_cell(text) == text
+    assert csv_text(text) == text
     rows = write(tmp_path / "t.csv", make_result(categories=Categories((text, "d", "e"))))
     assert rows[1]["name"] == text
 
