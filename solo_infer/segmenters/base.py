@@ -8,7 +8,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import FAMILIES, family_of
-from solo_infer.config.validation import require_instance, require_path, require_positive_ints
+from solo_infer.config.validation import require_instance, require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, PrefetchedImage, prefetch_images
 from solo_infer.data.sources import Images, ImageSource, as_sources
@@ -32,15 +31,15 @@ from solo_infer.runtime.device import require_compile, require_dtype, resolve_de
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.batching import check_batch, forward_groups, make_results
+from solo_infer.segmenters.publishing import Publishing
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
-from solo_infer.weights.save import save_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Segmenter(ABC):
+class Segmenter(Publishing, ABC):
     """Base class of all segmentation models: a network with its configuration.
 
     Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Copies made by
@@ -384,14 +383,6 @@ class Segmenter(ABC):
         Args:
             inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
         """
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.
-
-        Raises:
-            CacheError: The directory cannot be written.
-        """
-        return save_checkpoint(self.config, self.network.state_dict(), require_path("folder", folder))
 
     def __repr__(self) -> str:
         architecture = self.config.architecture
