@@ -10,7 +10,7 @@ import os
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray | torch.Tensor
 )
-Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
+Images: TypeAlias = Sequence[ImageSource]
 
 IMAGE_SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tga .tif "
@@ -61,14 +61,14 @@ def as_sources(source: object) -> tuple[Images, bool]:
     """Return the sources of a call, and whether they are a single image.
 
     Args:
-        source: Image, or list or tuple of images.
+        source: Image, or sequence of images.
 
     Raises:
         ImageError: It is of another type.
     """
     if is_single_source(source):
         return [cast(ImageSource, source)], True
-    if not isinstance(source, list | tuple):
+    if not isinstance(source, Sequence):
         raise ImageError(
             f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
             "tensor, or a list of these. For folders, globs and iterators use stream()."

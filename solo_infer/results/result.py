@@ -26,6 +26,9 @@ from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Unpack
+
+    from solo_infer.results.plot_options import PlotOptions
 
 MultiIndex = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 _NOTEBOOK_PIXELS = 1200  # longest side of the drawing in a notebook, which embeds it in its file
@@ -312,7 +315,7 @@ class Result:
             font=font,
         )
 
-    def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
+    def save(self, path: str | os.PathLike[str], **options: Unpack[PlotOptions]) -> Path:
         """Write the drawing to an image file and return its path.
 
         Args:

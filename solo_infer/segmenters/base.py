@@ -207,8 +207,8 @@ class Segmenter(Publishing, ABC):
         """Optimized copy of the network (``solo_infer.models.optimized``), which predictions use."""
         return self._optimized.get()
 
-    @overload
-    def __call__(
+    @overload  # text is a sequence, too, and matches the first signature
+    def __call__(  # type: ignore[overload-overlap]
         self,
         source: ImageSource,
         *,
@@ -239,7 +239,7 @@ class Segmenter(Publishing, ABC):
 
         Args:
             source: Path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor (3, H, W)
-                uint8 or float 0..1, or a list or tuple of these, of any sizes.
+                uint8 or float 0..1, or a list or other sequence of these, of any sizes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
             batch_size: Images that may share a forward pass on a GPU, if their padded sizes are equal. On the
                 CPU each image is processed alone, with bit-identical results.
