@@ -31,12 +31,14 @@ COMMANDS = {
     "export": "solo_infer.cli.export",
     "doctor": "solo_infer.cli.doctor",
     "verify": "solo_infer.cli.verify",
+    "completion": "solo_infer.cli.completion",
 }
 GROUPS = {
     "run and measure models": ("predict", "eval", "benchmark"),
     "train models": ("train",),
     "manage models": ("models", "info", "download", "convert", "export"),
     "check this machine": ("doctor", "verify"),
+    "set up a shell": ("completion",),
 }
 HINT = "Run 'solo-infer COMMAND --help' for the options of a command."
 EXAMPLES = (

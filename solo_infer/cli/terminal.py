@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from solo_infer.runtime.messages import escaped_lines
 from solo_infer.runtime.progress import HIDE
@@ -94,11 +94,31 @@ class JsonLines:
         """Print nothing: every line is complete."""
 
 
+# Subscripts of the class are for type checkers: they fail when it is Python 3.10's.
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler
+
+
 class _EscapingFormatter(logging.Formatter):
     """Formatter of messages, in which names from files cannot control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped_lines(super().format(record))
+
+
+class _BarHandler(_StreamHandler):
+    """Handler that prints above the progress bars of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:  # there is no bar yet
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @contextmanager
@@ -124,7 +144,7 @@ def log_to_stderr(*, verbose: bool = False, quiet: bool = False) -> Iterator[Non
         verbose: Show informational messages. Defaults to warnings and errors.
         quiet: Show errors only, and no progress bars.
     """
-    handler, level = logging.StreamHandler(), _LOGGER.level
+    handler, level = _BarHandler(), _LOGGER.level
     handler.setFormatter(_EscapingFormatter("solo-infer: %(message)s"))
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)

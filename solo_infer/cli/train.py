@@ -1,4 +1,4 @@
-"""``solo-infer train``: train or fine-tune a model on a COCO data set."""
+"""``solo-infer train``: train or fine-tune a model on a data set in COCO or YOLO format."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from solo_infer.runtime.text_files import read_json
 
 if TYPE_CHECKING:
     from solo_infer.segmenters.base import Segmenter
+    from solo_infer.training.data_files import CocoFiles, YoloFiles
     from solo_infer.training.recipe import Recipe
 
-SUMMARY = "Train or fine-tune a model on a COCO data set"
+SUMMARY = "Train or fine-tune a model on a data set in COCO or YOLO format"
 EXAMPLES = (
     "solo-infer train --model tiny --images photos --annotations train.json --output run --epochs 10",
+    "solo-infer train --model tiny --yolo data.yaml --output run",
     "solo-infer train --config config.json --backbone-weights resnet50.pth --recipe 3x "
     "--images train2017 --annotations instances_train2017.json --output run",
     "torchrun --nproc-per-node 4 -m solo_infer train --model solo_r50_3x --images photos "
@@ -55,7 +57,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="with --config: checkpoint of an ImageNet classifier for the backbone",
     )
-    _add_data_options(parser.add_argument_group("data set"))
+    _add_data_options(
+        parser.add_argument_group("data set", "Pass either --images and --annotations, or --yolo.")
+    )
     _add_recipe_options(parser.add_argument_group("recipe"))
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -81,9 +85,13 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_data_options(group: options.Group) -> None:
     path = options.path
-    group.add_argument("--images", type=path, required=True, metavar="DIR", help="training images")
+    group.add_argument("--images", type=path, metavar="DIR", help="training images")
+    group.add_argument("--annotations", type=path, metavar="FILE", help="COCO annotations of the images")
     group.add_argument(
-        "--annotations", type=path, required=True, metavar="FILE", help="COCO annotations of the images"
+        "--yolo",
+        type=path,
+        metavar="FILE",
+        help="data.yaml of a data set in YOLO format with polygons; its val split is the validation data",
     )
     group.add_argument("--val-images", type=path, metavar="DIR", help="validation images (default: --images)")
     group.add_argument(
@@ -137,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
         return usage_error("pass either --model, or --config to start from scratch")
     if args.backbone_weights and not args.config:
         return usage_error("--backbone-weights requires --config: a --model has backbone weights")
-    if args.val_images and not args.val_annotations:
-        return usage_error("--val-images requires --val-annotations")
+    if problem := _data_problem(args):
+        return usage_error(problem)
     from solo_infer.runtime.distributed import is_main_process_env
 
     is_main = is_main_process_env()
@@ -149,18 +157,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _data_problem(args: argparse.Namespace) -> str:
+    """Return what is wrong with the options of the data set, "" if nothing is."""
+    coco = (args.images, args.annotations, args.val_images, args.val_annotations)
+    if args.yolo and any(coco):
+        return "--yolo names images, labels and validation data: remove --images, --annotations and --val-..."
+    if not args.yolo and not (args.images and args.annotations):
+        return "pass --images and --annotations of a COCO data set, or --yolo with a data.yaml"
+    return "--val-images requires --val-annotations" if args.val_images and not args.val_annotations else ""
+
+
+def _data_of(args: argparse.Namespace) -> tuple[CocoFiles | YoloFiles, CocoFiles | YoloFiles | None]:
+    """Return the training data and the validation data, None if there are none."""
+    from solo_infer.data.yolo import read_description
+    from solo_infer.training import CocoFiles, YoloFiles
+
+    if args.yolo:
+        has_validation = "val" in read_description(args.yolo).splits
+        return YoloFiles(args.yolo), YoloFiles(args.yolo, "val") if has_validation else None
+    validation = (
+        CocoFiles(args.val_images or args.images, args.val_annotations) if args.val_annotations else None
+    )
+    return CocoFiles(args.images, args.annotations), validation
+
+
 def _train(args: argparse.Namespace) -> None:
-    from solo_infer.training import CocoFiles, fine_tune
+    from solo_infer.training import fine_tune
     from solo_infer.training.fine_tune import require_empty_dir
 
     require_empty_dir(args.output, args.resume)
-    validation = None
-    if args.val_annotations:
-        validation = CocoFiles(args.val_images or args.images, args.val_annotations)
+    data, validation = _data_of(args)
     recipe = recipe_from_options(args)
     fine_tune(
         _initial_model(args, recipe.seed),
-        CocoFiles(args.images, args.annotations),
+        data,
         args.output,
         recipe,
         validation=validation,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from solo_infer.config.categories import Categories
 from solo_infer.config.suggestions import did_you_mean
@@ -83,8 +83,24 @@ class CocoData:
     category_ids: frozenset[int]
 
 
+class CocoContent(NamedTuple):
+    """Annotations in memory, accepted in place of an annotation file.
+
+    Attributes:
+        path: File that they are from, for messages.
+        content: "images", "annotations" and "categories", as in an annotation file. The key "id" of an
+            annotation is text that says where it is from.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+
+AnnotationSource: TypeAlias = str | os.PathLike[str] | CocoContent
+
+
 def read_annotations(
-    path: str | os.PathLike[str],
+    source: AnnotationSource,
     *,
     classes: Iterable[str] | None = None,
     limit: int | None = None,
@@ -96,9 +112,9 @@ def read_annotations(
     that is the supercategory of all others and has no annotation is left out: Roboflow adds one to exports.
 
     Args:
-        path: JSON file with "images" ("id", "file_name", "height", "width"), "categories" ("id", "name") and
-            "annotations" ("image_id", "category_id", "segmentation"; optionally "id", "area", "bbox", and
-            "iscrowd" and "ignore", which are 0 or 1). Null counts as missing.
+        source: JSON file, or its content, with "images" ("id", "file_name", "height", "width"), "categories"
+            ("id", "name") and "annotations" ("image_id", "category_id", "segmentation"; optionally "id",
+            "area", "bbox", and "iscrowd" and "ignore", which are 0 or 1). Null counts as missing.
         classes: Names of the classes to select. Defaults to all.
         limit: Number of images to select, from the first. Defaults to all.
         keep: Names of classes that are not left out, even if nothing has them.
@@ -109,10 +125,13 @@ def read_annotations(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: expected at least 1 image.")
-    path = Path(path)
     if classes is not None:
         classes = [classes] if isinstance(classes, str) else list(classes)
-    content = _read_sections(path, _SECTIONS)
+    if isinstance(source, CocoContent):
+        path, content = source
+    else:
+        path = Path(source)
+        content = _read_sections(path, _SECTIONS)
     images = _read_images(path, content["images"])
     entries = _sorted_categories(path, content["categories"])
     image_ids = frozenset(image.id for image in images)

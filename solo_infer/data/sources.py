@@ -10,7 +10,7 @@ import os
 import stat
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray | torch.Tensor
 )
-Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
+Images: TypeAlias = Sequence[ImageSource]
 StreamSource: TypeAlias = ImageSource | Video | int  # an int is the index of a camera
 
 IMAGE_SUFFIXES = frozenset(
@@ -64,7 +64,7 @@ def as_sources(source: object) -> tuple[Images, bool]:
     """Return the sources of a call, and whether they are a single image.
 
     Args:
-        source: Image, or list or tuple of images.
+        source: Image, or sequence of images.
 
     Raises:
         ImageError: It is of another type.
@@ -77,7 +77,7 @@ def as_sources(source: object) -> tuple[Images, bool]:
         raise video_error(video)
     if is_single_source(source):
         return [cast(ImageSource, source)], True
-    if not isinstance(source, list | tuple):
+    if not isinstance(source, Sequence):
         raise ImageError(
             f"{type(source).__name__} is not an image: expected a path, URL, bytes, PIL image, array, "
             "tensor, or a list of these. For folders, globs and iterators use stream()."

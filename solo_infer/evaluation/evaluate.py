@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from solo_infer.config.keywords import EVALUATE_KEYWORDS, explain_keywords
 from solo_infer.config.validation import require_instance, require_path, require_positive_ints
+from solo_infer.data.coco import AnnotationSource, CocoContent
 from solo_infer.data.sources import IMAGE_SUFFIXES
 from solo_infer.errors import ResultError
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS
@@ -47,7 +48,7 @@ __all__ = [
 def evaluate(
     model: Segmenter,
     images: str | os.PathLike[str],
-    annotations: str | os.PathLike[str],
+    annotations: AnnotationSource,
     *,
     output: str | os.PathLike[str] | None = None,
     max_detections: Sequence[int] = DEFAULT_MAX_DETECTIONS,
@@ -69,7 +70,7 @@ def evaluate(
         model: Model with the thresholds to use. If ``max_per_image`` is less than the greatest value of
             ``max_detections``, it is raised to it, as is ``nms_pre``.
         images: Folder that "file_name" in the annotation file is relative to.
-        annotations: Path of the COCO annotation file.
+        annotations: Path of the COCO annotation file, or the content that ``YoloFiles.to_coco`` returns.
         output: Path of a COCO results file to write; pycocotools can read it. After Ctrl-C it holds the
             detections up to that point. Defaults to not keeping the detections.
         max_detections: Numbers of detections per image and class that count, best first.
@@ -93,10 +94,12 @@ def evaluate(
     """
     require_instance("model", model, Segmenter)
     require_positive_ints({"batch_size": batch_size} | ({} if limit is None else {"limit": limit}))
-    folder, annotations = require_path("images", images), require_path("annotations", annotations)
+    folder = require_path("images", images)
+    if not isinstance(annotations, CocoContent):
+        annotations = require_path("annotations", annotations)
     target = None if output is None else _require_file("output", output)
     task = EvaluationTask.read(annotations, max_detections=max_detections, limit=limit, classes=classes)
-    _protect_inputs(target, folder, annotations, task)
+    _protect_inputs(target, folder, task)
     if is_distributed():
         exchange = None if shards is None else require_path("shards", shards)
         return evaluate_distributed(model, folder, task, target, exchange, batch_size, progress)
@@ -117,12 +120,12 @@ def _require_file(name: str, value: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _protect_inputs(target: Path | None, folder: Path, annotations: Path, task: EvaluationTask) -> None:
+def _protect_inputs(target: Path | None, folder: Path, task: EvaluationTask) -> None:
     """Check that the results file can be written and is none of the files that the evaluation reads."""
     images = [folder / image.file_name for image in task.data.images]
     if target is not None and target.suffix.lower() in IMAGE_SUFFIXES and os.path.exists(target):
         images.append(target)  # also an image that the evaluation leaves out
-    refuse_overwriting({"output": target}, {"the annotation file": [annotations], "the image": images})
+    refuse_overwriting({"output": target}, {"the annotation file": [task.data.path], "the image": images})
     require_writable("output", target, create_folder=True)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)

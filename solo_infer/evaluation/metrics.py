@@ -1,12 +1,10 @@
-"""COCO mask metrics, computed by pycocotools one class at a time."""
+"""COCO mask metrics, computed one class at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,13 @@ from solo_infer.config.validation import is_int
 from solo_infer.data.coco import CocoData, GroundTruth, ImageId
 from solo_infer.data.coco_results import Detection
 from solo_infer.errors import ConfigError
+from solo_infer.evaluation.backends import select_backend
 from solo_infer.evaluation.report import ClassMetrics
 from solo_infer.runtime.messages import quoted
 
 AREAS = ("", "s", "m", "l")  # all, below 32^2, from 32^2 to 96^2, above 96^2 pixels: pycocotools' order
 DEFAULT_MAX_DETECTIONS = (1, 10, 100)
-_CATEGORY = 1  # id of the only class in a run of pycocotools
+_CATEGORY = 1  # id of the only class in an evaluation
 
 
 def check_max_detections(values: Iterable[int]) -> tuple[int, ...]:
@@ -119,11 +118,11 @@ class _Curves:
         detections: list[Detection],
         max_detections: Sequence[int],
     ) -> _Curves:
-        """Run pycocotools on one class, so that only the matches of one class are in memory."""
+        """Evaluate one class, so that only the matches of one class are in memory."""
         image_ids = {entry.image_id for entry in ground_truth} | {entry.image_id for entry in detections}
         images = sorted((image for image in data.images if image.id in image_ids), key=lambda image: image.id)
         numbers = {image.id: number for number, image in enumerate(images)}
-        evaluator = _silent_pycocotools()["COCOeval"](iouType="segm")
+        evaluator = select_backend().evaluator(iouType="segm")
         evaluator.params.imgIds = list(numbers.values())
         evaluator.params.catIds = [_CATEGORY]
         evaluator.params.maxDets = list(max_detections)
@@ -144,7 +143,7 @@ def _index(
     numbers: Mapping[ImageId, int],
     entries: Iterable[GroundTruth | Detection],
 ) -> Any:
-    """Return a ``pycocotools.coco.COCO`` of one class.
+    """Return the ``COCO`` of one class.
 
     Entries get new ids, because pycocotools treats the id 0 as "no match" and drops one of two entries with
     equal ids. So do images, in the same order: pycocotools puts their ids into an array, which changes text
@@ -155,7 +154,7 @@ def _index(
         numbers: Positions in ``sizes`` by image id.
         entries: Instances of the class.
     """
-    coco = _silent_pycocotools()["COCO"]()
+    coco = select_backend().coco()
     coco.dataset = {
         "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in enumerate(sizes)],
         "categories": [{"id": _CATEGORY}],
@@ -177,26 +176,3 @@ def _index(
     }
     coco.createIndex()
     return coco
-
-
-@cache
-def _silent_pycocotools() -> dict[str, Any]:
-    """Return subclasses of ``COCO`` and ``COCOeval`` that do not print.
-
-    ``contextlib.redirect_stdout`` would also drop what other threads print in the meantime, so each method is
-    copied with a ``print`` that does nothing among its globals.
-    """
-    from pycocotools import coco, cocoeval
-
-    return {"COCO": _without_print(coco.COCO), "COCOeval": _without_print(cocoeval.COCOeval)}
-
-
-def _without_print(cls: type) -> type:
-    def silence(method: FunctionType) -> FunctionType:
-        variables = {**method.__globals__, "print": lambda *values, **options: None}
-        return FunctionType(
-            method.__code__, variables, method.__name__, method.__defaults__, method.__closure__
-        )
-
-    methods = {name: silence(item) for name, item in vars(cls).items() if isinstance(item, FunctionType)}
-    return type(cls.__name__, (cls,), methods)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from solo_infer.data.coco import CocoData, GroundTruth, read_annotations, read_ground_truth
+from solo_infer.data.coco import AnnotationSource, CocoData, GroundTruth, read_annotations, read_ground_truth
 from solo_infer.data.coco_results import read_detections
 from solo_infer.evaluation.metrics import DEFAULT_MAX_DETECTIONS, check_max_detections, compute_metrics
 from solo_infer.evaluation.report import Evaluation, Timings
@@ -39,7 +38,7 @@ class EvaluationTask:
     @classmethod
     def read(
         cls,
-        annotations: str | os.PathLike[str],
+        annotations: AnnotationSource,
         *,
         max_detections: Sequence[int] = DEFAULT_MAX_DETECTIONS,
         limit: int | None = None,
@@ -48,7 +47,7 @@ class EvaluationTask:
         """Read an annotation file.
 
         Args:
-            annotations: Path of the COCO annotation file.
+            annotations: Path of the COCO annotation file, or its content.
             max_detections: Numbers of detections per image and class that count, best first.
             limit: Number of images, from the first of the file. Defaults to all.
             classes: Names of the classes. Defaults to all classes of the file.
@@ -58,7 +57,7 @@ class EvaluationTask:
             ConfigError: A number is out of range.
         """
         numbers = check_max_detections(max_detections)
-        data = read_annotations(Path(annotations), classes=classes, limit=limit)
+        data = read_annotations(annotations, classes=classes, limit=limit)
         return cls(data, read_ground_truth(data), numbers)
 
     def score(

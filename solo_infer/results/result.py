@@ -34,8 +34,10 @@ from solo_infer.runtime.output_files import refuse_overwriting
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Unpack
 
     from solo_infer.results.formats.polygons import Polygon
+    from solo_infer.results.plot_options import PlotOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +288,7 @@ class Result(ResultExports):
         )
 
     @explain_keywords("save", SAVE_RESULT_KEYWORDS)
-    def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
+    def save(self, path: str | os.PathLike[str], **options: Unpack[PlotOptions]) -> Path:
         """Write the drawing to an image file and return its path.
 
         Args:

@@ -33,6 +33,7 @@ from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.batching import check_batch, forward_groups, make_results, predict_in_batches
 from solo_infer.segmenters.loaded_model import LoadedModel, explain_loading
+from solo_infer.segmenters.publishing import Publishing
 from solo_infer.segmenters.settings import change_settings, check_min_score
 from solo_infer.segmenters.tiled import predict_by_tiles
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Segmenter(LoadedModel):
+class Segmenter(Publishing, LoadedModel):
     """Base class of all segmentation models: a network with its configuration.
 
     Thread-safe: calls are stateless, except that CUDA graphs are serialized by a lock. Copies made by
@@ -126,8 +127,8 @@ class Segmenter(LoadedModel):
         """Optimized copy of the network (``solo_infer.models.optimized``), which predictions use."""
         return self._optimized.get()
 
-    @overload
-    def __call__(
+    @overload  # text is a sequence, too, and matches the first signature
+    def __call__(  # type: ignore[overload-overlap]
         self,
         source: ImageSource,
         *,
@@ -171,7 +172,7 @@ class Segmenter(LoadedModel):
 
         Args:
             source: Path, URL, encoded bytes, PIL image, numpy array (H, W, 3) uint8, torch tensor (3, H, W)
-                uint8 or float 0..1, or a list or tuple of these, of any sizes.
+                uint8 or float 0..1, or a list or other sequence of these, of any sizes.
             color: Channel order of arrays and tensors, "rgb" or "bgr".
             batch_size: Images that may share a forward pass on a GPU, if their padded sizes are equal. On the
                 CPU each image is processed alone, with bit-identical results.

@@ -8,7 +8,6 @@ import os
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
@@ -16,14 +15,13 @@ import torch
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.keywords import PRETRAINED_KEYWORDS, explain_keywords
-from solo_infer.config.validation import bounded_repr, require_instance, require_path
+from solo_infer.config.validation import bounded_repr, require_instance
 from solo_infer.errors import ConfigError
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.runtime.device import require_dtype, resolve_device, resolve_dtype
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
-from solo_infer.weights.save import save_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -179,14 +177,6 @@ class LoadedModel(ABC):
         require_dtype(resolved_device, resolved_dtype)
         self.network.to(resolved_device, resolved_dtype)
         return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` reads.
-
-        Raises:
-            CacheError: The directory cannot be written.
-        """
-        return save_checkpoint(self.config, self.network.state_dict(), require_path("folder", folder))
 
     def __repr__(self) -> str:
         architecture = self.config.architecture

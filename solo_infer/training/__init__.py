@@ -11,8 +11,9 @@ returns a dict of losses.
 """
 
 from solo_infer.errors import TrainingError
+from solo_infer.training.data_files import CocoFiles, YoloFiles
 from solo_infer.training.dataset import CocoDataset, union
-from solo_infer.training.fine_tune import CocoEvaluator, CocoFiles, fine_tune
+from solo_infer.training.fine_tune import CocoEvaluator, fine_tune
 from solo_infer.training.initialization import init_model, load_backbone_weights, replace_classifier
 from solo_infer.training.loader import DatasetBatches, collate
 from solo_infer.training.recipe import (
@@ -44,6 +45,7 @@ __all__ = [
     "DatasetBatches",
     "Recipe",
     "TrainingError",
+    "YoloFiles",
     "collate",
     "fine_tune",
     "fit",

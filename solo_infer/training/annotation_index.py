@@ -18,7 +18,7 @@ import numpy as np
 
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.data.annotation import Annotation, ImageId, Omission, is_listed
-from solo_infer.data.coco import CocoData, read_annotations, report_omissions
+from solo_infer.data.coco import AnnotationSource, CocoData, read_annotations, report_omissions
 from solo_infer.data.image_files import encoding_hint, find_images
 from solo_infer.errors import ConfigError, DataError
 from solo_infer.runtime.messages import quoted, summarize_names
@@ -153,7 +153,7 @@ class IndexBuilder:
 
 def read_index(
     images: str | os.PathLike[str],
-    annotations: str | os.PathLike[str],
+    annotations: AnnotationSource,
     classes: Sequence[str] | None = None,
 ) -> AnnotationIndex:
     """Read a COCO annotation file.
@@ -164,8 +164,8 @@ def read_index(
 
     Args:
         images: Folder of the images.
-        annotations: Annotation file. The entry "labelled_category_ids" of an image lists the categories that
-            its annotations cover. Defaults to all categories of the file.
+        annotations: Annotation file, or its content. The entry "labelled_category_ids" of an image lists the
+            categories that its annotations cover. Defaults to all categories of the file.
         classes: Class names in the order of the labels. Names that the file lacks count as not labeled by it.
             Defaults to the categories of the file in the order of their ids.
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import UnidentifiedImageError
 
+from solo_infer.data.coco import AnnotationSource, CocoContent
 from solo_infer.data.exif import upright_size
 from solo_infer.errors import DataError
 from solo_infer.evaluation.task import EvaluationTask
@@ -70,7 +71,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def check_validation(
     images: str | os.PathLike[str],
-    annotations: str | os.PathLike[str],
+    annotations: AnnotationSource,
     classes: Sequence[str],
     max_detections: Sequence[int],
     *,
@@ -80,7 +81,7 @@ def check_validation(
 
     Args:
         images: Folder of the images.
-        annotations: COCO annotation file.
+        annotations: COCO annotation file, or its content.
         classes: Names of the classes of the model.
         max_detections: As for ``solo_infer.evaluation.evaluate``.
         check_files: Whether to open the images, too.
@@ -95,7 +96,7 @@ def check_validation(
     if missing:
         logger.warning(
             "%s lacks %d of the %d classes (%s): they are not evaluated.",
-            annotations,
+            annotations.path if isinstance(annotations, CocoContent) else annotations,
             len(missing),
             len(classes),
             _listed(missing),

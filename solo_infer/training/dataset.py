@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from solo_infer.config import Categories
 from solo_infer.config.validation import require, require_non_negative_ints, require_positive_ints
+from solo_infer.data.coco import AnnotationSource
 from solo_infer.data.exif import upright_size
 from solo_infer.data.images import load_reduced
 from solo_infer.errors import DataError, ImageError
@@ -184,8 +185,8 @@ class CocoDataset(InstanceDataset):
 
     Args:
         images: Folder of the images.
-        annotations: Annotation file. It covers all its categories in every image, except that the entry
-            "labelled_category_ids" of an image lists the categories covered there.
+        annotations: Annotation file, or its content. It covers all its categories in every image, except that
+            the entry "labelled_category_ids" of an image lists the categories covered there.
         classes: Class names in the order of the labels. Classes that the file lacks count as not labeled.
             Defaults to the categories of the file in the order of their ids.
         augment: Augmentation; see ``InstanceDataset``, also for the following arguments.
@@ -202,7 +203,7 @@ class CocoDataset(InstanceDataset):
     def __init__(
         self,
         images: str | os.PathLike[str],
-        annotations: str | os.PathLike[str],
+        annotations: AnnotationSource,
         classes: Sequence[str] | None = None,
         *,
         augment: Augment | None = None,

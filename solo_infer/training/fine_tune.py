@@ -19,6 +19,7 @@ from solo_infer.runtime.output_files import refuse_overwriting
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.training.checkpointing import STATE_NAME, written
 from solo_infer.training.data_checks import check_image_files, check_validation
+from solo_infer.training.data_files import CocoFiles, YoloFiles
 from solo_infer.training.dataset import CocoDataset
 from solo_infer.training.initialization import replace_classifier
 from solo_infer.training.loader import DatasetBatches
@@ -40,19 +41,6 @@ RUN_FILES = (
     EVALUATIONS_NAME,
     PLOT_NAME,
 )
-
-
-@dataclass(frozen=True)
-class CocoFiles:
-    """A COCO data set on disk.
-
-    Attributes:
-        images: Folder of the images.
-        annotations: Annotation file, whose file names are relative to the folder.
-    """
-
-    images: str | os.PathLike[str]
-    annotations: str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -88,18 +76,18 @@ class CocoEvaluator:
 @neutral_torch_state()
 def fine_tune(
     model: Segmenter,
-    data: CocoFiles,
+    data: CocoFiles | YoloFiles,
     output: str | os.PathLike[str],
     recipe: Recipe = FINE_TUNE,
     *,
-    validation: CocoFiles | None = None,
+    validation: CocoFiles | YoloFiles | None = None,
     classes: Sequence[str] | None = None,
     max_detections: Sequence[int] = DEFAULT_MAX_DETECTIONS,
     device: str | torch.device | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Train a model on a COCO data set.
+    """Train a model on a data set in COCO or YOLO format.
 
     All data, that of the validation included, is read before the first iteration. The images are opened, but
     not decoded.
@@ -134,11 +122,13 @@ def fine_tune(
     """
     folder = Path(output)
     require_empty_dir(folder, resume)
-    _keep_annotations(folder, data, validation)
-    batches = _training_batches(model, data, classes, recipe)
+    coco = data.to_coco()
+    coco_validation = None if validation is None else validation.to_coco()
+    _keep_annotations(folder, coco, coco_validation)
+    batches = _training_batches(model, coco, classes, recipe)
     evaluator = None
-    if validation is not None:
-        evaluator = _evaluator(validation, folder / SHARDS_NAME, batches.dataset.classes, max_detections)
+    if coco_validation is not None:
+        evaluator = _evaluator(coco_validation, folder / SHARDS_NAME, batches.dataset.classes, max_detections)
     initial = replace_classifier(model, batches.dataset.categories, recipe.seed)
     initial = initial.with_thresholds(_with_max_detections(initial.config.thresholds, max(max_detections)))
     return fit(
@@ -196,7 +186,7 @@ def require_empty_dir(output: str | os.PathLike[str], resume: bool = False) -> N
 
 def _keep_annotations(folder: Path, data: CocoFiles, validation: CocoFiles | None) -> None:
     """Raise ``ResultError`` if the files of a run would overwrite an annotation file."""
-    annotations = [files.annotations for files in (data, validation) if files is not None]
+    annotations = [files.annotation_file for files in (data, validation) if files is not None]
     outputs = {f"the file {name} of the run": folder / name for name in RUN_FILES}
     refuse_overwriting(outputs, {"the annotations": annotations})
 

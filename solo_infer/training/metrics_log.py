@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,19 @@ class MetricsLogger:
         }
         with written(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
-        logger.info("%s", "  ".join(f"{name} {row[name]}" for name in self._columns if name in row))
+        logger.info("%s", self._line(epoch, iteration, lr, seconds, means))
         if self._tensorboard:
             self._record("TensorBoard", lambda: self._add_scalars(row, iteration))
         self._sums, self._count = {}, 0
+
+    def _line(self, epoch: int, iteration: int, lr: float, seconds: float, means: Mapping[str, float]) -> str:
+        """Return a row for a reader."""
+        values = [f"epoch {epoch}", f"iteration {iteration}/{self.total}", describe_losses(means)]
+        if "grad_norm" in means:
+            values.append(f"grad_norm {means['grad_norm']:.2f}")
+        values += [f"lr {lr:.2g}", f"{seconds:.2f} s/it"]
+        eta = timedelta(seconds=round(seconds * (self.total - iteration)))
+        return ", ".join([*values, f"{eta} left"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last row, JSON-ready."""
@@ -132,16 +142,27 @@ class MetricsLogger:
             self._tensorboard.add_scalar(name, float(row[name]), iteration)
 
 
+def describe_losses(losses: Mapping[str, float]) -> str:
+    """Return the losses and their sum, such as "loss 1.500 (loss_cls 0.500, loss_mask 1.000)"."""
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if name.startswith("loss_"))
+    total = f"loss {losses['loss']:.3f}" if "loss" in losses else ""
+    return f"{total} ({parts})".strip() if parts else total
+
+
 class EvaluationLog:
     """CSV file of the evaluations of a run: epoch, iteration, and the metrics in their order.
+
+    A warning is logged, once, if the first metric is 0 in all evaluations of the first third of the run.
 
     Args:
         folder: Directory of the run. Rows after ``iteration`` are removed.
         iteration: Number of iterations that are done.
+        total: Number of iterations of the whole run. Defaults to an unknown one, without the warning.
     """
 
-    def __init__(self, folder: Path, iteration: int) -> None:
-        self.path = folder / EVALUATIONS_NAME
+    def __init__(self, folder: Path, iteration: int, total: int | None = None) -> None:
+        self.path, self.total = folder / EVALUATIONS_NAME, total
+        self.latest = ""  # first metric of the last evaluation for a reader, such as "AP 31.5"
         rows = _drop_rows_after(self.path, iteration)
         try:
             self._first_metrics = [float(list(row.values())[2]) for row in rows]
@@ -165,8 +186,32 @@ class EvaluationLog:
         columns = list(dict.fromkeys(name for item in reversed(rows) for name in item))
         with written(self.path):
             write_whole(self.path, lambda temporary: _write_rows(temporary, rows, columns))
-        self._first_metrics.append(_rounded(next(iter(metrics.values()))))
-        logger.info("evaluation after %s", "  ".join(f"{name} {value}" for name, value in row.items()))
+        name, value = next(iter(metrics.items()))
+        self._first_metrics.append(_rounded(value))
+        self.latest = _percent(name, value)
+        shown = ", ".join(_percent(*item) for item in metrics.items())
+        logger.info("evaluation after epoch %d (iteration %d), in percent: %s", epoch, iteration, shown)
+        self._warn_if_zero(name, epoch, iteration)
+
+    def _warn_if_zero(self, name: str, epoch: int, iteration: int) -> None:
+        """Log what to check if nothing has been detected in the first third of the run."""
+        total = self.total
+        if total is None or 3 * iteration < total or any(value != 0 for value in self._first_metrics):
+            return
+        self.total = None  # one warning is enough
+        logger.warning(
+            "%s is still 0 after epoch %d (%d of %d iterations). Check that the masks and classes of the "
+            "training and validation data are right and that the losses fall. New classes need about 50 "
+            "iterations: train for more epochs, with a smaller batch size or with a higher learning rate.",
+            name,
+            epoch,
+            iteration,
+            total,
+        )
+
+
+def _percent(name: str, value: float) -> str:
+    return f"{name} -" if math.isnan(value) else f"{name} {100 * value:.1f}"
 
 
 def _rounded(value: float) -> float:

@@ -252,9 +252,9 @@ PUBLISHED_SOLOV2_1X = replace(PUBLISHED_1X, grad_clip_norm=35.0)
 PUBLISHED_SOLOV2_3X = replace(PUBLISHED_3X, grad_clip_norm=35.0)
 FINE_TUNE = Recipe(
     epochs=20,
-    batch_size=8,
+    batch_size=4,  # small sets need many iterations more than large batches
     optimizer="adamw",
-    lr=2e-4,
+    lr=4e-4,
     backbone_lr_mult=0.25,
     class_lr_mult=5.0,
     weight_decay=0.05,

@@ -31,7 +31,7 @@ from solo_infer.segmenters.base import Segmenter
 from solo_infer.training import checkpointing
 from solo_infer.training.initialization import class_layers, prepare_for_training
 from solo_infer.training.loader import Batch
-from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, is_evaluated
+from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, describe_losses, is_evaluated
 from solo_infer.training.recipe import Recipe
 from solo_infer.training.run_start import (
     data_differences,
@@ -165,7 +165,7 @@ class _TrainingRun:
             self.metrics = MetricsLogger(
                 self.output, self.iteration, self.total, self.network.losses, self._running_means
             )
-            self.evaluations = EvaluationLog(self.output, self.iteration)
+            self.evaluations = EvaluationLog(self.output, self.iteration, self.total)
         is_shown = progress and is_main_process()
         with progress_bar(total=self.total, initial=self.iteration, unit="it", enabled=is_shown) as bar:
             self._finish_epoch(evaluate)  # of a resumed run that ended before its evaluation
@@ -206,6 +206,9 @@ class _TrainingRun:
                 end = time.perf_counter()
                 bar.update()
                 if metrics:
+                    bar.set_postfix_str(
+                        ", ".join(filter(None, (describe_losses(losses), self.evaluations.latest)))
+                    )
                     metrics.add({**losses, "time": end - start, "data_time": loaded - start})
                     if self.iteration % self.recipe.log_every == 0 or self.iteration % per_epoch == 0:
                         metrics.flush(epoch + 1, self.iteration, lr)

@@ -62,16 +62,16 @@ def fetch_from_hub(
         try:
             _check_reachable(timeout)
             remote_problem = _metadata_error(source, sha256, size, timeout)
-        except _hub_errors() as error:
+        except hub_errors() as error:
             if cached and not problem:
-                logger.warning("%s: using the cached copy, as the Hub failed: %s", name, _one_line(error))
+                logger.warning("%s: using the cached copy, as the Hub failed: %s", name, one_line(error))
                 return cached
             raise
         if remote_problem:
             raise DownloadError(f"{name}: {remote_problem}.")
         path, problem = _download(source, sha256, size, progress, timeout)
-    except _hub_errors() as error:
-        raise DownloadError(f"{name}: {_one_line(error)}") from error
+    except hub_errors() as error:
+        raise DownloadError(f"{name}: {one_line(error)}") from error
     if problem:
         raise DownloadError(f"{name}: {problem}.")
     return path
@@ -206,7 +206,7 @@ def _progress_bars(enabled: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that ``huggingface_hub`` raises when the Hub, the network or its cache fails.
 
     ``HfHubHTTPError`` derives from the base error of the HTTP library, which differs between versions
@@ -220,7 +220,8 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     return (EntryNotFoundError, *library_errors, OSError, ValueError, RuntimeError, ImportError)
 
 
-def _one_line(error: Exception) -> str:
-    cause = f" ({_one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else ""
+def one_line(error: Exception) -> str:
+    """Return the type and message of an error and its causes on one line, cut to a maximum length."""
+    cause = f" ({one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else ""
     text = textwrap.shorten(str(error), 300, placeholder=" ...")
     return f"{type(error).__name__}: {text}{cause}"

@@ -23,6 +23,7 @@ HEAVY_PACKAGES = {"torch", "torchvision", "numpy", "PIL", "huggingface_hub", "tq
 NAMES = [
     *("predict", "train", "eval", "benchmark", "models", "info"),
     *("download", "convert", "export", "doctor", "verify"),
+    "completion",
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from helpers.command_line import assert_clear
 from helpers.models import small_config
 from helpers.training_sets import instance, rectangle, write_set
+from helpers.yolo_sets import write_nuts_and_bolts
 
 from solo_infer import SOLO
 from solo_infer.cli.main import build_parser
@@ -40,6 +41,34 @@ def initial(tmp_path_factory):
 
 def files(data, output):
     return ("--images", data.images, "--annotations", data.annotations, "--output", output)
+
+
+def test_yolo_format(run, initial, tmp_path):
+    path = write_nuts_and_bolts(tmp_path / "data")
+    code, _, err = run("train", "--model", initial, "--yolo", path, "--output", tmp_path / "run", *QUICK)
+    assert code == 0 and "evaluation after" in err
+    assert SOLO.from_pretrained(tmp_path / "run").config.categories.names == ("nut", "bolt")
+
+
+def test_yolo_format_without_validation_data(run, initial, tmp_path):
+    path = write_nuts_and_bolts(tmp_path / "data", "train: images/train\nnames: [nut, bolt]\n")
+    code, _, err = run("train", "--model", initial, "--yolo", path, "--output", tmp_path / "run", *QUICK)
+    assert code == 0 and "evaluation after" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--yolo", "data.yaml", "--images", "photos"], "--yolo names images, labels and validation data"),
+        (["--yolo", "data.yaml", "--val-annotations", "a"], "--yolo names images, labels"),
+        (["--images", "photos"], "pass --images and --annotations of a COCO data set, or --yolo"),
+        ([], "pass --images and --annotations of a COCO data set, or --yolo"),
+    ],
+)
+def test_options_of_the_data_set(run, options, message, tmp_path):
+    code, out, err = run("train", "--model", "x", "--output", tmp_path / "out", *options)
+    assert (code, out) == (2, "")
+    assert_clear(err, message)
 
 
 QUICK = ("--epochs", 1, "--batch-size", 2, "--workers", 0, "--crop-size", 96, "--device", "cpu")

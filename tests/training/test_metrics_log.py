@@ -181,3 +181,74 @@ def test_other_metrics_of_a_resumed_run_get_columns(tmp_path):
         ("0.1", "0.2", ""),
         ("0.3", "", "0.4"),
     ]
+
+
+def test_log_lines_are_readable(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("solo_infer.training.metrics_log.time.perf_counter", iter((0.0, 1.0)).__next__)
+    metrics = MetricsLogger(tmp_path, 0, 7200, ("loss_cls", "loss_mask"))
+    metrics.add({"loss_cls": 0.123456, "loss_mask": 2.0, "loss": 2.123456, "grad_norm": 1234.567})
+    with caplog.at_level(logging.INFO):
+        metrics.flush(1, 3600, 1.23456e-4)
+        EvaluationLog(tmp_path, 0).add(1, 3600, {"AP": 0.123456, "AP50": 1.0, "APs": math.nan})
+    line, evaluation = caplog.messages
+    assert line.startswith("epoch 1, iteration 3600/7200, loss 2.123 (loss_cls 0.123, loss_mask 2.000), ")
+    assert line.endswith("grad_norm 1234.57, lr 0.00012, 1.00 s/it, 1:00:00 left")
+    assert evaluation == ("evaluation after epoch 1 (iteration 3600), in percent: AP 12.3, AP50 100.0, APs -")
+
+
+ZERO, SOME = {"AP": 0.0}, {"AP": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "warned_at"),
+    [
+        ([ZERO] * 6, [2]),  # a third of the run, and only once
+        ([ZERO, ZERO, SOME, ZERO], [2]),
+        ([ZERO, SOME, ZERO, ZERO], []),
+        ([SOME, ZERO, ZERO, ZERO], []),
+        ([{"AP": math.nan}] * 6, []),
+    ],
+)
+def test_ap_that_stays_zero_is_warned_about(tmp_path, caplog, metrics, warned_at):
+    log = EvaluationLog(tmp_path, 0, 60)
+    warned = []
+    for epoch, values in enumerate(metrics, start=1):
+        log.add(epoch, 10 * epoch, values)
+        warned += [epoch] * any("AP is still 0" in message for message in caplog.messages)
+        caplog.clear()
+    assert warned == warned_at
+
+
+def test_ap_of_zero_in_the_only_evaluation_is_warned_about(tmp_path, caplog):
+    fit(
+        one_layer_model(),
+        Noise(2),
+        tmp_path,
+        replace(ONE_LAYER, evaluate_every=100),
+        device="cpu",
+        evaluate=lambda model: ZERO,
+    )
+    (warning,) = [message for message in caplog.messages if "AP is still 0" in message]
+    assert "4 of 4 iterations" in warning and "masks and classes" in warning and "epochs" in warning
+
+
+def test_progress_bar_shows_losses_and_ap(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self):
+            shown.append("it")
+
+        def set_postfix_str(self, text):
+            shown.append(text)
+
+    monkeypatch.setattr("solo_infer.training.trainer.progress_bar", lambda **options: Bar())
+    fit(one_layer_model(), Noise(1), tmp_path, ONE_LAYER, device="cpu", evaluate=lambda model: {"AP": 0.25})
+    loss = float(read_rows(tmp_path / "training.csv")[1]["loss"])
+    assert shown[-1] == f"loss {loss:.3f} (loss_cls {loss:.3f}), AP 25.0"

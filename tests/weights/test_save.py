@@ -13,6 +13,7 @@ import torch
 from helpers.checkpoint_files import check_same_model, random_model
 from helpers.models import HEADS, small_config
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from solo_infer import SOLO
 from solo_infer.config import PostprocessConfig
@@ -57,6 +58,8 @@ def test_saved_published_model_is_bit_identical(procedural: Any, tmp_path: Path)
 def test_half_precision_is_kept(model: SOLO, tmp_path: Path) -> None:
     model.to(dtype=torch.bfloat16)
     folder = model.save_pretrained(tmp_path)
+    tensors = load_file(folder / "model.safetensors").values()
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
     check_same_model(SOLO.from_pretrained(folder, device="cpu", dtype="bfloat16"), model)
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), model.to(dtype=torch.float32))
 
