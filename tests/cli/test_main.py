@@ -40,7 +40,8 @@ def examples_of(epilog):
         if line.startswith("  "):
             words = shlex.split(line)
             program = "solo-infer" if "solo-infer" in words else "solo_infer"
-            yield words[words.index(program) + 1 :]
+            end = words.index(">") if ">" in words else None
+            yield words[words.index(program) + 1 : end]
 
 
 # --- Parsers and help

@@ -168,7 +168,7 @@ def test_image_ids_are_for_images(run, clip, saved):
     Path("ids.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "clip.mkv"}]}))
     code, _, err = run("predict", clip, "--model", saved, "--save-json", "r.json", "--image-ids", "ids.json")
     assert code == 1
-    assert_clear(err, "--image-ids has ids of images")
+    assert_clear(err, "--image-ids is for image files")
 
 
 def test_video_that_cannot_be_drawn(run, clip, photos, saved, monkeypatch):

@@ -93,11 +93,10 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
     )
     source = values.get("source")
     _require(_is_text(source), '"source"', source, f"a text of at most {_MAX_TEXT} characters")
-    index, time = values.get("frame_index"), values.get("frame_time")
-    _require(
-        index is None or (is_int(index) and index >= 0), '"frame_index"', index, "an integer of at least 0"
-    )
-    _require(time is None or is_finite(time), '"frame_time"', time, "a number of seconds")
+    frame, seconds = values.get("frame_index"), values.get("frame_time")
+    is_valid = frame is None or (is_int(frame) and frame >= 0)
+    _require(is_valid, '"frame_index"', frame, "an integer of at least 0")
+    _require(seconds is None or is_finite(seconds), '"frame_time"', seconds, "a number of seconds")
     height, width = _read_size(values.get("image_size"))
     known = _read_categories(values.get("categories"), categories)
     instances = values.get("instances")
@@ -135,8 +134,8 @@ def from_dict(values: Any, *, categories: Categories | None = None, max_bytes: i
         image_size=(height, width),
         categories=known,
         source=str(source),
-        frame_index=index,
-        frame_time=None if time is None else float(time),
+        frame_index=frame,
+        frame_time=None if seconds is None else float(seconds),
     )
 
 

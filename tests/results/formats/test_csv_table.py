@@ -41,8 +41,8 @@ def test_min_score_and_line_ends(tmp_path):
 
 FORMULAS = [
     "=1+1",
-    "+1",
-    "-1",
+    "+1+1",
+    "-1+1",
     "@SUM(A1)",
     "\t=1",
     "\r=1",
