@@ -13,7 +13,7 @@ from helpers.results import assert_same
 from helpers.scenes import detections_of, ellipse
 from PIL import Image, ImageOps
 
-from solo_infer import PostprocessConfig, load_image, load_model
+from solo_infer import load_image, load_model
 from solo_infer.config.tiling import Tiling
 from solo_infer.data.images import LoadedImage
 from solo_infer.errors import ConfigError
@@ -119,9 +119,10 @@ class Oracle:
         self.config = config
         self.batches = []
 
-    def predict_batch(self, batch, *, thresholds):
+    def predict_batch(self, batch):
         self.batches.append(len(batch))
-        return [make_result(tile, self._detect(tile.pixels), self.config.categories, {}) for tile in batch]
+        categories = self.config.categories
+        return [make_result(tile, self._detect(tile.pixels), categories, {}, 0.3) for tile in batch]
 
     def _detect(self, pixels):
         numbers = [number for number in np.unique(pixels[:, :, 0]).tolist() if number]
@@ -131,8 +132,7 @@ class Oracle:
 
 def predict(oracle, pixels, batch_size=1):
     image = LoadedImage(pixels, "scene.png")
-    thresholds = PostprocessConfig()
-    return tiled.predict_tiled(oracle, image, Tiling(100, 25), thresholds=thresholds, batch_size=batch_size)
+    return tiled.predict_tiled(oracle, image, Tiling(100, 25), batch_size=batch_size)
 
 
 def test_scene_is_found_through_the_tiles(small_model):
