@@ -36,7 +36,7 @@ def test_equal_starts_have_no_differences():
 def test_only_what_differs_is_described():
     recipe = replace(FINE_TUNE, lr=1e-3, milestones=(1, 2), scale_range=(0.5, 1.0))
     assert recipe_differences(FINE_TUNE, recipe) == [
-        "lr 0.0002 -> 0.001",
+        "lr 0.0004 -> 0.001",
         "milestones [8, 11] -> [1, 2]",
         "scale_range [0.6, 1.6] -> [0.5, 1.0]",
     ]
