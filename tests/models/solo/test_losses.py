@@ -14,7 +14,6 @@ from solo_infer.models.target import non_crowd_instances
 from solo_infer.weights.key_mapping import mmdet_name
 
 MODELS = ("solo_r50", "decoupled_r50", "decoupled_light_r50", "solov2_light_r18", "solov2_r50")
-# The other cases of the last model take long and add nothing to those of the light one.
 # All cases of the fastest network of each kind, one of the others.
 MODEL_CASES = [(model, CASES if "light" in model else ["both"]) for model in MODELS]
 
