@@ -10,17 +10,7 @@ from collections import Counter
 import supervision as sv
 from trackers import ByteTrackTracker
 
-from solo_infer import Result, load_model
-
-
-def as_detections(result: Result) -> sv.Detections:
-    arrays = result.numpy()
-    return sv.Detections(
-        xyxy=arrays["boxes"],
-        mask=arrays["masks"],
-        confidence=arrays["scores"],
-        class_id=arrays["labels"],
-    )
+from solo_infer import load_model
 
 
 def main(video: str, model: str = "decoupled_r50_3x") -> Counter[str]:
@@ -33,7 +23,7 @@ def main(video: str, model: str = "decoupled_r50_3x") -> Counter[str]:
             line = sv.LineZone(
                 sv.Point(width / 2, 0), sv.Point(width / 2, height), triggering_anchors=[sv.Position.CENTER]
             )
-        tracked = tracker.update(as_detections(result.filter(0.3)), timestamp=result.frame_time)
+        tracked = tracker.update(result.filter(0.3).to_supervision(), timestamp=result.frame_time)
         tracked = tracked[tracked.tracker_id >= 0]  # tracks of one frame have the id -1
         tracks.update(tracked.tracker_id.tolist())
         to_left, to_right = line.trigger(tracked)
