@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +23,12 @@ from solo_infer.runtime.neutral_state import neutral_state
 
 # Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
-# Output rows or columns of one product, a multiple of 8: small enough to need few inputs, large enough to be
-# efficient.
-_BAND_LENGTH = 64
+# Bytes of the float32 pixels of one tile of several masks: they stay in the cache.
+_TILE_BYTES = 2 << 20
+# Least output rows and columns of a tile, multiples of 8, and its least inputs along a side: small enough to
+# skip the background of a mask, large enough to be efficient.
+_TILE_ROWS, _TILE_COLUMNS = 64, 128
+_TILE_INPUTS = 8
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -73,7 +75,7 @@ def _paste_by_interpolation(
 
 
 def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
-    """Return packed masks, computed by products with banded matrices.
+    """Return packed masks, computed by products with banded matrices, for one tile of all masks at a time.
 
     An output pixel is a mean of inputs, so that only outputs near an input above the threshold can be inside.
     """
@@ -81,39 +83,25 @@ def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, t
     width, columns = _bands(soft.shape[2], padded[1], resized[1], original[1], multiple=8)
     packed = torch.zeros((len(soft), original[0], width // 8), dtype=torch.uint8, device=soft.device)
     above = soft > threshold
-    filled_rows, filled_columns = above.any(dim=2).numpy(), above.any(dim=1).numpy()
-    for mask, bits, row_used, column_used in zip(soft, packed, filled_rows, filled_columns, strict=True):
-        mask_rows, mask_columns = _in_use(rows, row_used), _in_use(columns, column_used)
-        if mask_rows and mask_columns:
-            _paste_mask(mask, mask_rows, mask_columns, threshold, bits)
+    for band in rows:
+        strip = above[:, band.inputs].any(dim=1)
+        for column_band in columns:
+            used = torch.nonzero(strip[:, column_band.inputs].any(dim=1)).flatten()
+            length = max(_TILE_BYTES // (4 * len(band.matrix) * len(column_band.matrix)), 1)
+            for masks in used.split(length) if len(used) else ():
+                _paste_tile(soft, masks, band, column_band, threshold, packed)
     return packed
 
 
-def _in_use(bands: list[_Band], used: np.ndarray) -> list[_Band]:
-    """Return the consecutive bands that read inputs from the first to the last one in use.
-
-    There are none if no input is in use, or only inputs in the padding.
-    """
-    (indices,) = used.nonzero()
-    if not len(indices):
-        return []
-    first, last = indices[0], indices[-1]
-    return [band for band in bands if band.inputs.stop > first and band.inputs.start <= last]
-
-
-def _paste_mask(
-    mask: Tensor, rows: list[_Band], columns: list[_Band], threshold: float, bits: Tensor
+def _paste_tile(
+    soft: Tensor, masks: Tensor, rows: _Band, columns: _Band, threshold: float, packed: Tensor
 ) -> None:
-    """Write the pixels of some bands of one mask (h, w) to its bits (height, bytes)."""
-    top, bottom = rows[0].inputs.start, rows[-1].inputs.stop
-    left, right = columns[0].outputs.start, columns[-1].outputs.stop
-    widened = mask.new_empty((bottom - top, right - left))
-    for band in columns:
-        outputs = slice(band.outputs.start - left, band.outputs.stop - left)
-        torch.mm(mask[top:bottom, band.inputs], band.matrix.T, out=widened[:, outputs])
-    for band in rows:
-        inside = torch.mm(band.matrix, widened[band.inputs.start - top : band.inputs.stop - top]) > threshold
-        bits[band.outputs, left // 8 : right // 8] = packed_masks.pack(inside)
+    """Write the pixels of a band of rows and a band of columns of some masks (k,) int64."""
+    index = slice(None) if len(masks) == len(soft) else masks  # a slice copies nothing
+    widened = torch.matmul(soft[index, rows.inputs, columns.inputs], columns.matrix.T)
+    inside = torch.matmul(rows.matrix, widened) > threshold
+    outputs = slice(columns.outputs.start // 8, columns.outputs.stop // 8)
+    packed[index, rows.outputs, outputs] = packed_masks.pack(inside)
 
 
 class _Band(NamedTuple):
@@ -127,12 +115,13 @@ class _Band(NamedTuple):
 @lru_cache(maxsize=32)
 @neutral_state()
 def _bands(soft: int, padded: int, resized: int, original: int, multiple: int) -> tuple[int, list[_Band]]:
-    """Return the output length, rounded up to a multiple by zeros, and the bands of a side."""
+    """Return the output length, zero-padded to a multiple (1 for rows, 8 for columns), and the bands."""
     matrix = _resize_matrix(soft, padded, resized, original)
     matrix = F.pad(matrix, (0, 0, 0, -original % multiple))
+    length = max(_TILE_COLUMNS if multiple > 1 else _TILE_ROWS, _TILE_INPUTS * original // soft // 8 * 8)
     bands = []
-    for start in range(0, len(matrix), _BAND_LENGTH):
-        rows = matrix[start : start + _BAND_LENGTH]
+    for start in range(0, len(matrix), length):
+        rows = matrix[start : start + length]
         used = torch.nonzero(rows.any(dim=0)).flatten()
         inputs = slice(int(used[0]), int(used[-1]) + 1)
         bands.append(_Band(slice(start, start + len(rows)), inputs, rows[:, inputs].contiguous()))

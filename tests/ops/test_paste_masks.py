@@ -62,16 +62,34 @@ def test_mask_in_the_padding_only_is_empty():
     assert not pasted.packed.any() and pasted.boxes.tolist() == [[0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("band_length", [8, 16, 256])
-def test_length_of_bands_does_not_change_masks(monkeypatch, band_length):
+@pytest.mark.parametrize("settings", [{"ROWS": 8, "COLUMNS": 16}, {"ROWS": 512, "COLUMNS": 8}, {"BYTES": 1}])
+def test_size_of_tiles_does_not_change_masks(monkeypatch, settings):
     arguments = random_masks((20, 24)), (80, 96), (77, 91), (145, 202), 0.5
     expected = paste_masks(*arguments).packed
-    monkeypatch.setattr(paste_masks_module, "_BAND_LENGTH", band_length)
+    for name, value in settings.items():
+        monkeypatch.setattr(paste_masks_module, f"_TILE_{name}", value)
     paste_masks_module._bands.cache_clear()
     try:
         assert torch.equal(paste_masks(*arguments).packed, expected)
     finally:
         paste_masks_module._bands.cache_clear()
+
+
+def test_small_masks_in_a_large_image():
+    soft = torch.zeros(3, 20, 24)
+    soft[0, 0, 0], soft[1, 19, 23], soft[2, 7:9, 11:14] = 1.0, 0.9, 0.8
+    sizes = (80, 96), (80, 96), (1600, 1923)
+    expected = _paste_by_interpolation(soft, *sizes, 0.5)
+    assert (
+        torch.equal(paste_masks(soft, *sizes, 0.5).packed, expected) and expected.flatten(1).any(dim=1).all()
+    )
+
+
+def test_masks_do_not_depend_on_the_others():
+    soft, sizes = random_masks((20, 24)), ((80, 96), (77, 91), (145, 202))
+    expected = paste_masks(soft, *sizes, 0.5).packed
+    alone = torch.cat([paste_masks(mask[None], *sizes, 0.5).packed for mask in soft])
+    assert torch.equal(alone, expected)
 
 
 def test_chunks_give_equal_masks(monkeypatch):
