@@ -7,7 +7,7 @@
 - P2 of SOLO's pyramid is computed at half its size (``halved_p2``).
 - Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
-- ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_bottleneck``).
+- ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_blocks``).
 - Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
 - GroupNorm and ReLU run in fused Triton kernels on CUDA (``group_norm_relu``).
 """
@@ -22,14 +22,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from solo_infer.models.backbones.resnet import ResNet
 from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
 from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
 from solo_infer.models.optimized import fused_conv
 from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
-from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
+from solo_infer.models.optimized.fused_blocks import FusedBlock, can_fuse
 from solo_infer.models.optimized.fused_conv import FusedConv2d
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
@@ -107,8 +107,8 @@ def optimize_for_inference(network: _Module) -> _Module:
     for parent, name, child in _named_children(optimized):
         if isinstance(child, ConvBranch):
             setattr(parent, name, LevelwiseConvBranch(child))
-        elif isinstance(child, Bottleneck) and can_fuse(first.device, first.dtype):
-            setattr(parent, name, FusedBottleneck(child))
+        elif isinstance(child, BasicBlock | Bottleneck) and can_fuse(first.device, first.dtype):
+            setattr(parent, name, FusedBlock(child))
     return halve_p2(optimized)
 
 

@@ -5,13 +5,14 @@ import torch
 from helpers.models import randomize, small_config
 from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from solo_infer.models import build_network
 from solo_infer.models.layers.deform_conv import DeformableConv
-from solo_infer.models.optimized import fused_bottleneck
-from solo_infer.models.optimized.fused_bottleneck import FusedBottleneck, can_fuse
+from solo_infer.models.optimized import fused_blocks
+from solo_infer.models.optimized.fused_blocks import FusedBlock, can_fuse
 from solo_infer.models.optimized.optimize import fold_batch_norm, optimize_for_inference
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -27,23 +28,30 @@ def random_block(block_type):
     if block_type == "projected":
         downsample = nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, bias=False), nn.BatchNorm2d(64))
         block = Bottleneck(32, 16, stride=2, downsample=downsample)
+    elif block_type == "basic":
+        block = BasicBlock(32, 32)
+    elif block_type == "basic wide":
+        block = BasicBlock(256, 256)
     else:
         block = Bottleneck(64, 16)
     if block_type == "deformable":
         block.conv2 = DeformableConv(16, 16)
-    return fold_batch_norm(randomize(block.eval().requires_grad_(False)))
+    block = fold_batch_norm(randomize(block.eval().requires_grad_(False)))
+    if block_type == "basic wide":
+        block.conv1, block.conv2 = WinogradConv2d(block.conv1), WinogradConv2d(block.conv2)
+    return block
 
 
-@pytest.mark.parametrize("block_type", ["identity", "projected", "deformable"])
+@pytest.mark.parametrize("block_type", ["identity", "projected", "deformable", "basic", "basic wide"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_fused_block_equals_the_plain_block(dtype, block_type):
     if not can_fuse(CPU, dtype):
         pytest.skip(f"oneDNN has no fused convolutions in {dtype} on this processor")
     block = random_block(block_type).to(dtype)
-    fused = FusedBottleneck(block)
+    fused = FusedBlock(block)
     for size in SIZES:
-        x = random_maps((block.conv1.in_channels, *size), count=2, dtype=dtype).relu()
+        x = random_maps((block.conv1.weight.shape[1], *size), count=2, dtype=dtype).relu()
         expected = block(x.clone())
         for layout in (torch.contiguous_format, torch.channels_last):
             out = fused(x.clone(memory_format=layout))  # the block may overwrite its input
@@ -58,7 +66,7 @@ def test_backbone_with_fused_blocks(dtype):
     images = random_maps((3, 64, 96), dtype=dtype)
     before = images.clone()
     optimized = optimize_for_inference(backbone)
-    expected_type = FusedBottleneck if can_fuse(CPU, dtype) else Bottleneck
+    expected_type = FusedBlock if can_fuse(CPU, dtype) else Bottleneck
     assert {type(module) for module in optimized.layer1} == {expected_type}
     for _ in range(2):
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
@@ -70,23 +78,23 @@ def test_blocks_are_not_fused_without_the_operators(monkeypatch):
     def missing(*_):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise_'")
 
-    monkeypatch.setattr(fused_bottleneck, "_add_convolution_relu", missing)
-    fused_bottleneck._fused_operators_work.cache_clear()
+    monkeypatch.setattr(fused_blocks, "_add_convolution_relu", missing)
+    fused_blocks._fused_operators_work.cache_clear()
     try:
         assert not can_fuse(CPU, torch.float32)
         optimized = optimize_for_inference(small_backbone())
-        assert not any(isinstance(module, FusedBottleneck) for module in optimized.modules())
+        assert not any(isinstance(module, FusedBlock) for module in optimized.modules())
     finally:
-        fused_bottleneck._fused_operators_work.cache_clear()
+        fused_blocks._fused_operators_work.cache_clear()
 
 
 def test_blocks_are_not_fused_if_the_operators_give_other_results(monkeypatch):
-    monkeypatch.setattr(fused_bottleneck, "_fused_relu", lambda conv, x: conv(x))  # without the ReLU
-    fused_bottleneck._fused_operators_work.cache_clear()
+    monkeypatch.setattr(fused_blocks, "_fused_relu", lambda conv, x: conv(x))  # without the ReLU
+    fused_blocks._fused_operators_work.cache_clear()
     try:
         assert not can_fuse(CPU, torch.float32)
     finally:
-        fused_bottleneck._fused_operators_work.cache_clear()
+        fused_blocks._fused_operators_work.cache_clear()
 
 
 def test_fused_blocks_are_differentiable():

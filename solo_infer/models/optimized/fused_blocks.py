@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.runtime.neutral_state import neutral_state
@@ -21,14 +22,14 @@ from solo_infer.runtime.neutral_state import neutral_state
 _LOGGER = logging.getLogger(__name__)
 
 
-class FusedBottleneck(nn.Module):
+class FusedBlock(nn.Module):
     """A ResNet block with folded BatchNorm, on the CPU.
 
     Args:
-        block: Its convolutions are used as they are; the 3x3 one may be a ``WinogradConv2d``.
+        block: Its convolutions are used as they are; 3x3 ones may be a ``WinogradConv2d``.
     """
 
-    def __init__(self, block: Bottleneck) -> None:
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
         self.block = block
 
@@ -41,10 +42,13 @@ class FusedBottleneck(nn.Module):
         if torch.is_grad_enabled() or is_compiling():
             return block(x)
         x = _channels_last(x)
-        out = _convolution_relu(block.conv1, x)
-        out = _convolution_relu(block.conv2, out)
+        out, last = _convolution_relu(block.conv1, x), block.conv2
+        if isinstance(block, Bottleneck):
+            out, last = _convolution_relu(block.conv2, out), block.conv3
         identity = x if block.downsample is None else block.downsample(x)
-        return _add_convolution_relu(identity, block.conv3, out)
+        if _is_plain(last):
+            return _add_convolution_relu(identity, last, out)
+        return F.relu(last(out).add_(identity), inplace=True)
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
@@ -81,8 +85,12 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return type(conv) is nn.Conv2d and conv.groups == 1
+
+
 def _convolution_relu(conv: nn.Module, x: Tensor) -> Tensor:
-    if type(conv) is nn.Conv2d and conv.groups == 1:
+    if _is_plain(conv):
         return _fused_relu(conv, x)
     return F.relu(conv(x), inplace=True)
 
