@@ -128,13 +128,14 @@ class _Stitcher:
 
     def _agreement(self, fragment: Fragment, members: Iterable[int]) -> _Agreement:
         """Compare a fragment with an object inside the tile of the fragment and the tiles of the object."""
-        tile = self._windows[fragment.tile]
-        mask, seen = _Canvas(tile), _Canvas(tile)
-        for member in members:
-            other = self._fragments[member]
+        tile, others = self._windows[fragment.tile], [self._fragments[member] for member in members]
+        # There are no pixels of either mask outside of the rectangle around both.
+        window = tile.intersection(_hull(other.bounds for other in (fragment, *others)))
+        mask, seen = _Canvas(window), _Canvas(window)
+        for other in others:
             if seen.fill(self._windows[other.tile]):
                 mask.draw(other.crop)
-        own = _Canvas(tile)
+        own = _Canvas(window)
         own.draw(fragment.crop)
         return _Agreement(
             _count(own.packed & mask.packed),
@@ -162,8 +163,7 @@ class _Stitcher:
         """Return whether a tile without an object shows nearly all of it, farther from the borders."""
         fragments = [self._fragments[index] for index in members]
         tiles = {fragment.tile for fragment in fragments}
-        tops, lefts, bottoms, rights = zip(*(fragment.bounds for fragment in fragments), strict=True)
-        bounds = Window(min(tops), min(lefts), max(bottoms), max(rights))
+        bounds = _hull(fragment.bounds for fragment in fragments)
         own = max(self._gap(bounds, tile) for tile in tiles)
         others = {other for tile in tiles for other in self._grid.overlapping(tile)} - tiles
         farther = [tile for tile in others if self._gap(bounds, tile) > own]
@@ -241,8 +241,18 @@ def _count(packed: np.ndarray) -> int:
     return int.from_bytes(packed.tobytes(), "little").bit_count()
 
 
+def _hull(windows: Iterable[Window]) -> Window:
+    """Return the rectangle around some rectangles."""
+    tops, lefts, bottoms, rights = zip(*windows, strict=True)
+    return Window(min(tops), min(lefts), max(bottoms), max(rights))
+
+
 def _area_inside(crop: MaskCrop, window: Window) -> int:
     """Return the number of pixels of a mask inside a window."""
+    rows, columns = crop.packed.shape
+    window = window.intersection(Window(crop.top, 8 * crop.left, crop.top + rows, 8 * (crop.left + columns)))
+    if window.is_empty:
+        return 0
     mask, inside = _Canvas(window), _Canvas(window)
     mask.draw(crop)
     inside.fill(window)
