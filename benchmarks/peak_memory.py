@@ -16,7 +16,7 @@ import torch
 
 from solo_infer.data.images import load_image
 from solo_infer.diagnostics.benchmark import count_candidates
-from solo_infer.diagnostics.verify import SOLO_MODELS, procedural_model
+from solo_infer.diagnostics.verify import SOLO_MODELS, SOLOV2_MODELS, procedural_model
 
 
 def memory_kib(field):
@@ -42,7 +42,7 @@ def make_all_candidates(network):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="solo_r50", choices=SOLO_MODELS)
+    parser.add_argument("--model", default="solo_r50", choices=(*SOLO_MODELS, *SOLOV2_MODELS))
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--everything", action="store_true", help="make every (cell, class) pair a candidate")
     options = parser.parse_args()
