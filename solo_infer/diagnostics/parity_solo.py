@@ -13,8 +13,9 @@ from torch import Tensor
 from solo_infer.diagnostics.pairing import pair_detections
 from solo_infer.diagnostics.parity import Check, Tolerances, max_abs, pyramid_difference, sampled_difference
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.solo.head import HeadOutput, class_scores_from_logits
+from solo_infer.models.solo.head import HeadOutput
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.models.solo.solov2_head import SOLOv2Output
 from solo_infer.segmenters.base import Segmenter
 

@@ -28,11 +28,13 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_image, find_candidates
 from solo_infer.models.layers.deform_conv import DeformableConv
 from solo_infer.models.layers.resize import upsample
-from solo_infer.models.optimized.optimize import fold_batch_norm, halve_p2
+from solo_infer.models.optimized.module_swaps import halve_p2
+from solo_infer.models.optimized.optimize import fold_batch_norm
 from solo_infer.models.solo.cells import LevelCells, cell_table
-from solo_infer.models.solo.head import DecoupledHead, SOLOHead, class_scores_from_logits
+from solo_infer.models.solo.head import DecoupledHead, SOLOHead
 from solo_infer.models.solo.masks import AxisMasks, AxisScores, CandidateMasks, CellMasks, KernelMasks
 from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.models.solo.solov2_head import SOLOv2Head
 
 # Input pixels per pixel of the masks of "solo" and of the decoupled heads, per level.

@@ -8,7 +8,7 @@ resize to the original size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from solo_infer.config import PostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.nms import nms_function
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.solo.head import class_scores_from_logits
 from solo_infer.models.solo.masks import CandidateMasks
-from solo_infer.models.solo.network import SOLONetwork
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops.matrix_nms import NMSResult
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from solo_infer.models.solo.network import SOLONetwork
 
 
 class Candidates(NamedTuple):

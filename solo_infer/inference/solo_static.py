@@ -10,7 +10,7 @@ are left to the dynamic path (``inference.solo``), whose memory is bounded for a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,15 @@ from solo_infer.inference.detections import Detections
 from solo_infer.inference.nms import compared_labels
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import Features, detect_features, extract_features
-from solo_infer.models.optimized.static_masks import static_masks
 from solo_infer.models.solo.cells import CellTable
 from solo_infer.models.solo.masks import CandidateMasks
-from solo_infer.models.solo.network import SOLONetwork
 from solo_infer.ops.matrix_nms import decay_factors
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.device import graphs_allowed
 from solo_infer.runtime.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from solo_infer.models.solo.network import SOLONetwork
 
 # Candidates per image. A COCO photo has a few hundred at the published thresholds.
 CAPACITIES = (512, 2048)
@@ -120,6 +121,10 @@ def detect_static(
     stopwatch: Stopwatch,
 ) -> StaticDetections:
     """Turn feature maps and class scores into detections, for images with at most ``capacity`` candidates."""
+    from solo_infer.models.optimized.static_masks import (
+        static_masks,  # here, because torchvision takes seconds to import
+    )
+
     masks = static_masks(network.mask_head, features.levels)
     stopwatch.mark("masks")
     candidates = select_candidates(features.scores, thresholds.score_thr, capacity)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
@@ -17,6 +16,7 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.tiny.head import CellPredictions
 from solo_infer.models.tiny.masks import decode_boxes, mask_logits, pixels_in_boxes
 from solo_infer.models.tiny.network import TinyNetwork, TinyOutput
+from solo_infer.ops.box_nms import box_nms
 from solo_infer.ops.mask_statistics import mask_statistics
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
@@ -141,7 +141,7 @@ def _box_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
         return labels
     moved = boxes - boxes.min()
     offsets = labels.to(moved.dtype) * (moved.max() + 1)
-    return nms(moved + offsets[:, None], scores, iou_threshold)
+    return box_nms(moved + offsets[:, None], scores, iou_threshold)
 
 
 def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:

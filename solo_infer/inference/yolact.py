@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from solo_infer.config import YOLACTPostprocessConfig
 from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.yolact.anchors import LevelSizes, decode, level_sizes
-from solo_infer.models.yolact.head import ANCHORS_PER_CELL, Predictions
+from solo_infer.models.yolact.head import ANCHORS_PER_CELL, Predictions, YOLACTOutput
 from solo_infer.models.yolact.masks import crop, mask_scores
-from solo_infer.models.yolact.network import YOLACTNetwork, YOLACTOutput
 from solo_infer.ops.fast_nms import fast_nms
 from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from solo_infer.models.yolact.network import YOLACTNetwork
 
 CHUNK_BYTES = 64 << 20  # bytes of float32 masks per step; a step needs about four times this
 
@@ -153,6 +154,8 @@ def make_detections(
     """
     if len(instances.scores) == 0:
         return empty_detections(geometry.original, prototypes.device)
+    from torchvision.ops import clip_boxes_to_image  # here, because torchvision takes seconds to import
+
     height, width = geometry.original
     limits = instances.boxes.new_tensor([*geometry.resized[::-1]] * 2)
     relative = instances.boxes / limits

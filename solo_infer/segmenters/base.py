@@ -23,7 +23,6 @@ from solo_infer.data.sources import Images, ImageSource, StreamSource, as_source
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models.base import SegmentationNetwork
-from solo_infer.models.optimized.compiled import compile_for_inference
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
@@ -115,6 +114,8 @@ class Segmenter(Publishing, LoadedModel):
         Raises:
             DeviceError: The device cannot run compiled code.
         """
+        from solo_infer.models.optimized.compiled import compile_for_inference
+
         require_compile(self.device)
         other = copy.copy(self)
         build = functools.partial(compile_for_inference, options=options)

@@ -13,7 +13,6 @@ from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, extract_features
 from solo_infer.inference.solo_static import StaticDetector
-from solo_infer.models.solo.network import SOLONetwork
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
@@ -21,6 +20,8 @@ from solo_infer.segmenters.loaded_model import explain_loading
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from solo_infer.models.solo.network import SOLONetwork
 
 
 class SOLO(Segmenter):

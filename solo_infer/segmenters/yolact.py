@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,10 +11,12 @@ from solo_infer.config import YOLACTConfig, YOLACTPostprocessConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.yolact import class_scores, detect_batch
-from solo_infer.models.yolact.network import YOLACTNetwork
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
+
+if TYPE_CHECKING:
+    from solo_infer.models.yolact.network import YOLACTNetwork
 
 
 class YOLACT(Segmenter):

@@ -6,7 +6,7 @@ The library computes the masks of candidate cells only; tests compare them with 
 import torch
 import torch.nn.functional as F
 
-from solo_infer.models.solo.head import keep_local_maxima
+from solo_infer.models.solo.scores import keep_local_maxima
 from solo_infer.models.solo.solov2_head import SOLOv2Output
 
 

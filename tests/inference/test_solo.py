@@ -13,8 +13,8 @@ from solo_infer.diagnostics.procedural_weights import uniform
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, detect_image, find_candidates, full_size_masks
 from solo_infer.models.solo import masks as solo_masks
-from solo_infer.models.solo.head import class_scores_from_logits
 from solo_infer.models.solo.masks import CandidateMasks, KernelMasks
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops import packed_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 

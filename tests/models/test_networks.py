@@ -22,8 +22,7 @@ from solo_infer.models import build_network
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.solo.head import HeadOutput
 from solo_infer.models.solo.solov2_head import SOLOv2Output
-from solo_infer.models.yolact.head import Predictions
-from solo_infer.models.yolact.network import YOLACTOutput
+from solo_infer.models.yolact.head import Predictions, YOLACTOutput
 
 PARAMETERS = {
     "solo_r50": 36_301_232,

@@ -10,7 +10,7 @@ from helpers.models import HEADS
 from solo_infer import PostprocessConfig
 from solo_infer.inference import solo
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.models.solo.head import class_scores_from_logits
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops import greedy_nms, packed_masks
 from solo_infer.ops.greedy_nms import greedy_nms_packed
 

@@ -23,7 +23,7 @@ from solo_infer.diagnostics.verify import MODELS, SOLO_MODELS, SOLOV2_MODELS, ch
 from solo_infer.inference import yolact
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.inference.solo import detect_features, extract_features
-from solo_infer.models.solo.head import class_scores_from_logits
+from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops import packed_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.weights.key_mapping import mmdet_name

@@ -1,5 +1,7 @@
 """Models of the family Tiny: prediction, thresholds, dtypes, saving, loading."""
 
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from helpers.models import small_tiny_config, small_tiny_network
 from helpers.results import assert_same
 from helpers.training_runs import small_start
+from PIL import Image
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig, load_model
 from solo_infer.config import TinyPostprocessConfig, YOLACTPostprocessConfig
@@ -208,3 +211,21 @@ def test_wider_backbone(photo):
     model = build_segmenter(config, small_tiny_network(config))
     assert type(model) is Tiny
     assert len(model(photo)) > 0
+
+
+def test_prediction_does_not_wait_for_slow_imports(tmp_path):
+    """Torchvision and what it imports take longer than torch itself."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    program = (
+        "import sys; from solo_infer import SOLO; SOLO.from_pretrained('tiny')(sys.argv[1]).save(sys.argv[2]);"
+        "print(*({'torchvision', 'torch._dynamo', 'sympy', 'matplotlib'} & set(sys.modules)))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, path, tmp_path / "out.png"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == ""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 
 class DeformableConv(nn.Conv2d):
@@ -85,6 +84,8 @@ def _on_default_stream(x: Tensor, offsets: Tensor, *args: Any, mask: Tensor | No
     Raises:
         RuntimeError: The current stream records a CUDA graph.
     """
+    from torchvision.ops import deform_conv2d  # here, because torchvision takes seconds to import
+
     if not x.is_cuda:
         return deform_conv2d(x, offsets, *args, mask=mask, **options)
     current, default = torch.cuda.current_stream(x.device), torch.cuda.default_stream(x.device)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from solo_infer.models.layers.leaky_conv import SLOPE, LeakyConv2d
+from solo_infer.models.optimized.named_children import named_children
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.runtime.neutral_state import neutral_state
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,6 +55,16 @@ class FusedConv2d(nn.Module):
         )
 
 
+def fuse_convolutions(network: _Module) -> _Module:
+    """Replace the convolutions of a Tiny network, in place, if that is possible on its device."""
+    first = next(network.parameters())
+    if can_fuse(first.device, first.dtype):
+        for parent, name, child in named_children(network):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, FusedConv2d(child))
+    return network
+
+
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether oneDNN's convolutions with LeakyReLU work on a device in a dtype."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and _fused_operators_work(dtype)
@@ -69,10 +81,9 @@ def _fused_operators_work(dtype: torch.dtype) -> bool:
     x = fill(torch.empty(1, 16, 9, 9, dtype=dtype, device="cpu"))
     limit = 1e-5 if dtype == torch.float32 else 0.05
     options: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
-    for conv in (  # without initial weights, which would use up random numbers of the caller
-        skip_init(LeakyConv2d, 16, 24, 1, **options),
-        skip_init(nn.Conv2d, 16, 16, 5, 2, 2, groups=16, **options),
-    ):
+    with torch.random.fork_rng(devices=()):  # keeps the caller's random numbers
+        convs = LeakyConv2d(16, 24, 1, **options), nn.Conv2d(16, 16, 5, 2, 2, groups=16, **options)
+    for conv in convs:
         for parameter in conv.parameters():
             fill(parameter).div_(10)
         try:

@@ -16,26 +16,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from solo_infer.models.backbones.resnet import ResNet
-from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
-from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
-from solo_infer.models.optimized import fused_conv
-from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
-from solo_infer.models.optimized.fused_blocks import FusedBlock, can_fuse
-from solo_infer.models.optimized.fused_conv import FusedConv2d
-from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
-from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
-from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
-from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
-from solo_infer.models.solo.neck import SOLONeck
+from solo_infer.models.optimized.fused_conv import fuse_convolutions
 from solo_infer.models.tiny.network import TinyNetwork
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -88,28 +76,11 @@ class OptimizedNetworkCache(Generic[_Module]):
 def optimize_for_inference(network: _Module) -> _Module:
     """Return an optimized copy of a network, in eval mode, that shares the weights it does not change."""
     optimized = fold_batch_norm(network)
-    first = next(optimized.parameters())
-    for parent, name, child in _named_children(optimized):
-        if isinstance(child, ResNet):
-            child.relu, child.maxpool = nn.Identity(), nn.Sequential(child.maxpool, nn.ReLU(inplace=True))
-        elif isinstance(child, ConvBlock):
-            child.add_module("gn", GroupNormReLU(child.gn))
-            child.add_module("activate", nn.Identity())
-        elif isinstance(child, UpsampledConv2d) and child.kernel_size == (3, 3):
-            setattr(parent, name, FastUpsampledConv2d(child))
-        elif type(child) is nn.Conv2d and is_wide(child):
-            setattr(parent, name, WinogradConv2d(child))
-    if isinstance(optimized, TinyNetwork) and fused_conv.can_fuse(first.device, first.dtype):
-        for parent, name, child in _named_children(optimized):
-            if isinstance(child, nn.Conv2d):
-                setattr(parent, name, FusedConv2d(child))
-    # Containers after their contents.
-    for parent, name, child in _named_children(optimized):
-        if isinstance(child, ConvBranch):
-            setattr(parent, name, LevelwiseConvBranch(child))
-        elif isinstance(child, BasicBlock | Bottleneck) and can_fuse(first.device, first.dtype):
-            setattr(parent, name, FusedBlock(child))
-    return halve_p2(optimized)
+    if isinstance(optimized, TinyNetwork):
+        return fuse_convolutions(optimized)
+    from solo_infer.models.optimized.module_swaps import swap_modules  # torchvision takes seconds to import
+
+    return swap_modules(optimized)
 
 
 def fold_batch_norm(network: _Module) -> _Module:
@@ -122,21 +93,6 @@ def fold_batch_norm(network: _Module) -> _Module:
                 setattr(parent, conv_name, _fold(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
     return folded
-
-
-def halve_p2(network: _Module) -> _Module:
-    """Replace the neck of a SOLO network, in place, by one that computes P2 at half its size."""
-    for parent, name, child in _named_children(network):
-        if isinstance(child, SOLONeck):
-            setattr(parent, name, HalvedP2Neck(child))
-    return network
-
-
-def _named_children(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Yield (parent, name, child) for each module below a network; children may be replaced meanwhile."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            yield parent, name, child
 
 
 def _shallow_weight_copy(module: _Module) -> _Module:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from solo_infer.config import SOLOConfig
-from solo_infer.models.backbones import build_backbone
+from solo_infer.models.backbones.build import build_backbone
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.layers.conv_branch import ConvBlock
 from solo_infer.models.layers.deform_conv import DeformableConv

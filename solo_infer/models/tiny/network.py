@@ -18,7 +18,6 @@ from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.layers.leaky_conv import SLOPE
 from solo_infer.models.target import Target, check_targets
 from solo_infer.models.tiny.head import CellPredictions, MaskBranch, TinyHead
-from solo_infer.models.tiny.losses import tiny_losses
 from solo_infer.models.tiny.masks import cell_points
 from solo_infer.models.tiny.neck import GhostPAN
 
@@ -66,10 +65,14 @@ class TinyNetwork(SegmentationNetwork):
         Raises:
             ConfigError: In train mode, targets are missing or do not match the images.
         """
-        if self.training:
-            targets = check_targets(targets, images, self.config.num_classes)
-        output = self.raw_outputs(images)
-        return tiny_losses(*output, targets) if self.training and targets is not None else output
+        if not self.training:
+            return self.raw_outputs(images)
+        from solo_infer.models.tiny.losses import (
+            tiny_losses,  # here, because torchvision takes seconds to import
+        )
+
+        targets = check_targets(targets, images, self.config.num_classes)
+        return tiny_losses(*self.raw_outputs(images), targets)
 
     def raw_outputs(self, images: Tensor) -> TinyOutput:
         """Map images (N, 3, H, W) to the raw outputs, in train mode too."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, clip_boxes_to_image
 
 from solo_infer.runtime.neutral_state import neutral_state
 
@@ -124,6 +123,11 @@ def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Ten
         size: (height, width) that boxes are clipped to, with mmdet's limit of the change of size. None for
             neither (original implementation).
     """
+    from torchvision.ops import (  # here, because torchvision takes seconds to import
+        box_convert,
+        clip_boxes_to_image,
+    )
+
     deltas = deltas * deltas.new_tensor(_VARIANCES)
     logs = deltas[:, 2:] if size is None else deltas[:, 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
     centers, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
@@ -134,6 +138,8 @@ def decode(deltas: Tensor, anchors: Tensor, size: tuple[int, int] | None) -> Ten
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas (K, 4) that ``decode`` turns into boxes (K, 4) x1 y1 x2 y2."""
+    from torchvision.ops import box_convert
+
     centers, sides = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=1)
     box_centers, box_sides = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=1)
     deltas = torch.cat([(box_centers - centers) / sides, (box_sides / sides).log()], dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from solo_infer.config import YOLACTConfig
-from solo_infer.models.yolact.anchors import RATIOS
+from solo_infer.models.yolact.anchors import RATIOS, LevelSizes
 
 ANCHORS_PER_CELL = len(RATIOS)
 
@@ -20,6 +20,14 @@ class Predictions(NamedTuple):
     logits: Tensor  # (N, A, classes + 1) float32, background last
     deltas: Tensor  # (N, A, 4) float32, relative to the anchors
     coefficients: Tensor  # (N, A, P) float32 in -1..1
+
+
+class YOLACTOutput(NamedTuple):
+    """Raw outputs of the network for a batch."""
+
+    predictions: Predictions
+    prototypes: Tensor  # (N, P, h, w) float32
+    sizes: LevelSizes  # (height, width) of P3 to P7
 
 
 class HeadConv(nn.Sequential):

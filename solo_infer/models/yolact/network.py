@@ -6,27 +6,19 @@ Parameters have mmdet 3.x's names, except for the feature pyramid, which is torc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from solo_infer.config import YOLACTConfig
-from solo_infer.models.backbones import build_backbone
+from solo_infer.models.backbones.build import build_backbone
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.target import Target
 from solo_infer.models.yolact.anchors import LevelSizes, level_sizes, square_anchors, strided_anchors
-from solo_infer.models.yolact.head import ANCHORS_PER_CELL, BoxHead, Predictions, PrototypeHead
+from solo_infer.models.yolact.head import ANCHORS_PER_CELL, BoxHead, PrototypeHead, YOLACTOutput
 from solo_infer.models.yolact.losses import yolact_losses
 from solo_infer.models.yolact.neck import YOLACTNeck
 from solo_infer.models.yolact.targets import assign_batch
-
-
-class YOLACTOutput(NamedTuple):
-    """Raw outputs of the network for a batch."""
-
-    predictions: Predictions
-    prototypes: Tensor  # (N, P, h, w) float32
-    sizes: LevelSizes  # (height, width) of P3 to P7
 
 
 class YOLACTNetwork(SegmentationNetwork):

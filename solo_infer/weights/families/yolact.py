@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_infer.config.architecture import Preset
 from solo_infer.config.yolact import YOLACT_BACKBONES, YOLACTConfig, yolact_preset
-from solo_infer.models.yolact.network import ANCHORS_PER_CELL
+from solo_infer.models.yolact.head import ANCHORS_PER_CELL
 from solo_infer.weights.families.tensor_sizes import first_dimension, infer_resnet
 from solo_infer.weights.key_mapping import MMDET_PYRAMID, KeyMap, Rules
 

@@ -7,7 +7,8 @@ from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
 
 from solo_infer.models.optimized.halved_p2 import HalvedConv2d, HalvedP2Neck
-from solo_infer.models.optimized.optimize import halve_p2, optimize_for_inference
+from solo_infer.models.optimized.module_swaps import halve_p2
+from solo_infer.models.optimized.optimize import optimize_for_inference
 from solo_infer.models.solo.neck import SOLONeck
 
 # (height, width) of C2: small, odd, and more rows than one or two bands.

@@ -8,7 +8,7 @@ from helpers.models import HEADS, SOLO_VARIANTS, randomize, small_config, small_
 from solo_infer.config import PRESETS
 from solo_infer.models import build_network
 from solo_infer.models.solo.cells import cell_table, split_cells
-from solo_infer.models.solo.head import class_scores_from_logits, keep_local_maxima
+from solo_infer.models.solo.scores import class_scores_from_logits, keep_local_maxima
 
 HEADS_WITH_MASK_BRANCHES = [head for head in HEADS if head != "solov2"]
 CELLS = [0, 3, 7, 50, 99, 100, 163, 164, 199, 200, 216, 224]  # of all levels

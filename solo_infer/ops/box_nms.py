@@ -1,0 +1,47 @@
+"""Greedy NMS of boxes with the results of ``torchvision.ops.nms``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Boxes of one comparison on the CPU: a step needs about 20 bytes for each pair with one of the others.
+_ROWS = 512
+
+
+def box_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Return the indices (M,) int64 of the boxes that NMS keeps, the best first.
+
+    A box is dropped if its IoU with a kept one of a higher score is greater than the threshold; of equal
+    scores, the first one ranks higher. On the CPU, torchvision is not imported, which takes seconds.
+
+    Args:
+        boxes: (N, 4) float32 x1 y1 x2 y2.
+        scores: (N,) float32.
+        iou_threshold: Greatest IoU of two kept boxes, 0..1.
+    """
+    if boxes.device.type != "cpu":
+        from torchvision.ops import nms
+
+        return nms(boxes, scores, iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    boxes = boxes[order]
+    is_kept = torch.ones(len(boxes), dtype=torch.bool, device="cpu").numpy()
+    for start in range(0, len(boxes), _ROWS):
+        overlaps = (box_overlaps(boxes[start : start + _ROWS], boxes) > iou_threshold).numpy()
+        for row, dropped in enumerate(overlaps, start):
+            if is_kept[row]:
+                is_kept[row + 1 :] &= ~dropped[row + 1 :]
+    return order[torch.from_numpy(is_kept)]
+
+
+def box_overlaps(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoU (N, M) of boxes (N, 4) and (M, 4) x1 y1 x2 y2, computed as by torchvision's NMS."""
+    low = torch.maximum(first[:, None, :2], second[:, :2])
+    high = torch.minimum(first[:, None, 2:], second[:, 2:])
+    width, height = (high - low).clamp(min=0).unbind(dim=-1)
+    common = width * height
+    areas, other_areas = (
+        (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (first, second)
+    )
+    return common / (areas[:, None] + other_areas - common)
