@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from solo_infer import PostprocessConfig
 from solo_infer.inference import solo, solo_static
 from solo_infer.models import build_network
-from solo_infer.models.optimized import optimize
+from solo_infer.models.optimized import module_swaps
+from solo_infer.models.optimized.optimize import optimize_for_inference
 from solo_infer.ops import dispatch
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -57,8 +58,8 @@ def fake_cuda(monkeypatch):
 @pytest.fixture(params=HEADS)
 def network(request, monkeypatch):
     """Return a float16 network optimized as for a GPU, on the CPU and made before fake tensors are."""
-    monkeypatch.setattr(optimize, "can_fuse", lambda device, dtype: False)
-    return optimize.optimize_for_inference(build_network(small_config(request.param).architecture).half())
+    monkeypatch.setattr(module_swaps, "can_fuse", lambda device, dtype: False)
+    return optimize_for_inference(build_network(small_config(request.param).architecture).half())
 
 
 def make_fake(network, device):

@@ -218,7 +218,8 @@ def test_prediction_does_not_wait_for_slow_imports(tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     program = (
-        "import sys; from solo_infer import SOLO; SOLO.from_pretrained('tiny')(sys.argv[1]).save(sys.argv[2]);"
+        "import sys; from solo_infer import SOLO;"
+        "SOLO.from_pretrained('tiny')(sys.argv[1]).save(sys.argv[2]);"
         "print(*({'torchvision', 'torch._dynamo', 'sympy', 'matplotlib'} & set(sys.modules)))"
     )
     process = subprocess.run(
