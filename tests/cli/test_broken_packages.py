@@ -35,7 +35,7 @@ BROKEN = {
 }
 USES = {  # commands that cannot do without the package
     "torch": "predict eval train benchmark convert export",
-    "torchvision": "predict eval train benchmark",
+    "torchvision": "train",
     "numpy": "predict eval train benchmark",
     "pycocotools": "eval",
     "tqdm": "predict eval train",
