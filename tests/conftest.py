@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from helpers.models import (
     small_tiny_network,
     small_yolact_config,
     small_yolact_network,
+    variant_of,
 )
 from helpers.paths import DATA, KIT
 
@@ -35,6 +37,12 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith("SOLO_INFER_") or name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE":
             monkeypatch.delenv(name)
     monkeypatch.setenv(environment.HOME, str(tmp_path / "solo_infer_home"))
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Keep training runs from plotting, which takes most of the time of a small run."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # importing it raises
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def procedural():
 @pytest.fixture(scope="session")
 def small_models():
     """Return small models of the three heads, with the classes cat, dog and bird."""
-    configs = {head: small_config(head) for head in HEADS}
+    configs = {head: variant_of(small_config(head), {"backbone": "resnet18"}) for head in HEADS}
     return {head: SOLO(config, small_network(config)) for head, config in configs.items()}
 
 
