@@ -51,7 +51,7 @@ def small_tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def workspace(mirror, small_tiny, monkeypatch, tmp_path):
+def workspace(mirror, small_tiny, no_plots, monkeypatch, tmp_path):
     """Enter a folder with the files that the pages name; downloads come from the mirror."""
     published = dict(manifest.load_manifest())
     entries = {
