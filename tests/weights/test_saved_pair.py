@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +42,6 @@ def models(request: Any, narrow: None) -> tuple[SOLO, SOLO]:
     return first, second
 
 
-@pytest.fixture
-def messages(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    with caplog.at_level(logging.WARNING):
-        yield caplog.messages
-
-
 def kill_before_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """End the process before it renames the file of a number, counted from 0."""
     rename, calls = os.replace, []
@@ -65,7 +57,11 @@ def kill_before_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_killed_save_leaves_one_of_the_models(
-    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str], renames: int
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    renames: int,
 ) -> None:
     first, second = models
     first.save_pretrained(tmp_path)
@@ -77,11 +73,11 @@ def test_killed_save_leaves_one_of_the_models(
         else:
             second.save_pretrained(tmp_path)
     check_same_model(SOLO.from_pretrained(tmp_path, device="cpu"), first if renames == 0 else second)
-    assert [MIXED in message for message in messages] == [True] * (renames == 1)
+    assert [MIXED in message for message in caplog.messages] == [True] * (renames == 1)
     second.save_pretrained(tmp_path)
-    messages.clear()
+    caplog.clear()
     check_same_model(SOLO.from_pretrained(tmp_path, device="cpu"), second)
-    assert not messages
+    assert not caplog.messages
 
 
 def test_killed_first_save_is_no_model(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +106,16 @@ def test_save_while_a_model_is_read(models: Any, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_file_of_another_model(models: Any, tmp_path: Path, messages: list[str], name: str) -> None:
+def test_file_of_another_model(
+    models: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     first, second = models
     folder, other = first.save_pretrained(tmp_path / "a"), second.save_pretrained(tmp_path / "b")
     (folder / name).write_bytes((other / name).read_bytes())
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), first if name == CONFIG else second)
-    assert len(messages) == 1 and MIXED in messages[0] and "config=" in messages[0]
+    assert len(caplog.messages) == 1 and MIXED in caplog.messages[0] and "config=" in caplog.messages[0]
     chosen = SOLO.from_pretrained(folder, device="cpu", config=second.config)
-    assert chosen.config == second.config and len(messages) == 1
+    assert chosen.config == second.config and len(caplog.messages) == 1
 
 
 def without(path: Path, *keys: str) -> None:
@@ -129,7 +127,9 @@ def without(path: Path, *keys: str) -> None:
         save_file(load_file(path), path, {"format": "pt"})
 
 
-def test_directories_of_earlier_versions(models: Any, tmp_path: Path, messages: list[str]) -> None:
+def test_directories_of_earlier_versions(
+    models: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = models
     folder = first.save_pretrained(tmp_path)
     without(folder / CONFIG, "weights_id")
@@ -137,12 +137,12 @@ def test_directories_of_earlier_versions(models: Any, tmp_path: Path, messages: 
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), first)
     new = second.save_pretrained(tmp_path / "new")
     (folder / WEIGHTS).write_bytes((new / WEIGHTS).read_bytes())  # as when this version is killed
-    assert not messages
+    assert not caplog.messages
     check_same_model(SOLO.from_pretrained(folder, device="cpu"), second)
-    assert len(messages) == 1 and MIXED in messages[0]
+    assert len(caplog.messages) == 1 and MIXED in caplog.messages[0]
 
 
-def test_files_may_be_edited(models: Any, tmp_path: Path, messages: list[str]) -> None:
+def test_files_may_be_edited(models: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A setting changed in an editor, and weights that another program converted."""
     first, _ = models
     folder = first.save_pretrained(tmp_path)
@@ -152,7 +152,7 @@ def test_files_may_be_edited(models: Any, tmp_path: Path, messages: list[str]) -
     assert SOLO.from_pretrained(folder, device="cpu").config.thresholds.score_thr == 0.25
     without(folder / WEIGHTS)
     assert SOLO.from_pretrained(folder, device="cpu").config.thresholds.score_thr == 0.25
-    assert not messages
+    assert not caplog.messages
 
 
 def test_equal_models_have_equal_files(models: Any, tmp_path: Path) -> None:
