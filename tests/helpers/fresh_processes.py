@@ -55,7 +55,8 @@ def run_ranks(target, *arguments, world_size=2):
     """Call ``target(*arguments)`` in processes with the variables of torchrun; return how each ended."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world_size)}
-    shared["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # all processes are clients of the store above
+    # As under torchrun, all processes are clients of the store of their parent.
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
     started = [start(target, *arguments, environment=environment) for environment in ranks]
     return [finish(*process) for process in started]
