@@ -49,7 +49,7 @@ def test_model_loads_and_predicts(saved, photo):
 
 
 @pytest.mark.parametrize("saved", ["format 1"], indirect=True)
-def test_model_is_fine_tuned(saved, tmp_path):
+def test_model_is_fine_tuned(saved, no_plots, tmp_path):
     data = write_nuts_and_bolts(tmp_path / "data")
     recipe = replace(QUICK_FINE_TUNE, epochs=1, augment="jitter", crop_size=64)
     run = fine_tune(SOLO.from_pretrained(saved, device="cpu"), data, tmp_path / "run", recipe, device="cpu")
