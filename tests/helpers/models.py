@@ -60,23 +60,23 @@ def variant_of(config, changes):
 
 
 @functools.lru_cache(maxsize=4)
-def _built(build, config, backbone_constructor):
+def _built(build, arguments, backbone_constructor):
     """Return a network and the state of the random numbers after it was built."""
-    network = build(config)
+    network = build(*arguments)
     return network, torch.get_rng_state()
 
 
-def _copy_of_built(build, config):
-    """Return what ``build(config)`` returns. A copy takes a fraction of the time of random weights."""
+def copy_of_built(build, *arguments):
+    """Return the network that ``build(*arguments)`` returns. A copy takes a fraction of the time."""
     # The constructor, which ``narrow_backbones`` replaces, makes other networks of the same configuration.
-    network, random_state = _built(build, config, ResNet.__init__)
+    network, random_state = _built(build, arguments, ResNet.__init__)
     torch.set_rng_state(random_state)
     return copy.deepcopy(network)
 
 
 def small_network(config):
     """Return a network with random weights that finds a few dozen candidates with blob-like masks."""
-    return _copy_of_built(_build_small_network, config)
+    return copy_of_built(_build_small_network, config)
 
 
 def _build_small_network(config):
@@ -110,7 +110,7 @@ def small_yolact_config(variant):
 
 def small_yolact_network(config):
     """Return a network with random weights that finds a few dozen candidates with blob-like masks."""
-    return _copy_of_built(_build_small_yolact_network, config)
+    return copy_of_built(_build_small_yolact_network, config)
 
 
 def _build_small_yolact_network(config):
