@@ -177,4 +177,4 @@ def test_damaged_header_is_refused(models: Any, tmp_path: Path, text: str) -> No
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata)
     with pytest.raises(ConfigError, match=r"in its header is damaged: .* Save the model again"):
         load_checkpoint(folder)
-    assert load_checkpoint(folder, models[0].config).config == models[0].config
+    assert load_checkpoint(folder, config=models[0].config).config == models[0].config
