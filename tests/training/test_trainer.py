@@ -30,8 +30,8 @@ class Stopped(Exception):
 class RaisingRectangles(Rectangles):
     """Rectangles that raise an exception before a batch."""
 
-    def __init__(self, exception, epoch, index):
-        super().__init__()
+    def __init__(self, exception, epoch, index, count=4):
+        super().__init__(count)
         self.exception, self.at = exception, (epoch, index)
 
     def epoch(self, epoch, start):
@@ -80,9 +80,8 @@ def write_format_1(path, network):
 
 
 def test_run_learns_and_writes_a_model(tmp_path):
-    recipe = replace(
-        QUICK, epochs=4, optimizer="adamw", lr=1e-3, schedule="cosine", grad_clip_norm=10.0, ema_decay=0.0
-    )
+    recipe = replace(QUICK, epochs=4, optimizer="adamw", lr=1e-3, schedule="cosine", save_every=100)
+    recipe = replace(recipe, grad_clip_norm=10.0, ema_decay=0.0)
     calls = []
 
     def evaluate(model):
@@ -116,14 +115,14 @@ def test_resumed_runs_repeat_uninterrupted_ones_bit_for_bit(tmp_path):
 def test_states_of_earlier_versions_are_resumed(tmp_path):
     expected, resumed = tmp_path / "expected", tmp_path / "resumed"
     recipe = replace(QUICK, grad_clip_norm=5.0, backbone_lr_mult=0.5, scale_range=(0.5, 1.5), crop_size=96)
-    fit(small_start(), Rectangles(), expected, recipe, device="cpu")
+    fit(small_start(), Rectangles(2), expected, recipe, device="cpu")
     model = small_start()
     with pytest.raises(Stopped):
-        fit(model, RaisingRectangles(Stopped, 1, 1), resumed, recipe, device="cpu")
+        fit(model, RaisingRectangles(Stopped, 1, 1, count=2), resumed, recipe, device="cpu")
     write_format_1(resumed / checkpointing.STATE_NAME, model.network)
     with pytest.raises(TrainingError, match="another recipe"):
-        fit(small_start(), Rectangles(), resumed, QUICK, device="cpu", resume=True)
-    fit(small_start(), Rectangles(), resumed, recipe, device="cpu", resume=True)
+        fit(small_start(), Rectangles(2), resumed, QUICK, device="cpu", resume=True)
+    fit(small_start(), Rectangles(2), resumed, recipe, device="cpu", resume=True)
     assert losses(resumed) == losses(expected)
     assert_equal_states(resumed, expected)
 
