@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, config: ModelConfig | None = None) -> Checkpoint
             names the first tensors that do not fit.
         ConfigError: The ``config.json`` of the directory is invalid.
     """
-    config_id = None
+    config_id: object = None
     is_pair = path.is_dir() and config is None
     if path.is_dir():
         path = _weights_of_directory(path)
