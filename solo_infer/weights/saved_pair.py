@@ -1,4 +1,4 @@
-"""Whether the two files of a saved model belong together.
+"""The two files of a saved model, which must belong together.
 
 ``config.json`` and ``model.safetensors`` replace earlier ones by two renames, between which a process can be
 killed, and files can be copied one by one. So both carry an identifier of the pair, and the metadata of the
