@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,12 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith("SOLO_INFER_") or name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE":
             monkeypatch.delenv(name)
     monkeypatch.setenv(environment.HOME, str(tmp_path / "solo_infer_home"))
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Keep training runs from plotting, which takes most of the time of a small run."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # importing it raises
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from solo_infer.config.validation import bounded_repr, require, require_choice, 
 from solo_infer.errors import ConfigError
 
 FORMAT = "solo_infer/2"
+WEIGHTS_ID = "weights_id"  # entry of a config.json that names the weights beside it; no setting
 
 _Config = TypeVar("_Config")
 
@@ -67,6 +68,7 @@ class ModelConfig:
         """
         require(isinstance(values, Mapping), f"{type(values).__name__}: expected an object of settings.")
         sections = legacy.upgrade(values)
+        sections.pop(WEIGHTS_ID, None)
         written = sections.pop("format", None)
         require(written == FORMAT, f"format={bounded_repr(written)}: expected {FORMAT!r}.")
         name = sections.pop("family", None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import ModelConfig
+from solo_infer.config.model import WEIGHTS_ID
 from solo_infer.errors import CheckpointError, ConfigError
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.runtime.messages import shortened
@@ -22,10 +23,10 @@ from solo_infer.weights.match_state_dict import MAX_LISTED, build_empty_network,
 from solo_infer.weights.named_tensors import quoted_name, translate
 from solo_infer.weights.pickles.reader import read_pickled
 from solo_infer.weights.pickles.unpickler import OpaqueObject
+from solo_infer.weights.saved_pair import MAX_CONFIG_BYTES, config_of_weights
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
 _MAX_EXPANSION = 4  # bytes of tensors per byte of their file; more than 1 where tensors share data
 
 
@@ -61,9 +62,15 @@ def read_checkpoint(path: Path, config: ModelConfig | None = None) -> Checkpoint
             names the first tensors that do not fit.
         ConfigError: The ``config.json`` of the directory is invalid.
     """
+    config_id: object = None
+    is_pair = path.is_dir() and config is None
     if path.is_dir():
-        config, path = _read_directory(path, config)
-    file_tensors, class_names = _read_file(path)
+        path = _weights_of_directory(path)
+    if is_pair:  # read first, because a save replaces the weights first
+        config, config_id = _read_config(path.with_name(CONFIG_NAME))
+    file_tensors, class_names, metadata = _read_file(path)
+    if is_pair:
+        config = config_of_weights(metadata, config_id, path) or config
     tensors = translate(file_tensors, path)
     if config is None:
         config = infer_config(tensors)
@@ -78,18 +85,23 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         ConfigError: The file cannot be read, or ``save_pretrained`` did not write it.
     """
+    return _read_config(path)[0]
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, object]:
+    """Return the configuration in a ``config.json``, and the identifier of its weights, None without one."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"the file has more than {MAX_CONFIG_BYTES} bytes; expected a model's config.")
         values = read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(f"expected a JSON object, got {type(values).__name__}.")
-        return ModelConfig.from_dict(values)
+        return ModelConfig.from_dict(values), values.get(WEIGHTS_ID)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {shortened(error, 1000)}") from error
 
 
-def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConfig, Path]:
+def _weights_of_directory(folder: Path) -> Path:
     weights = folder / WEIGHTS_NAME
     missing = [item.name for item in (weights, folder / CONFIG_NAME) if not item.is_file()]
     if missing:
@@ -100,18 +112,18 @@ def _read_directory(folder: Path, config: ModelConfig | None) -> tuple[ModelConf
             f"The directory {folder} lacks {' and '.join(missing)}: expected one written by "
             f"save_pretrained, or the path of a checkpoint file.{hint}"
         )
-    return config or read_config(folder / CONFIG_NAME), weights
+    return weights
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Return the tensors of a file by their names there, and its class names, None if it has none."""
+def _read_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None, dict[str, str]]:
+    """Return the tensors of a file by their names there, its class names (None without), and its metadata."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, or is not a file: expected a checkpoint.")
     if _is_safetensors(path):
-        tensors = _read_safetensors(path)
+        tensors, metadata = _read_safetensors(path)
         if not tensors:
             raise CheckpointError(f"{path} holds no tensors.")
-        return tensors, None
+        return tensors, None, metadata
     contents = read_pickled(path)
     tensors = _find_state_dict(contents, path)
     tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -121,7 +133,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
             f"{path} has {file_bytes} bytes, but tensors of {tensor_bytes} bytes that share their data."
         )
     meta = contents.get("meta")
-    return tensors, _class_names(meta) if isinstance(meta, Mapping) else None
+    return tensors, _class_names(meta) if isinstance(meta, Mapping) else None, {}
 
 
 def _find_state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
@@ -158,13 +170,14 @@ def _is_safetensors(path: Path) -> bool:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of one state of a file that a save may replace meanwhile."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        with torch.device("cpu"):  # the library creates tensors on the default device
-            return load_file(path, device="cpu")
+        # The library creates tensors on the default device.
+        with torch.device("cpu"), safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from solo_infer.errors import CacheError
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.weights.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from solo_infer.weights.match_state_dict import unshare_storage
+from solo_infer.weights.saved_pair import files_of_pair
 
 _HUB_FILES = "blobs"  # folder of the Hub's cache with the files that its snapshots refer to
 
@@ -38,11 +38,11 @@ def save_checkpoint(config: ModelConfig, state_dict: Mapping[str, Tensor], folde
     folder = Path(os.path.expanduser(folder))
     _refuse_hub_cache(folder)
     tensors = unshare_storage({name: tensor.cpu() for name, tensor in state_dict.items()})
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    text, metadata = files_of_pair(config, tensors)
 
     def write_both(config_file: Path) -> None:
         config_file.write_text(text, encoding="utf-8")
-        write_whole(folder / WEIGHTS_NAME, lambda staged: save_file(tensors, staged, {"format": "pt"}))
+        write_whole(folder / WEIGHTS_NAME, lambda staged: save_file(tensors, staged, metadata))
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

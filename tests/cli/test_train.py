@@ -17,6 +17,7 @@ from solo_infer.errors import ConfigError
 from solo_infer.training import RECIPES, CocoFiles, init_model
 
 pytest_plugins = ["helpers.command_line_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The README's tables match the manifest and the logs; CI runs its install and test commands."""
 
+import functools
 import json
 import os
 import re
@@ -53,6 +54,12 @@ def test_picture_is_the_result_of_the_first_command(readme, tmp_path):
     assert np.abs(difference).mean() < 1
 
 
+@functools.cache
+def count_parameters(preset):
+    network = build_network(find_preset(preset).architecture, device="meta")
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def model_table():
     """Return the model table of the README, from the manifest."""
     lines = [
@@ -62,8 +69,7 @@ def model_table():
     for entry in manifest.load_manifest().values():
         if entry.folder is not None:  # the embedded model has its own section in docs/models.md
             continue
-        network = build_network(find_preset(entry.preset).architecture, device="meta")
-        count = sum(parameter.numel() for parameter in network.parameters())
+        count = count_parameters(entry.preset)
         allowed = "yes" if entry.commercial_use else "**no**"
         lines.append(
             f"| `{entry.name}` | {entry.mask_ap} | {count / 1e6:.1f} M | {entry.license} | {allowed} "

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.models import copy_of_built
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
@@ -24,6 +25,7 @@ from solo_infer.config import ArchitectureConfig, ModelConfig
 from solo_infer.models import build_network
 from solo_infer.models.backbones import resnet
 from solo_infer.models.backbones.resnet import ResNet
+from solo_infer.models.base import SegmentationNetwork
 from solo_infer.weights.key_mapping import mmdet_name
 from solo_infer.weights.pickles.reader import LEGACY_MAGIC, LEGACY_PROTOCOL
 
@@ -118,22 +120,26 @@ def write_layout(
 @contextmanager
 def narrow_backbones() -> Iterator[None]:
     """Make every ResNet five times smaller, with the same tensor names, so that files are written quickly."""
-
-    def narrow(self: ResNet, name: str) -> None:
-        blocks = list(resnet.RESNETS[name].blocks)
-        TorchvisionResNet.__init__(self, Bottleneck, blocks, num_classes=1, width_per_group=4)
-        del self.avgpool, self.fc
-        self.out_channels = (256, 512, 1024, 2048)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ResNet, "__init__", narrow)
+        patch.setattr(ResNet, "__init__", _init_narrow)
         yield
+
+
+def _init_narrow(self: ResNet, name: str) -> None:
+    blocks = list(resnet.RESNETS[name].blocks)
+    TorchvisionResNet.__init__(self, Bottleneck, blocks, num_classes=1, width_per_group=4)
+    del self.avgpool, self.fc
+    self.out_channels = (256, 512, 1024, 2048)
 
 
 def random_model(config: ModelConfig, seed: int = 7) -> SOLO:
     """Return a model with random weights."""
+    return SOLO(config, copy_of_built(_random_network, config.architecture, seed))
+
+
+def _random_network(architecture: ArchitectureConfig, seed: int) -> SegmentationNetwork:
     torch.manual_seed(seed)
-    return SOLO(config, build_network(config.architecture).requires_grad_(False))
+    return build_network(architecture).requires_grad_(False)
 
 
 def check_same_model(model: SOLO, expected: SOLO) -> None:

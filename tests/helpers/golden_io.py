@@ -1,6 +1,11 @@
 """Reading of golden files and comparison of results with them (numpy only)."""
 
+import os
+
 import numpy as np
+
+# Set this variable to compare the slow photos and networks too, which takes minutes.
+ALL_GOLDENS = bool(os.environ.get("SOLO_INFER_ALL_GOLDENS"))
 
 MAX_PER_IMAGE = 100  # in every test configuration
 FINAL_THRESHOLD = 0.05  # SOLO's filter_thr and YOLACT's score_thr

@@ -1,18 +1,17 @@
 """Models, batches and data sets of the training tests that take seconds."""
 
 import os
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
+from helpers.fresh_processes import exit_with_main, run_ranks
 from helpers.models import small_config
-from helpers.paths import ROOT
 from helpers.training_sets import bitmap, compressed, instance, rectangle, write_set
 from torch import nn
 
-from solo_infer.training import CocoFiles, Recipe, checkpointing, init_model
+from solo_infer.training import CocoFiles, Recipe, checkpointing, fit, init_model
 from solo_infer.training.metrics_log import read_rows
 
 QUICK = Recipe(
@@ -148,15 +147,34 @@ def state_tensors(folder):
 
 
 def train_in_two_processes(start, data, recipe, folder):
-    """Run ``solo-infer train`` with validation under torchrun; return its output folder and the process."""
+    """Run ``solo-infer train`` with validation in two processes; return its output folder and its ends."""
     (folder / "recipe.json").write_text(recipe.to_json())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "solo_infer", "train", "--model", start, "--recipe", folder / "recipe.json"]
+    command = ["train", "--model", start, "--recipe", folder / "recipe.json"]
     files = ["--images", data.images, "--annotations", data.annotations]
     files += ["--val-annotations", data.annotations, "--output", folder / "two", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        list(map(str, [*torchrun, *command, *files])), capture_output=True, text=True, env=environment
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return folder / "two", process
+    processes = run_ranks(exit_with_main, [str(argument) for argument in [*command, *files]])
+    for process in processes:
+        assert process.returncode == 0, process.stderr[-3000:]
+    return folder / "two", processes
+
+
+def train_on_a_share_of_rectangles(folder):
+    """Train one epoch in one of two processes."""
+    rank = int(os.environ["RANK"])
+    recipe = replace(QUICK, epochs=1, ema_decay=0.0)
+    fit(small_start(), Rectangles(rank=rank, world_size=2), folder, recipe, device="cpu")
+
+
+class KilledRectangles(Rectangles):
+    """Rectangles that kill their process before the fourth batch of the second epoch."""
+
+    def epoch(self, epoch, start):
+        for index, batch in enumerate(super().epoch(epoch, start)):
+            if (epoch, index) == (1, 3):
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def train_until_killed(folder):
+    """Train in a process that is killed."""
+    fit(small_start(), KilledRectangles(), folder, QUICK, device="cpu")

@@ -31,6 +31,7 @@ from solo_infer.training import fine_tune
 from solo_infer.training.trainer import fit
 
 pytest_plugins = ["helpers.evaluation_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 QUICK_EPOCH = replace(QUICK, epochs=1)
 
@@ -165,7 +166,7 @@ def test_no_float64_in_predicting(head, small_models, photo, photo_path):
     assert guard.num_operators > 1000
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"autocast": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "autocast": "bfloat16"}], ids=str)
 def test_no_float64_in_training(changes, tmp_path):
     with NoFloat64() as guard:
         fit(small_start(), Rectangles(), tmp_path, replace(QUICK_EPOCH, **changes), device="cpu")

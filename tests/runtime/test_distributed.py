@@ -1,14 +1,11 @@
 """Processes of torchrun: devices, process group, and an evaluation that they share."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.paths import ROOT
+from helpers.fresh_processes import exit_with_main, run_ranks
 from torch import distributed as torch_distributed
 
 from solo_infer.errors import DeviceError
@@ -93,21 +90,12 @@ def test_two_processes_equal_one(run, saved, data_set, tmp_path):
     code, out, _ = run(*command)
     single = json.loads(out)
     assert code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [
-        *launcher,
-        "-m",
-        "solo_infer",
-        *command,
-        "--device",
-        "cpu",
-        "--save-json",
-        tmp_path / "all.json",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=environment)
-    assert process.returncode == 0, process.stderr[-3000:]
-    distributed_report = json.loads(process.stdout)
+    arguments = [*command, "--device", "cpu", "--save-json", tmp_path / "all.json"]
+    first, second = run_ranks(exit_with_main, [str(argument) for argument in arguments])
+    for process in (first, second):
+        assert process.returncode == 0, process.stderr[-3000:]
+    assert second.stdout == ""
+    distributed_report = json.loads(first.stdout)
     assert distributed_report["metrics"] == pytest.approx(single["metrics"], abs=1e-3)
     assert distributed_report["images"] == single["images"] == distributed_report["timings"]["images"]
     assert isinstance(json.loads((tmp_path / "all.json").read_bytes()), list)

@@ -105,7 +105,7 @@ def test_predictions_do_not_depend_on_it(state, expected):
         assert len(inside[0][0]) > 0
         assert before == after, name
         assert_equal(inside, expected[name])
-    for name in names if state == "everything" else ("yolact_mmdet",):
+    for name in ("solo", "yolact_mmdet") if state == "everything" else ("yolact_mmdet",):
         assert_equal(run(name), expected[name])
 
 

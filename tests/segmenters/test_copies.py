@@ -6,11 +6,12 @@ from itertools import permutations
 
 import pytest
 import torch
-from helpers.models import small_config, small_network, small_yolact_config, small_yolact_network
+from helpers.models import small_config, small_network, small_yolact_config, small_yolact_network, variant_of
 from helpers.results import assert_same
 from helpers.smooth_images import smooth_images
 
 from solo_infer import SOLO, YOLACT, PostprocessConfig, YOLACTPostprocessConfig
+from solo_infer.config.solo import LITE0
 from solo_infer.models import build_network
 from solo_infer.runtime.device import probe
 from solo_infer.segmenters.auto import build_segmenter
@@ -26,8 +27,7 @@ STEPS = {
     "compile": lambda model: model.compile(backend="eager"),
 }
 SHARING = ("to", "only", "with_thresholds")
-ORDERS = [*permutations(SHARING), ("compile", *SHARING), ("only", "compile", "to", "with_thresholds")]
-ORDERS += [("to", "with_thresholds", "compile", "only"), (*reversed(SHARING), "compile")]
+ORDERS = [*permutations(SHARING), ("only", "compile", "to", "with_thresholds")]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def no_compiled_code():
 def model(request):
     """Return a model whose network a test may change."""
     if request.param == "solo":
-        config = small_config("decoupled_light")
+        config = variant_of(small_config("decoupled_light"), {"backbone": LITE0})
         return SOLO(config, small_network(config))
     config = small_yolact_config("mmdet")
     return YOLACT(config, small_yolact_network(config))
@@ -94,7 +94,8 @@ def test_all_copies_follow_the_network(model, image):
         "compile": model.compile(backend="eager"),
         "both": model.only("cat").with_thresholds(THRESHOLDS[model.family]),
     }
-    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32):
+        copies["itself"](image)  # builds an optimized network that the cast invalidates
         assert model.to(dtype=dtype) is model
         for other in copies.values():
             assert (other.dtype, other.device) == (dtype, torch.device("cpu"))

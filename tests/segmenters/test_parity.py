@@ -5,7 +5,6 @@ present.
 """
 
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from helpers import golden_io
 from helpers.dense_outputs import dense_mask_scores
+from helpers.golden_io import ALL_GOLDENS
 from helpers.paths import DATA, KIT
 
 from solo_infer.data.images import load_image
@@ -30,10 +30,14 @@ from solo_infer.weights.key_mapping import mmdet_name
 
 CPU = torch.device("cpu")
 YOLACT_MODELS = ("yolact_r50", "yolact_r101")
-PHOTO_MODELS = (*SOLO_MODELS, "solov2_light_r18", "yolact_r50")
-ALL_GOLDENS = "SOLO_INFER_ALL_GOLDENS"  # set this variable to compare all photos and networks: minutes
-CASES = ("*",) if os.environ.get(ALL_GOLDENS) else ("tensor_1x*",)
-SOLOV2_NETWORKS = ("solov2_*",) if os.environ.get(ALL_GOLDENS) else ("solov2_light_r50_dcn",)
+# By default each part of each kind of network is compared with at least one golden.
+CASES = ("*",) if ALL_GOLDENS else ("tensor_1x*",)
+SOLOV2_NETWORKS = ("solov2_*",) if ALL_GOLDENS else ("solov2_light_r50_dcn",)
+PHOTO_MODELS = ("solo_r50", "decoupled_light_r50", "solov2_light_r18", "yolact_r50")
+KIT_MODELS = ("solo_r50", "decoupled_light_r50", "solov2_light_r50_dcn", "yolact_r101")
+if ALL_GOLDENS:
+    PHOTO_MODELS += ("decoupled_r50",)
+    KIT_MODELS = tuple(procedural_weights.CALIBRATION)
 
 
 def kit_goldens(*models):
@@ -248,12 +252,12 @@ def test_procedural_weights_equal_the_kits(kit):
     compared = 0
     for line in (kit / "README.md").read_text().splitlines():
         columns = [column.strip(" `") for column in line.split("|")]
-        if len(columns) == 6 and columns[1] in procedural_weights.CALIBRATION:
+        if len(columns) == 6 and columns[1] in KIT_MODELS:
             weights = procedural_weights.state_dict(columns[1])
             by_name = {mmdet_name(name): tensor for name, tensor in weights.items()}
             assert crc_in_mmdets_order(by_name, kit, columns[1]) == columns[4]
             compared += 1
-    assert compared > 0
+    assert compared == len(KIT_MODELS)
 
 
 def crc_in_mmdets_order(weights, kit, model):

@@ -58,10 +58,10 @@ def test_all_sources_of_an_image_give_the_same_result(small_model, photo_path, p
 @pytest.mark.parametrize("head", HEADS)
 def test_batch_size_does_not_change_results(head, small_models):
     model = small_models[head]
-    images = smooth_images(9)
+    images = smooth_images(5)
     alone = [model(image) for image in images]
-    for batch_size in (2, 9):
-        order = np.random.default_rng(batch_size).permutation(9).tolist()
+    for batch_size in (2, 5):
+        order = np.random.default_rng(batch_size).permutation(5).tolist()
         batched = model([images[index] for index in order], batch_size=batch_size)
         for index, result in zip(order, batched, strict=True):
             assert_same(result, alone[index])
@@ -89,16 +89,16 @@ def test_images_of_a_shared_forward_pass_get_their_own_masks(head, small_models,
 @pytest.mark.parametrize("head", HEADS)
 def test_threads_can_share_one_model(head, small_models):
     model = small_models[head]
-    images = smooth_images(12, seed=1)
+    images = smooth_images(4, seed=1)
     expected = [model(image) for image in images]
-    start = threading.Barrier(8)
+    start = threading.Barrier(4)
 
     def work(worker):
         start.wait()
-        return [(index, model(images[index])) for index in range(worker % 4, 12, 4)]
+        return [(index, model(images[index])) for index in range(worker % 2, 4, 2)]
 
-    with ThreadPoolExecutor(8) as pool:
-        for results in pool.map(work, range(8)):
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(work, range(4)):
             for index, result in results:
                 assert_same(result, expected[index])
 

@@ -85,16 +85,16 @@ def test_images_of_a_shared_forward_pass_get_their_own_results(variant, small_yo
 @both_variants
 def test_threads_can_share_one_model(variant, small_yolacts):
     model = copy.deepcopy(small_yolacts[variant])  # its optimized network is built by the threads
-    images = smooth_images(8, seed=1)
+    images = smooth_images(4, seed=1)
     expected = [small_yolacts[variant](image) for image in images]
-    start = threading.Barrier(8)
+    start = threading.Barrier(4)
 
     def work(worker):
         start.wait()
-        return [(index, model(images[index])) for index in (worker, (worker + 3) % 8)]
+        return [(index, model(images[index])) for index in (worker, (worker + 3) % 4)]
 
-    with ThreadPoolExecutor(8) as pool:
-        for results in pool.map(work, range(8)):
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(work, range(4)):
             for index, result in results:
                 assert_same(result, expected[index])
 

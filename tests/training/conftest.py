@@ -5,6 +5,11 @@ import signal
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def runs_without_plots(no_plots):
+    """Plot no run: a file that tests plots overrides ``no_plots``."""
+
+
 @pytest.fixture
 def default_ctrl_c():
     """Let SIGINT raise KeyboardInterrupt, also in processes that were started to ignore it."""

@@ -9,10 +9,16 @@ from types import ModuleType
 
 import pytest
 from helpers.training_runs import ONE_LAYER, QUICK, Noise, Rectangles, one_layer_model, small_start
+from PIL import Image
 
 from solo_infer.errors import CheckpointError
 from solo_infer.training import fit
 from solo_infer.training.metrics_log import EvaluationLog, MetricsLogger, plot_run, read_rows
+
+
+@pytest.fixture
+def no_plots():
+    """Plot the runs of this file."""
 
 
 def test_rows_hold_means_since_the_last_one(tmp_path, caplog):
@@ -59,6 +65,14 @@ def test_undefined_metrics_are_never_the_best(tmp_path):
     for epoch, (ap, is_best) in enumerate(((math.nan, False), (0.1, True), (math.nan, False), (0.2, True))):
         assert log.is_best({"AP": ap}) == is_best
         log.add(epoch, 10 * epoch, {"AP": ap})
+
+
+def test_run_is_plotted(tmp_path, caplog):
+    pytest.importorskip("matplotlib", reason="the plot needs the extra [train]")
+    fit(one_layer_model(), Noise(2), tmp_path, ONE_LAYER, device="cpu", evaluate=lambda model: {"AP": 0.25})
+    with Image.open(tmp_path / "training.png") as plot:
+        assert min(plot.size) > 400 and len(plot.convert("L").getcolors()) > 20
+    assert "does not work" not in caplog.text
 
 
 def test_run_without_matplotlib_is_not_plotted(tmp_path, monkeypatch, caplog):

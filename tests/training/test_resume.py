@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,11 +39,6 @@ def run(folder, *, batches=None, recipe=ONE_LAYER, model=None, evaluate=sum_of_w
         evaluate=evaluate,
         resume=resume,
     )
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # plots take most of the time of a run
 
 
 @pytest.fixture(scope="module")

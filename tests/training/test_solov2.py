@@ -174,7 +174,9 @@ def test_initial_weights(start):
 
 
 def test_run_learns_and_writes_a_model(start, tmp_path):
-    recipe = replace(QUICK, epochs=3, optimizer="adamw", lr=1e-3, grad_clip_norm=10.0, ema_decay=0.0)
+    recipe = replace(
+        QUICK, epochs=3, save_every=100, optimizer="adamw", lr=1e-3, grad_clip_norm=10.0, ema_decay=0.0
+    )
     copied = replace_classifier(start, start.config.categories)
     fit(copied, Rectangles(6), tmp_path, recipe, device="cpu")
     values = [float(row["loss"]) for row in read_rows(tmp_path / "training.csv")]

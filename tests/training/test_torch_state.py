@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from dataclasses import replace
 
@@ -28,11 +27,6 @@ from solo_infer.training.metrics_log import read_rows
 from solo_infer.training.torch_state import deferred_interrupt, flushed_denormals, neutral_torch_state
 
 QUICK = replace(QUICK_FINE_TUNE, epochs=1, augment="jitter", crop_size=64, copy_paste=1.0)
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # plots take most of the time of a run
 
 
 AMBIENT = {

@@ -1,23 +1,26 @@
 """The training loop on generated images: learning, bit-exact resumption, several processes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.paths import ROOT, TESTS
-from helpers.training_runs import QUICK, Rectangles, losses, small_start, state_tensors
+from helpers.fresh_processes import run, run_ranks
+from helpers.training_runs import (
+    QUICK,
+    Rectangles,
+    losses,
+    small_start,
+    state_tensors,
+    train_on_a_share_of_rectangles,
+    train_until_killed,
+)
 
 from solo_infer import SOLO
 from solo_infer.errors import CheckpointError, TrainingError
 from solo_infer.training import Recipe, checkpointing, fit
 from solo_infer.training.metrics_log import read_rows
-
-PATHS = [str(TESTS), str(ROOT)]  # of subprocesses
 
 
 class Stopped(Exception):
@@ -27,8 +30,8 @@ class Stopped(Exception):
 class RaisingRectangles(Rectangles):
     """Rectangles that raise an exception before a batch."""
 
-    def __init__(self, exception, epoch, index):
-        super().__init__()
+    def __init__(self, exception, epoch, index, count=4):
+        super().__init__(count)
         self.exception, self.at = exception, (epoch, index)
 
     def epoch(self, epoch, start):
@@ -77,9 +80,8 @@ def write_format_1(path, network):
 
 
 def test_run_learns_and_writes_a_model(tmp_path):
-    recipe = replace(
-        QUICK, epochs=4, optimizer="adamw", lr=1e-3, schedule="cosine", grad_clip_norm=10.0, ema_decay=0.0
-    )
+    recipe = replace(QUICK, epochs=4, optimizer="adamw", lr=1e-3, schedule="cosine", save_every=100)
+    recipe = replace(recipe, grad_clip_norm=10.0, ema_decay=0.0)
     calls = []
 
     def evaluate(model):
@@ -113,14 +115,14 @@ def test_resumed_runs_repeat_uninterrupted_ones_bit_for_bit(tmp_path):
 def test_states_of_earlier_versions_are_resumed(tmp_path):
     expected, resumed = tmp_path / "expected", tmp_path / "resumed"
     recipe = replace(QUICK, grad_clip_norm=5.0, backbone_lr_mult=0.5, scale_range=(0.5, 1.5), crop_size=96)
-    fit(small_start(), Rectangles(), expected, recipe, device="cpu")
+    fit(small_start(), Rectangles(2), expected, recipe, device="cpu")
     model = small_start()
     with pytest.raises(Stopped):
-        fit(model, RaisingRectangles(Stopped, 1, 1), resumed, recipe, device="cpu")
+        fit(model, RaisingRectangles(Stopped, 1, 1, count=2), resumed, recipe, device="cpu")
     write_format_1(resumed / checkpointing.STATE_NAME, model.network)
     with pytest.raises(TrainingError, match="another recipe"):
-        fit(small_start(), Rectangles(), resumed, QUICK, device="cpu", resume=True)
-    fit(small_start(), Rectangles(), resumed, recipe, device="cpu", resume=True)
+        fit(small_start(), Rectangles(2), resumed, QUICK, device="cpu", resume=True)
+    fit(small_start(), Rectangles(2), resumed, recipe, device="cpu", resume=True)
     assert losses(resumed) == losses(expected)
     assert_equal_states(resumed, expected)
 
@@ -155,20 +157,7 @@ def test_interruption_while_averaged_weights_are_loaded_keeps_the_trained_weight
 
 
 def test_killed_run_loses_at_most_an_interval(tmp_path):
-    script = f"""
-import os, signal, sys
-sys.path[:0] = {PATHS!r}
-from helpers.training_runs import QUICK, Rectangles, small_start
-from solo_infer.training import fit
-class Killed(Rectangles):
-    def epoch(self, epoch, start):
-        for index, batch in enumerate(super().epoch(epoch, start)):
-            if (epoch, index) == (1, 3):
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-fit(small_start(), Killed(), {str(tmp_path)!r}, QUICK, device="cpu")
-"""
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    process = run(train_until_killed, tmp_path)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert checkpointing.load_state(tmp_path / checkpointing.STATE_NAME)[1]["iteration"] == 6
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -177,23 +166,8 @@ fit(small_start(), Killed(), {str(tmp_path)!r}, QUICK, device="cpu")
 def test_two_processes_equal_one(tmp_path):
     recipe = replace(QUICK, epochs=1, ema_decay=0.0)
     fit(small_start(), Rectangles(), tmp_path / "one", recipe, device="cpu")
-    script = tmp_path / "train.py"
-    script.write_text(
-        f"""
-import os, sys
-sys.path[:0] = {PATHS!r}
-from dataclasses import replace
-from helpers.training_runs import QUICK, Rectangles, small_start
-from solo_infer.training import fit
-rank = int(os.environ["RANK"])
-recipe = replace(QUICK, epochs=1, ema_decay=0.0)
-fit(small_start(), Rectangles(rank=rank, world_size=2), {str(tmp_path / "two")!r}, recipe, device="cpu")
-"""
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environment)
-    assert process.returncode == 0, process.stderr[-3000:]
+    for process in run_ranks(train_on_a_share_of_rectangles, tmp_path / "two"):
+        assert process.returncode == 0, process.stderr[-3000:]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 4
     for row, expected in zip(two, one, strict=True):

@@ -58,16 +58,17 @@ def network(request):
     return random_network(request.param)
 
 
-@pytest.mark.parametrize(
-    "name, size",
-    [(name, SIZES[1]) for name in CONFIGS]
-    + [(name, size) for name in ALL_SIZES for size in SIZES if size != SIZES[1]],
-)
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_optimized_network_equals_the_plain_network(name, size):
+def test_optimized_network_equals_the_plain_network(name):
     network = random_network(name)
     optimized = optimize_for_inference(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in optimized.modules())
+    for size in SIZES if name in ALL_SIZES else SIZES[1:2]:
+        check_optimized_network(optimized, network, name, size)
+
+
+def check_optimized_network(optimized, network, name, size):
     images = random_maps((3, *size), count=2)
     assert_close_outputs(optimized.backbone(images), network.backbone(images), 1e-3)
     assert_close_outputs(optimized.features(images), network.features(images), 1e-3)
@@ -197,7 +198,7 @@ def test_cache_follows_casts_there_and_back(network):
     """A cast may put the weights at an address that they had before."""
     cache = OptimizedNetworkCache(network)
     images = random_maps((3, 64, 96))
-    for _ in range(3):
+    for _ in range(2):
         cache.get()
         network.to(torch.bfloat16).to(torch.float32)
         expected = optimize_for_inference(network).features(images)

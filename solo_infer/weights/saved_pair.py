@@ -1,0 +1,80 @@
+"""The two files of a saved model, which must belong together.
+
+``config.json`` and ``model.safetensors`` replace earlier ones by two renames, between which a process can be
+killed, and files can be copied one by one. So both carry an identifier of the pair, and the metadata of the
+weights the configuration that they were saved with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from solo_infer.config import ModelConfig
+from solo_infer.config.model import WEIGHTS_ID
+from solo_infer.errors import ConfigError
+from solo_infer.runtime.messages import shortened
+
+logger = logging.getLogger(__name__)
+
+MAX_CONFIG_BYTES = 1 << 20
+_CONFIG_KEY = "config"  # entry of the metadata of model.safetensors
+
+
+def files_of_pair(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
+    """Return the text of ``config.json`` and the metadata of ``model.safetensors``.
+
+    Args:
+        config: Configuration of the model.
+        tensors: Weights, contiguous and on the CPU.
+    """
+    text = json.dumps(config.to_dict(), indent=2)
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    identifier = digest.hexdigest()[:16]
+    values = {**config.to_dict(), WEIGHTS_ID: identifier}
+    return json.dumps(values, indent=2) + "\n", {"format": "pt", WEIGHTS_ID: identifier, _CONFIG_KEY: text}
+
+
+def config_of_weights(metadata: Mapping[str, str], config_id: object, weights: Path) -> ModelConfig | None:
+    """Return the configuration that weights were saved with, if the ``config.json`` beside them is another.
+
+    Args:
+        metadata: Metadata of ``model.safetensors``.
+        config_id: Identifier in ``config.json``, None without one.
+        weights: Path of ``model.safetensors``, for messages.
+
+    Returns:
+        None if the two files belong together, or if the weights carry no identifier, as those of earlier
+        versions and those that another program has rewritten.
+
+    Raises:
+        ConfigError: The configuration in the weights is damaged.
+    """
+    text = metadata.get(_CONFIG_KEY)
+    if text is None or metadata.get(WEIGHTS_ID) == config_id:
+        return None
+    try:
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        config = ModelConfig.from_dict(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{weights} was saved with another config.json than the one beside it, and the configuration in "
+            f"its header is damaged: {shortened(error, 1000)}. Save the model again, or pass config=."
+        ) from error
+    logger.warning(
+        "%s was saved with another config.json than the one beside it: a save was interrupted, or one of the "
+        "files was replaced. The configuration in the header of the weights is used. To mend the directory, "
+        "save the model to it; to use another configuration, pass config=.",
+        weights,
+    )
+    return config
