@@ -1,12 +1,14 @@
 """The recipes for other libraries train models that load, and lower the losses; with the real packages."""
 
 import importlib
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.paths import EXAMPLES
+from helpers.documentation import read_blocks
+from helpers.paths import EXAMPLES, ROOT
 from helpers.training_runs import NUTS_AND_BOLTS, write_nuts_and_bolts
 from helpers.training_sets import assert_consistent
 
@@ -99,3 +101,16 @@ def test_mirrored_sample_equals_the_mirrored_tensors(recipe, nuts_and_bolts):
     assert torch.equal(mirrored.image, sample.image.flip(-1))
     assert torch.equal(mirrored.target["masks"], sample.target["masks"].flip(-1))
     assert_consistent(mirrored)
+
+
+def test_block_of_the_page_draws_with_supervision(tmp_path, monkeypatch):
+    pytest.importorskip("supervision", reason="supervision is not installed (pip install supervision)")
+    blocks = [block.text for block in read_blocks(ROOT / "docs" / "recipes.md")]
+    (block,) = [text for text in blocks if "import supervision" in text]
+    shutil.copy(EXAMPLES / "street.jpg", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(block, "recipes.md", "exec"), scope)
+    assert len(scope["detections"]) == len(scope["result"]) > 5
+    changed = (scope["picture"] != scope["result"].image).any(axis=2).mean()
+    assert 0.01 < changed < 0.5  # outlines and labels, not the whole picture
