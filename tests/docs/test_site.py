@@ -1,6 +1,7 @@
 """The documentation site: it builds without a warning, is complete, and loads nothing from the network."""
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -54,6 +55,41 @@ def html(site):
     return {
         path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")
     }
+
+
+@pytest.fixture
+def hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("source", "page", "target", "expected"),
+    [
+        ("docs/models.md", "models.md", "offline.md", "offline.md"),
+        ("docs/models.md", "models.md", "#licenses", "#licenses"),
+        ("docs/models.md", "models.md", "../README.md#models", "model-zoo.md"),
+        ("docs/models.md", "models.md", "../examples/tiny.json", "examples.md#tinyjson"),
+        ("docs/models.md", "models.md", "https://example.com/a.md", "https://example.com/a.md"),
+        ("docs/models.md", "models.md", "../SECURITY.md#images", "security.md#images"),
+        ("SECURITY.md", "security.md", "docs/annotations.md", "annotations.md"),
+        ("examples/README.md", "examples.md", "../docs/recipes.md", "recipes.md"),
+        ("examples/README.md", "examples.md", "recipes/train.py", "recipes/train.py"),
+        ("docs/reference/x.md", "reference/x.md", "../outputs.md#json", "../outputs.md#json"),
+    ],
+)
+def test_links_into_the_repository_lead_into_the_site(hooks, source, page, target, expected):
+    assert hooks.site_link(target, source, page) == expected
+
+
+def test_reference_refuses_a_name_without_a_page(hooks, monkeypatch):
+    from mkdocs.exceptions import PluginError
+
+    monkeypatch.delitem(hooks.REFERENCE, "errors")
+    with pytest.raises(PluginError, match="no page for errors"):
+        hooks.reference()
 
 
 def training_names():
