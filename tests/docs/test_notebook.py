@@ -25,7 +25,7 @@ def test_notebook_runs(monkeypatch):
     monkeypatch.setenv("SOLO_INFER_OFFLINE", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": EXAMPLES}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": EXAMPLES}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
