@@ -7,8 +7,8 @@ from solo_infer.config.families import family_of
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.segmenters.base import Segmenter
 
-# Called on the base class, it accepts every family.
 load_model = Segmenter.from_pretrained
+"""Load a model of any family. Takes the arguments of ``Segmenter.from_pretrained``."""
 
 
 def build_segmenter(config: ModelConfig, network: SegmentationNetwork) -> Segmenter:

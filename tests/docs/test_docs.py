@@ -8,7 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from helpers.documentation import MARKS, PAGES, page_name, read_blocks, run_command, solo_infer_arguments
+from helpers.documentation import (
+    MARKS,
+    PAGES,
+    README,
+    page_name,
+    read_blocks,
+    run_command,
+    solo_infer_arguments,
+)
 from helpers.paths import ROOT
 
 from solo_infer.cli.main import build_parser
@@ -31,20 +39,18 @@ WRITTEN = {
         "small/model.safetensors",
         "from_python/model.safetensors",
     ],
-    "docs/inputs-and-results.md": [
+    "docs/inputs-and-results.md": ["drawn/one_segmented.jpg", "drawn/two_segmented.jpg", "results.json"],
+    "docs/models.md": ["light/config.json", "light/model.safetensors", "street_segmented.jpg"],
+    "docs/offline.md": ["street_segmented.jpg", "bundle"],
+    "docs/outputs.md": [
         "drawn.png",
-        "drawn/one_segmented.jpg",
-        "drawn/two_segmented.jpg",
         "dataset.json",
         "table.csv",
         "yolo/labels/one.txt",
         "crops",
         "labelme/one.json",
-        "cars.mp4",
-        "drawn.mp4",
     ],
-    "docs/models.md": ["light/config.json", "light/model.safetensors", "street_segmented.jpg"],
-    "docs/offline.md": ["street_segmented.jpg", "bundle"],
+    "docs/videos.md": ["cars.mp4", "drawn.mp4"],
     "examples/README.md": ["segmented.png"],
 }
 
@@ -114,7 +120,9 @@ def test_command_parses(page, line):
         return
     words = shlex.split(line)
     assert words[0] in {"pip", "python", "ruff", "codespell", "mypy", "lint-imports", "pre-commit", "."} | {
+        "accelerate",
         "gunicorn",
+        "mkdocs",
         "ixsmi",
         "ixrtexec",
         "igie-exec",
@@ -158,7 +166,11 @@ def test_paths_in_code_spans_exist(page):
         assert "NAME" in name or (ROOT / name).exists(), name
 
 
-def test_pages_are_linked_from_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for page in PAGES[1:]:
-        assert f"({page_name(page)}" in text, page.name
+def test_pages_are_linked_from_the_readme_or_the_first_page_of_the_docs():
+    first_page = ROOT / "docs" / "README.md"
+    linked = [
+        (page.parent / target).resolve()
+        for page in (README, first_page)
+        for target in re.findall(r"\]\(([\w./-]+)", page.read_text(encoding="utf-8"))
+    ]
+    assert not [page_name(page) for page in PAGES if page not in (README, first_page, *linked)]

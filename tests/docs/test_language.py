@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 THIS_FILE = ROOT / "tests" / "docs" / "test_language.py"
 PYTHON_FILES = sorted(
     path
-    for folder in ("solo_infer", "tests", "examples", "benchmarks")
+    for folder in ("solo_infer", "tests", "examples", "benchmarks", "docs")
     for path in (ROOT / folder).rglob("*.py")
     if path != THIS_FILE
 )
