@@ -1,4 +1,4 @@
-"""Parquet: one row for each image, with its instances as a list. See ``docs/large_runs.md``."""
+"""Parquet: one row for each image, with its instances as a list. See ``docs/large-runs.md``."""
 
 from __future__ import annotations
 
