@@ -20,9 +20,9 @@ _SCHEMES_WITHOUT_NETWORK = ("file", "local", "memory")
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a text is the URI of a file system of fsspec; http(s) URLs are not."""
+    """Return whether a text is the URI of a file system of fsspec. http(s) URLs and chains are not."""
     scheme = _scheme(text)
-    if not scheme or scheme in _HTTP_SCHEMES:
+    if not scheme or scheme in _HTTP_SCHEMES or "::" in text:
         return False
     from fsspec import available_protocols
 

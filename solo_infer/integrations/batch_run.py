@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from solo_infer import errors
 from solo_infer.errors import ClusterError, SoloInferError
 from solo_infer.integrations.batch_output import BatchOutput, Part, RunManifest
 from solo_infer.integrations.ray import Predictor
 from solo_infer.integrations.ray_cluster import (
     Workers,
-    as_typed_error,
     connection,
     node_resources,
     plan_workers,
 )
+from solo_infer.runtime.messages import shortened
 
 IMAGES_PER_FILE = 256
 _PARTS_PER_WORKER = 4  # at least, so that workers end at about the same time
@@ -53,9 +54,17 @@ class PartWriter:
         self._predictor, self._output, self._manifest = predictor, output, manifest
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Write the parts of a batch, a JSON text each in "part", and return JSON texts in "report"."""
-        reports = [self.write(Part(**json.loads(str(text)))) for text in batch["part"]]
-        return {"report": [json.dumps(asdict(report)) for report in reports]}
+        """Write the parts of a batch, a JSON text each in "part", and return JSON texts in "report".
+
+        An error of this package is part of the report: Ray would wrap it in a text and repeat the part.
+        """
+        return {"report": [json.dumps(self._report(json.loads(str(text)))) for text in batch["part"]]}
+
+    def _report(self, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return asdict(self.write(Part(values["file"], tuple(values["uris"]))))
+        except SoloInferError as error:
+            return {"error_type": type(error).__name__, "message": str(error)}
 
     def write(self, part: Part) -> PartReport:
         """Segment the images of a part, and write its file.
@@ -69,8 +78,8 @@ class PartWriter:
         rows = self._predictor.rows(sources, part.uris)
         self._output.write_part(part, rows, self._manifest)
         self._output.end_attempts(part)
-        errors = [(uri, row["error"]) for uri, row in zip(part.uris, rows, strict=True) if row["error"]]
-        return PartReport(part.file, len(rows), errors)
+        failed = [(uri, row["error"]) for uri, row in zip(part.uris, rows, strict=True) if row["error"]]
+        return PartReport(part.file, len(rows), failed)
 
 
 @dataclass(frozen=True)
@@ -160,15 +169,13 @@ class BatchRun:
         )
         try:
             for row in reports.iter_rows():
-                values = json.loads(row["report"])
-                errors = [(uri, text) for uri, text in values["errors"]]
-                yield PartReport(values["file"], values["images"], errors)
-        except SoloInferError:
-            raise
-        except Exception as error:
-            if isinstance(error, ray.exceptions.RayError) or hasattr(error, "cause"):
-                raise as_typed_error(error) from error
-            raise
+                yield _read_report(json.loads(row["report"]))
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"The workers of the Ray cluster failed ({type(error).__name__}: {shortened(error)}). Files "
+                "that are complete are kept: run the command again to continue, with --verbose for the "
+                "messages of Ray."
+            ) from error
 
     def _require_written(self, parts: Sequence[Part]) -> None:
         missing = {part.file for part in parts} - self.output.names()
@@ -178,6 +185,13 @@ class BatchRun:
                 "machines have written them elsewhere. Choose a folder that all machines share, or a URI "
                 "such as s3://bucket/folder."
             )
+
+
+def _read_report(values: dict[str, Any]) -> PartReport:
+    """Return the report of a worker, or raise the error that it has reported."""
+    if "error_type" in values:
+        raise getattr(errors, values["error_type"], ClusterError)(values["message"])
+    return PartReport(values["file"], values["images"], [(uri, text) for uri, text in values["errors"]])
 
 
 def _images_per_file(images: int, workers: int) -> int:

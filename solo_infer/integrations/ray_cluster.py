@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from solo_infer.errors import ClusterError, SoloInferError
+from solo_infer.errors import ClusterError
 from solo_infer.runtime.messages import shortened
 
 INSTALL = "pip install 'solo-infer[ray]'"
@@ -126,17 +126,3 @@ def connection(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
 def node_resources(ray: Any) -> list[dict[str, float]]:
     """Return "CPU" and "GPU" of each node that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node.get("Alive", True)]
-
-
-def as_typed_error(error: BaseException) -> SoloInferError:
-    """Return the error of this package that a worker raised, or a ``ClusterError`` that describes another."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SoloInferError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return ClusterError(
-        f"The workers of the Ray cluster failed ({type(error).__name__}: {shortened(error)}). Files that are "
-        "complete are kept: run the command again to continue, with --verbose for the messages of Ray."
-    )

@@ -11,7 +11,7 @@ import pytest
 from helpers import inline_ray
 from helpers.command_line import assert_clear, files_below
 
-from solo_infer.errors import ClusterError
+from solo_infer.errors import ClusterError, WeightsError
 from solo_infer.segmenters import auto
 
 pq = pytest.importorskip("pyarrow.parquet", reason="tables need pyarrow, of the extra ray")
@@ -140,6 +140,18 @@ def test_workers_that_fail_leave_their_attempts_and_a_typed_error(run, ray, phot
     assert_clear(err, "ClusterError", "out of memory", "run the command again to continue")
     ray.before_part = lambda row: None
     assert batch(run, saved, "photos", "--output", "out")[0] == 0
+
+
+def test_errors_of_workers_keep_their_type(run, ray, photos, saved, monkeypatch):
+    from solo_infer.integrations import ray as integration
+
+    def fail(name, **options):
+        raise WeightsError("no weights on this machine")
+
+    monkeypatch.setattr(integration, "load_model", fail)
+    code, _, err = batch(run, saved, "photos", "--output", "out")
+    assert code == 1
+    assert_clear(err, "WeightsError: no weights on this machine")
 
 
 MIXED = {

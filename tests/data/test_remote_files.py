@@ -38,7 +38,8 @@ def test_uris_of_file_systems(uri):
 
 @pytest.mark.parametrize(
     "text",
-    ["a.jpg", "", "http://a/b.jpg", "HTTPS://a", "rtsp://a", "camera://0", "abc://a", r"C:\a", "s3:/a"],
+    ["a.jpg", "", "http://a/b.jpg", "HTTPS://a", "rtsp://a", "camera://0", "abc://a", r"C:\a", "s3:/a"]
+    + ["zip://a.jpg::s3://b/c.zip", "simplecache::s3://b/a.jpg"],
 )
 def test_paths_and_urls_are_not_remote(text):
     assert not is_remote(text)

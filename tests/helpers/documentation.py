@@ -26,8 +26,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 # Run by the tests: "run", "torchrun", "ray" (with that package). Run by .ci/run: "install", "test". Parsed
-# only: "parse", "gpu" (it needs a card or a vendor's tools), "shell" (it changes the environment), "example" (a
-# fragment).
+# only: "parse", "gpu" (it needs a card or a vendor's tools), "shell" (it changes the environment),
+# "example" (a fragment).
 MARKS = {"run", "torchrun", "ray", "install", "test", "parse", "gpu", "shell", "example"}
 
 _FENCE = re.compile(r"(?:^<!-- (\w+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from solo_infer import ClusterError, ImageError
+from solo_infer import ClusterError
 from solo_infer.integrations import ray_cluster
-from solo_infer.integrations.ray_cluster import Workers, as_typed_error, connection, plan_workers
+from solo_infer.integrations.ray_cluster import Workers, connection, plan_workers
 
 
 def cpus(*counts):
@@ -79,18 +79,3 @@ def test_ray_sends_no_reports(monkeypatch):
     with pytest.raises(ClusterError):
         ray_cluster.require_ray()
     assert ray_cluster.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-
-
-def test_errors_of_workers():
-    inner = ImageError("of the package")
-    wrapped = RuntimeError("task failed")
-    wrapped.cause = inner  # as in Ray's RayTaskError
-    chained = ValueError("job failed")
-    chained.__cause__ = wrapped
-    assert as_typed_error(wrapped) is inner and as_typed_error(chained) is inner
-    other = as_typed_error(ValueError("no memory\nand a long trace"))
-    assert (
-        isinstance(other, ClusterError)
-        and "no memory" in str(other)
-        and "run the command again" in str(other)
-    )
