@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from solo_infer.data.remote_files import file_system, is_remote
-from solo_infer.errors import DataError, ImageError, OfflineError, ResultError
+from solo_infer.errors import DataError, ResultError
 from solo_infer.runtime.atomic_files import write_whole
 
 LOCK = "_lock"
+_LOCAL_SCHEMES = ("file://", "local://")
 _TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{12}(\.\w+)?")  # names of atomic_files.StagedFile
 
 
@@ -30,6 +31,8 @@ class RunFolder:
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         text = os.fsdecode(location)
+        if text.lower().startswith(_LOCAL_SCHEMES):
+            text = file_system(text)[1]
         self.is_local = not is_remote(text)
         self.location = os.path.abspath(os.path.expanduser(text)) if self.is_local else text.rstrip("/")
 
@@ -43,29 +46,39 @@ class RunFolder:
         Raises:
             ResultError: The folder cannot be read.
         """
-        files, path = self._file_system()
-        try:
-            files.invalidate_cache()
-            return {str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False)}
-        except FileNotFoundError:
-            return set()
-        except Exception as error:  # packages of file systems raise errors of their own
-            raise ResultError(f"{self.location} cannot be read: {error}. Choose another folder.") from error
+        with self._as_result_error("read"):
+            try:
+                if self.is_local:
+                    return set(os.listdir(self.location))
+                files, path = file_system(self.location)
+                files.invalidate_cache()
+                return {str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False)}
+            except FileNotFoundError:
+                return set()
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file."""
-        files, path = self._file_system()
-        files.invalidate_cache()
-        return bool(files.exists(f"{path}/{name}"))
+        """Return whether there is a file.
+
+        Raises:
+            ResultError: The folder cannot be read.
+        """
+        if self.is_local:
+            return os.path.lexists(self.path_of(name))
+        with self._as_result_error("read", name):
+            files, path = file_system(self.path_of(name))
+            files.invalidate_cache()
+            return bool(files.exists(path))
 
     def open_file(self, name: str) -> Any:
         """Open a file for reading bytes.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: It cannot be opened; other file systems may raise other errors.
         """
-        files, path = self._file_system()
-        return files.open(f"{path}/{name}", "rb")
+        if self.is_local:
+            return open(self.path_of(name), "rb")
+        files, path = file_system(self.path_of(name))
+        return files.open(path, "rb")
 
     def read(self, name: str) -> str | None:
         """Return the text of a file, None if there is no such file.
@@ -77,11 +90,9 @@ class RunFolder:
             with self.open_file(name) as file:
                 text: str = file.read().decode("utf-8")
                 return text
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except ResultError:
-            raise
-        except Exception as error:
+        except Exception as error:  # packages of file systems raise errors of their own
             raise DataError(f"{self.path_of(name)} cannot be read: {error}.") from error
 
     def write(self, name: str, content: bytes) -> None:
@@ -90,17 +101,14 @@ class RunFolder:
         Raises:
             ResultError: The file cannot be written.
         """
-        files, path = self._file_system()
-        try:
-            files.makedirs(path, exist_ok=True)
+        with self._as_result_error("written", name):
             if self.is_local:
+                os.makedirs(self.location, exist_ok=True)
                 write_whole(Path(self.path_of(name)), lambda staged: staged.write_bytes(content))
             else:  # object stores show a file when its upload is complete
-                files.pipe_file(f"{path}/{name}", content)
-        except Exception as error:
-            raise ResultError(
-                f"{self.path_of(name)} cannot be written: {error}. Choose another folder."
-            ) from error
+                files, path = file_system(self.path_of(name))
+                files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                files.pipe_file(path, content)
 
     def remove(self, name: str) -> None:
         """Remove a file, unless another process has removed it.
@@ -108,13 +116,20 @@ class RunFolder:
         Raises:
             ResultError: The file cannot be removed.
         """
-        files, path = self._file_system()
+        with self._as_result_error("removed", name), suppress(FileNotFoundError):
+            if self.is_local:
+                os.unlink(self.path_of(name))
+            else:
+                files, path = file_system(self.path_of(name))
+                files.rm_file(path)
+
+    @contextmanager
+    def _as_result_error(self, action: str, name: str = "") -> Iterator[None]:
         try:
-            files.rm_file(f"{path}/{name}")
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise ResultError(f"{self.path_of(name)} cannot be removed: {error}.") from error
+            yield
+        except Exception as error:  # packages of file systems raise errors of their own
+            place = self.path_of(name) if name else self.location
+            raise ResultError(f"{place} cannot be {action}: {error}. Choose another folder.") from error
 
     def lock(self) -> AbstractContextManager[object]:
         """Return a context manager that keeps other runs out of a local folder.
@@ -142,12 +157,6 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-    def _file_system(self) -> tuple[Any, str]:
-        try:
-            return file_system(self.location)
-        except (ImageError, OfflineError) as error:
-            raise ResultError(str(error)) from error
 
 
 def is_temporary(name: str) -> bool:

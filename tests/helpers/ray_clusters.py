@@ -31,6 +31,9 @@ def variables(token=""):
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",
+        "RAY_worker_register_timeout_seconds": "600",  # on a busy machine everything takes long
+        "RAY_health_check_timeout_ms": "60000",
+        "RAY_health_check_failure_threshold": "20",
         TOKEN: token,
     }
 
