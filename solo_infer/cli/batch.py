@@ -154,8 +154,10 @@ def _segment(args: argparse.Namespace, uris: list[str], report: _Report) -> None
     from solo_infer.integrations.batch_output import BatchOutput
     from solo_infer.integrations.batch_run import BatchRun
     from solo_infer.integrations.ray_cluster import require_ray
+    from solo_infer.results.formats.parquet import pyarrow
 
     require_ray()
+    pyarrow()
     output = BatchOutput(args.output)
     predictor, manifest = _describe(args)
     batch = BatchRun(

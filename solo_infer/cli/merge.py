@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             writers.add_to_files(result)
             writers.add_to_folders(result)
     if failed:
-        info(f"{failed} images are left out, which could not be read")
+        info(f"{failed} image{'' if failed == 1 else 's'} left out, which could not be read")
     return 0
 
 

@@ -82,7 +82,7 @@ def test_merged_outputs_equal_those_of_predict(run, ray, photos, saved, settings
     code, _, err = batch(run, saved, *sources, *settings, "--output", "out")
     assert code == 1 and "2 failed, 3 done" in err and "text.jpg" in err and "missing.jpg" in err
     code, out, err = run("merge", "out", *options("two"))
-    assert (code, out) == (0, "") and "1 images are left out" in err
+    assert (code, out) == (0, "") and "1 image left out" in err
     first, second = files_below(Path("one")), files_below(Path("two"))
     assert first == second and len(first) > 10
     for name in first:
