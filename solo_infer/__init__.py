@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from solo_infer.errors import (
         CacheError,
         CheckpointError,
+        ClusterError,
         ConfigError,
         DataError,
         DeviceError,
@@ -77,6 +78,7 @@ _MODULES = {
     "errors": (
         "CacheError",
         "CheckpointError",
+        "ClusterError",
         "ConfigError",
         "DataError",
         "DeviceError",
@@ -100,6 +102,7 @@ __all__ = [
     "CacheError",
     "Categories",
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "DeviceError",

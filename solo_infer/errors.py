@@ -38,6 +38,10 @@ class ExportError(SoloInferError, RuntimeError):
     """A network cannot be exported, or an exported network cannot be used."""
 
 
+class ClusterError(SoloInferError, RuntimeError):
+    """A Ray cluster cannot be used, is too small, or its workers failed."""
+
+
 class TrainingError(SoloInferError):
     """Training cannot start or cannot go on."""
 

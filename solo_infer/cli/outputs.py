@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from solo_infer.cli import options
+from solo_infer.cli.shards import WHOLE, Shard, require_own_names
 from solo_infer.errors import ResultError
 from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 FILES = {"--save-json": "save_json", "--save-dataset": "save_dataset", "--save-csv": "save_csv"}
+FOLDERS = {"--save-yolo": "save_yolo", "--save-crops": "save_crops", "--save-labelme": "save_labelme"}
 
 # Options whose formats refer to images by file.
 IMAGE_OPTIONS = {
@@ -98,6 +100,19 @@ def find_misuse(args: argparse.Namespace) -> str | None:
     return None
 
 
+def rename_files(args: argparse.Namespace, shard: Shard) -> None:
+    """Give the files of the parsed arguments the names of one of several processes."""
+    for name in FILES.values():
+        path = getattr(args, name)
+        if path is not None and path != STDOUT and shard.count > 1:
+            setattr(args, name, shard.path(path))
+
+
+def has_outputs(args: argparse.Namespace) -> bool:
+    """Return whether any file or folder is written."""
+    return any(getattr(args, name) is not None for name in (*FILES.values(), *FOLDERS.values()))
+
+
 def are_printed(args: argparse.Namespace) -> bool:
     """Return whether results are written to standard output, which then holds nothing else."""
     return args.json or args.json_lines or any(getattr(args, name) == STDOUT for name in FILES.values())
@@ -110,7 +125,11 @@ def file_paths(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def open_writers(
-    args: argparse.Namespace, sources: Sequence[str], inputs: Inputs, stack: ExitStack
+    args: argparse.Namespace,
+    sources: Sequence[str],
+    inputs: Inputs,
+    stack: ExitStack,
+    shard: Shard = WHOLE,
 ) -> Writers:
     """Check the outputs, open the files, make the folders, and return the writers.
 
@@ -119,6 +138,7 @@ def open_writers(
         sources: Files and URLs of the images.
         inputs: Files that must not be overwritten, by a name for messages.
         stack: Stack that closes the files.
+        shard: Share of the sources that this process segments. Defaults to all.
 
     Raises:
         ResultError: An output would overwrite an input or another output, or an existing label file, or
@@ -126,7 +146,7 @@ def open_writers(
         DataError: The file of the image ids cannot be read.
     """
     _refuse_videos(args, sources)
-    files, folders = _make_files(args, sources), _make_folders(args, sources, inputs)
+    files, folders = _make_files(args, sources), _make_folders(args, sources, inputs, shard)
     for folder in folders:
         folder.make()
     return Writers([stack.enter_context(file) for file in files], folders)
@@ -170,7 +190,9 @@ def _make_files(args: argparse.Namespace, sources: Sequence[str]) -> list[Stream
     return files
 
 
-def _make_folders(args: argparse.Namespace, sources: Sequence[str], inputs: Inputs) -> list[ResultFolder]:
+def _make_folders(
+    args: argparse.Namespace, sources: Sequence[str], inputs: Inputs, shard: Shard
+) -> list[ResultFolder]:
     from solo_infer.results.writers import CropFolder, LabelmeFolder, YoloFolder
 
     keep = [*(path for paths in inputs.values() for path in paths), *file_paths(args).values()]
@@ -185,8 +207,11 @@ def _make_folders(args: argparse.Namespace, sources: Sequence[str], inputs: Inpu
     for folder in labels:
         paths = [folder.path_of(source) for source in sources]
         refuse_overwriting(file_paths(args), {"the label file": paths})
-        folder.require_new(sources)
-    return [*labels, *([CropFolder(args.save_crops, **common)] if args.save_crops else [])]
+        folder.require_new(shard.of(sources))
+    folders = [*labels, *([CropFolder(args.save_crops, **common)] if args.save_crops else [])]
+    for each in folders:
+        require_own_names(each.path_of, sources, shard)
+    return folders
 
 
 def _as_inputs(paths: Mapping[str, Path]) -> dict[str, list[Path]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo_infer.cli import options, outputs, video
+from solo_infer.cli import options, outputs, shards, video
+from solo_infer.cli.sources import Sources, expand
 from solo_infer.cli.terminal import (
     JsonArray,
     JsonLines,
@@ -23,15 +23,16 @@ from solo_infer.cli.terminal import (
     usage_error,
 )
 from solo_infer.config.display import DISPLAY_THRESHOLD
-from solo_infer.errors import CacheError, DownloadError, ImageError, OfflineError, ResultError, SoloInferError
+from solo_infer.errors import CacheError, DownloadError, OfflineError, ResultError, SoloInferError
 from solo_infer.runtime import environment
-from solo_infer.runtime.messages import escaped, quoted
+from solo_infer.runtime.messages import escaped
 from solo_infer.runtime.output_files import refuse_overwriting
 from solo_infer.runtime.progress import progress_bar
 from solo_infer.weights.manifest import DEFAULT_MODEL, EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from solo_infer.cli.outputs import Writers
+    from solo_infer.cli.shards import Shard
     from solo_infer.config.tiling import Tile
     from solo_infer.results.result import Result
     from solo_infer.results.writers import ImageFolder
@@ -71,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_scaling(detections)
     video.add_options(detections)
     options.add_tile(detections)
+    shards.add_option(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -106,13 +108,17 @@ def run(args: argparse.Namespace) -> int:
     misuse = outputs.find_misuse(args)
     if args.tile_overlap and not args.tile:
         misuse = "--tile-overlap requires --tile"
+    shard = shards.select(args)
+    prints_file = outputs.are_printed(args) and not args.json_lines
+    misuse = misuse or shards.find_misuse(args, shard, prints_file=prints_file)
     if misuse:
         return usage_error(misuse)
     tile = options.tile(args)
+    outputs.rename_files(args, shard)
     report = _Report()
-    with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
-        files = _expand(args, report)
-        done = _segment(files, args, tile, report)
+    with set_environment({environment.OFFLINE: "1"} if args.offline else {}), shards.joined(args, shard):
+        files = expand([_as_entered(source) for source in args.sources], args.output, report)
+        done = _segment(files, args, tile, report, shard)
     if report.failed:
         print_error(f"{len(report.failed)} failed, {done} done")
     return 1 if report.failed else 0
@@ -132,60 +138,15 @@ class _Report:
             print_error(error)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Files to segment, and others in their folders that must not be overwritten.
-
-    Attributes:
-        sources: Files and URLs as entered.
-        left_out: Files that have the names of drawings, but were not written by this library.
-    """
-
-    sources: list[str]
-    left_out: list[str]
-
-
-def _expand(args: argparse.Namespace, report: _Report) -> _Files:
-    """Return the files and URLs of all sources, each once; report sources that do not exist.
-
-    Drawings of earlier runs in folders and among the matches of patterns are left out.
-    """
-    from solo_infer.data.patterns import file_key
+def _as_entered(source: str) -> str:
     from solo_infer.data.pipes import STDIN
-    from solo_infer.data.sources import check_source, is_url, iterate_sources
-    from solo_infer.data.video_sources import is_stream_name
-    from solo_infer.results.drawing import is_own_drawing
-    from solo_infer.results.video_writer import is_own_video
-    from solo_infer.results.writers import drawings_among
 
-    names: dict[Hashable, str] = {}  # as entered, by file or URL
-    drawings: list[str] = []
-    for source in args.sources:
-        entered = STDIN if source == "-" else video.as_entered(source)
-        try:
-            found = list(map(str, iterate_sources(entered)))
-            if found != [entered]:
-                drawings += drawings_among(found, args.output)
-            for name in found:
-                check_source(name)
-                is_address = is_url(name) or is_stream_name(name)
-                key = name if is_address else file_key(os.path.expanduser(name))
-                names.setdefault(key, name)
-        except ImageError as error:
-            report(source, error)
-    named = {os.path.abspath(source) for source in args.sources}
-    drawings = [drawing for drawing in dict.fromkeys(drawings) if os.path.abspath(drawing) not in named]
-    if drawings:
-        info(
-            f"{len(drawings)} file{'' if len(drawings) == 1 else 's'} left out as drawings of other images: "
-            f"{quoted(drawings[0])}{', ...' if len(drawings) > 1 else ''}"
-        )
-    sources = [name for name in names.values() if name not in set(drawings)]
-    others = [drawing for drawing in drawings if not (is_own_drawing(drawing) or is_own_video(drawing))]
-    return _Files(sources, others)
+    return STDIN if source == "-" else video.as_entered(source)
 
 
-def _segment(files: _Files, args: argparse.Namespace, tile: Tile | None, report: _Report) -> int:
+def _segment(
+    files: Sources, args: argparse.Namespace, tile: Tile | None, report: _Report, shard: Shard
+) -> int:
     """Segment files, write the outputs, and return the number of images done.
 
     Outputs and options are checked before the model is loaded where possible, and before the first image.
@@ -196,30 +157,35 @@ def _segment(files: _Files, args: argparse.Namespace, tile: Tile | None, report:
             array = JsonLines()
         if array is not None:
             stack.enter_context(array)
-        if not files.sources:
+        if not files.names:
             return 0
-        inputs: outputs.Inputs = {"the image": files.sources, **_other_inputs(args)}
+        inputs: outputs.Inputs = {"the image": files.names, **_other_inputs(args)}
         outputs.check_files(args, inputs)
-        one_video = video.drawn_video(args, files.sources, _other_inputs(args))
-        folder = None if args.no_save or one_video else _image_folder(args, files)
+        one_video = video.drawn_video(args, files.names, _other_inputs(args))
+        folder = None if args.no_save or one_video else _image_folder(args, files, shard)
         destinations = _Outputs(
             drawings=folder,
             videos=stack.enter_context(_video_outputs(args, one_video, folder, report)),
-            writers=outputs.open_writers(args, files.sources, {**inputs, "an image": files.left_out}, stack),
+            writers=outputs.open_writers(
+                args, files.names, {**inputs, "an image": files.left_out}, stack, shard
+            ),
             array=array,
             args=args,
         )
+        sources = shard.of(files.names)
+        if not sources:  # there are more processes than images
+            return 0
         model = options.with_settings(_load_model(args), args)
         if args.classes is not None:
             model = model.only(args.classes)
         results = model.stream(
-            files.sources,
+            sources,
             batch_size=args.batch_size,
             frame_stride=args.frame_stride,
             tile=tile,
             on_error=report,
         )
-        done = destinations.record(_with_progress(results, files.sources, args), report)
+        done = destinations.record(_with_progress(results, sources, args), report)
     return done + len(set(destinations.videos.sources) - set(report.failed))
 
 
@@ -249,16 +215,17 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
         return load_model(EMBEDDED_MODEL, **settings)
 
 
-def _image_folder(args: argparse.Namespace, files: _Files) -> ImageFolder:
+def _image_folder(args: argparse.Namespace, files: Sources, shard: Shard) -> ImageFolder:
     """Create the folder of the drawings; no drawing overwrites an input or another output."""
     from solo_infer.results.writers import ImageFolder
 
     others = [path for paths in _other_inputs(args).values() for path in paths]
     saved = outputs.file_paths(args)
-    keep: list[str | Path] = [*files.sources, *files.left_out, *others, *saved.values()]
+    keep: list[str | Path] = [*files.names, *files.left_out, *others, *saved.values()]
     folder = ImageFolder(args.output, min_score=args.min_score, boxes=args.boxes, font=args.font, keep=keep)
-    drawings = [folder.path_of(file, _drawn_suffix(file)) for file in files.sources]
-    refuse_overwriting(saved, {"the drawing": drawings})
+    drawings = {file: folder.path_of(file, _drawn_suffix(file)) for file in files.names}
+    refuse_overwriting(saved, {"the drawing": drawings.values()})
+    shards.require_own_names(drawings.__getitem__, files.names, shard)
     folder.make()
     return folder
 

@@ -24,6 +24,7 @@ from PIL import Image
 from solo_infer.data.exif import orientation, upright, upright_size
 from solo_infer.data.jpeg import end_variants
 from solo_infer.data.pipes import STDIN, read_pipe, read_stdin
+from solo_infer.data.remote_files import is_remote, read_remote
 from solo_infer.data.sources import (
     ACCEPTED_SOURCES,
     ENCODED_TYPES,
@@ -71,8 +72,9 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     of which the high byte counts. Pipes are read to memory; "/dev/stdin" is standard input.
 
     Args:
-        source: A path (``~`` is expanded), an http(s) URL, the bytes of an encoded file, a PIL image of any
-            mode (not modified), a numpy array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), or a torch tensor
+        source: A path (``~`` is expanded), an http(s) URL, a URI that fsspec reads (s3://, gs://, ...; it
+            needs that file system's package), the bytes of an encoded file, a PIL image of any mode (not
+            modified), a numpy array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), or a torch tensor
             (3, H, W), (4, H, W), (1, H, W) or (H, W) on any device. Arrays and tensors are uint8 0..255 or
             float 0..1, which is rounded to uint8.
         color: Channel order of arrays and tensors, "rgb" or "bgr"; a fourth channel is dropped. Ignored for
@@ -80,7 +82,7 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
 
     Raises:
         ImageError: The source cannot be found, fetched or decoded, or its type or layout is not supported.
-        OfflineError: The source is a URL and offline mode is on.
+        OfflineError: The source is on the network and offline mode is on.
     """
     if not isinstance(color, str) or color not in ("rgb", "bgr"):
         raise ImageError(f'color={quoted(color)}: expected "rgb" or "bgr".')
@@ -88,6 +90,8 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
         raise video_error(source)
     if isinstance(source, str) and is_url(source):
         return LoadedImage(_from_url(source), source)
+    if isinstance(source, str) and is_remote(source):
+        return LoadedImage(_decode(io.BytesIO(read_remote(source)), shorten(source))[0], source)
     if isinstance(source, str | os.PathLike):
         return LoadedImage(_from_path(source)[0], path_text(source))
     if isinstance(source, ENCODED_TYPES):

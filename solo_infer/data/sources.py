@@ -21,6 +21,7 @@ import torch
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.data.patterns import match_files, unique_files
 from solo_infer.data.pipes import STDIN
+from solo_infer.data.remote_files import is_remote, match_remote
 from solo_infer.data.video_sources import Video, as_video, is_stream_name, is_video
 from solo_infer.errors import ImageError, OfflineError
 from solo_infer.runtime import environment
@@ -42,8 +43,8 @@ IMAGE_SUFFIXES = frozenset(
 MAX_DOWNLOAD_BYTES = 100_000_000
 ENCODED_TYPES = (bytes, bytearray, memoryview)
 ACCEPTED_SOURCES = (
-    "a path (str or PathLike), an http(s) URL, encoded bytes, a PIL image, a numpy array (H, W, 3) uint8 "
-    "or float 0..1, or a torch tensor (3, H, W) uint8 or float 0..1"
+    "a path (str or PathLike), an http(s) URL, a URI of fsspec (s3://, ...), encoded bytes, a PIL image, a "
+    "numpy array (H, W, 3) uint8 or float 0..1, or a torch tensor (3, H, W) uint8 or float 0..1"
 )
 
 _SINGLE_TYPES = (str, os.PathLike, *ENCODED_TYPES, PIL.Image.Image, np.ndarray, torch.Tensor)
@@ -105,8 +106,9 @@ def iterate_sources(source: object) -> Iterator[StreamSource]:
     Args:
         source: A folder (its files with one of ``IMAGE_SUFFIXES``, sorted, without hidden files and
             subfolders; a warning is logged with the number of other files), a glob pattern such as
-            "photos/**/*.jpg" (all matching files, sorted), an iterable of sources (in its order, one at a
-            time), or a single source or video. A file that a folder or a pattern has under several names
+            "photos/**/*.jpg" (all matching files, sorted), a folder or a pattern of an object store such as
+            "s3://bucket/photos", an iterable of sources (in its order, one at a time), or a single source or
+            video. A file that a folder or a pattern has under several names
             occurs once.
 
     Raises:
@@ -126,11 +128,13 @@ def iterate_sources(source: object) -> Iterator[StreamSource]:
 
 
 def _expand_path(source: str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
-    """Return the files of a folder or a glob pattern, or a list of the path or URL itself."""
+    """Return the files of a folder, a pattern or a URI of these, or a list of the path or URL itself."""
     text = path_text(source)
     path = os.path.expanduser(text)
     if is_url(text) or is_stream_name(text) or os.path.isfile(path):
         return [source]
+    if is_remote(text):
+        return list(match_remote(text, IMAGE_SUFFIXES))
     if os.path.isdir(path):
         return list(_files_of_folder(path, text))
     if glob.has_magic(path):
@@ -194,13 +198,14 @@ def path_text(source: str | os.PathLike[str]) -> str:
 def check_source(source: str | os.PathLike[str]) -> int:
     """Check that a path is that of a file or a pipe, without opening it, and return its ``st_mode``.
 
-    URLs, streams, cameras, folders and standard input are not checked; their mode is 0.
+    URLs, URIs of object stores, streams, cameras, folders and standard input are not checked; their mode is
+    0.
 
     Raises:
         ImageError: The file does not exist, or is a device or a socket; the message suggests a fix.
     """
     text = path_text(source)
-    if is_url(text) or is_stream_name(text) or text == STDIN:
+    if is_url(text) or is_stream_name(text) or text == STDIN or is_remote(text):
         return 0
     try:
         mode = os.stat(os.path.expanduser(text)).st_mode
@@ -236,7 +241,7 @@ def _suggestion(path: str) -> str:
     if glob.has_magic(path):
         return "If it is a glob pattern, pass it to stream()."
     if "://" in path:
-        return "Only URLs with http:// or https:// are supported."
+        return "Only URLs with http:// or https:// and those of fsspec (s3://, gs://, ...) are supported."
     if not os.path.isdir(folder or "."):
         return f"Folder {shorten(folder)} does not exist either (working directory: {_working_directory()})."
     try:

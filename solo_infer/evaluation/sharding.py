@@ -31,6 +31,7 @@ from solo_infer.evaluation.task import EvaluationTask, TaskOptions
 from solo_infer.runtime.atomic_files import write_text, write_whole
 from solo_infer.runtime.distributed import is_main_process, rank_and_world_size
 from solo_infer.runtime.messages import summarize_names
+from solo_infer.runtime.shards import Shard
 from solo_infer.segmenters.base import Segmenter
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _make_temporary_directory(output: Path | None) -> str:
 
 def shard_path(shards: Path, rank: int, world_size: int) -> Path:
     """Return the path of the detections of one process."""
-    return shards / f"detections-{rank}-of-{world_size}.json"
+    return Shard(rank, world_size).path(shards / "detections.json")
 
 
 def timings_path(shard: Path) -> Path:

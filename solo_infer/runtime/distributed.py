@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
 from solo_infer.errors import DeviceError
 from solo_infer.runtime.device import resolve_device
+
+_LONGEST_WAIT = timedelta(days=30)  # of a process for the others
 
 
 @contextmanager
@@ -29,12 +32,27 @@ def process_group(device: str | torch.device | None) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield resolve_device(device)
         return
-    local_device = _local_device(device)
-    if local_device.type == "cuda":
-        torch.cuda.set_device(local_device)
-    distributed.init_process_group(backend(local_device))
+    own_device = local_device(device)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
+    distributed.init_process_group(backend(own_device))
     try:
-        yield local_device
+        yield own_device
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Wait at the end of the block until all processes of torchrun are there.
+
+    torchrun stops all processes as soon as one of them ends with an error code. An error in the block is
+    raised without waiting.
+    """
+    distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
@@ -44,7 +62,7 @@ def backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" and distributed.is_nccl_available() else "gloo"
 
 
-def _local_device(device: str | torch.device | None) -> torch.device:
+def local_device(device: str | torch.device | None) -> torch.device:
     """Return the device of this process without initializing the devices of the others."""
     name = str(device or "auto")
     if name.partition(":")[0] in ("auto", "cuda"):

@@ -51,6 +51,12 @@ WRITTEN = {
         "labelme/one.json",
     ],
     "docs/videos.md": ["cars.mp4", "drawn.mp4"],
+    "docs/large-runs.md": [
+        "results-0-of-2.json",
+        "results-1-of-2.json",
+        "table-0-of-2.csv",
+        "table-1-of-2.csv",
+    ],
     "examples/README.md": ["segmented.png"],
 }
 
@@ -83,10 +89,28 @@ def test_page_runs_from_top_to_bottom(page, workspace, monkeypatch, capsys):
 def _run_torchrun(text):
     program, *arguments = shlex.split(text)
     assert program == "torchrun"
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--device", "cpu"]
+    _run_python("-m", "torch.distributed.run", *arguments, "--device", "cpu")
+
+
+def _run_python(*arguments):
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, env=variables)
+    finished = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=variables)
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_blocks_for_ray_run(workspace):
+    pytest.importorskip("ray", reason="the blocks need Ray, of the extra ray")
+    pytest.importorskip("pyarrow", reason="the blocks need pyarrow, of the extra ray")
+    blocks = [block for page in PAGES for block in read_blocks(page) if block.mark == "ray"]
+    for block in blocks:
+        if block.language == "python":
+            _run_python("-c", block.text)
+        for line in block.lines if block.language == "sh" else []:
+            _run_python("-m", "solo_infer", *solo_infer_arguments(line))
+    assert len(blocks) == 3
+    assert all(
+        (workspace / name).is_file() for name in ("results.json", "table.csv", "run/part-000000.parquet")
+    )
 
 
 def _check_output(line, output):
@@ -126,6 +150,7 @@ def test_command_parses(page, line):
         "ixsmi",
         "ixrtexec",
         "igie-exec",
+        "ray",
         "OMP_NUM_THREADS=1",
     }
     if words[0] == "python" and words[1].endswith(".py"):

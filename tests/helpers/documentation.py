@@ -25,9 +25,10 @@ PAGES = [
     EXAMPLES / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-# Run by the tests: "run", "torchrun". Run by .ci/run: "install", "test". Parsed only: "parse", "gpu" (it
-# needs a card or a vendor's tools), "shell" (it changes the environment), "example" (a fragment).
-MARKS = {"run", "torchrun", "install", "test", "parse", "gpu", "shell", "example"}
+# Run by the tests: "run", "torchrun", "ray" (with that package). Run by .ci/run: "install", "test". Parsed
+# only: "parse", "gpu" (it needs a card or a vendor's tools), "shell" (it changes the environment),
+# "example" (a fragment).
+MARKS = {"run", "torchrun", "ray", "install", "test", "parse", "gpu", "shell", "example"}
 
 _FENCE = re.compile(r"(?:^<!-- (\w+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -1,0 +1,1 @@
+"""Other programs and libraries that run models: Ray Data."""
