@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python benchmarks/busy_machine.py --runs 5 > busy_machine.json
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/busy_machine.py --runs 5
 
-For each load (no other process, one, two, and a quota of one CPU, for which the script needs a writable control
-group) the variants of one network run in turn, in one process:
+For each load (no other process, one, two, and a quota of one CPU, for which the script needs a writable
+control group) the variants of one network run in turn, in one process:
 
 - plain: all convolutions by oneDNN,
 - shared: Winograd convolutions, each of whose operations runs on all threads,
