@@ -99,9 +99,8 @@ def test_threads_are_the_quota_rounded_up(make_root, four_cpus, quota, threads):
 
 def test_threads_of_one_core_count_once(make_root, four_cpus):
     folder = "sys/devices/system/cpu"
-    siblings = {
-        f"{folder}/cpu{i}/topology/thread_siblings_list": "0,2" if i in (0, 2) else "1,3" for i in range(4)
-    }
+    names = [f"{folder}/cpu{index}/topology/thread_siblings_list" for index in range(4)]
+    siblings = dict(zip(names, ("0,2", "1,3", "0,2", "1,3"), strict=True))
     root = make_root("0::/", V2, {f"{GROUP}/cpu.max": "200000 100000", **siblings})
     assert usable_cores(root) == 2 and quota_threads(root) is None
 
