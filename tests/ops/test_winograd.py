@@ -81,7 +81,8 @@ def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, monk
 
     monkeypatch.setattr(winograd, "_convolve_tiles", record)
     generator = torch.Generator().manual_seed(3)
-    x, weight = torch.randn(1, 4, *size, generator=generator), torch.randn(4, 4, 3, 3, generator=generator)
+    x = torch.randn(1, 4, *size, generator=generator)
+    weight = torch.randn(4, 4, 3, 3, generator=generator) / 6  # outputs of about 1
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -90,4 +91,4 @@ def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, monk
         torch.set_num_threads(before)
     assert {threads for threads, _ in seen} == {1}
     assert 2 * max(tiles for _, tiles in seen) <= winograd._MAX_TILES
-    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
