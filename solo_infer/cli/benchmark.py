@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         choices=options.DTYPES,
         default=[options.DTYPES[0]],
-        help="dtype of the network (default: float32)",
+        help="dtype of the network; auto: the fastest one on the device (default: float32)",
     )
     device.add_argument(
         "--batch-size",
@@ -95,8 +95,10 @@ def _measure_all(args: argparse.Namespace) -> list[Measurement]:
     from solo_infer.segmenters.auto import load_model
 
     measurements = []
+    # Each dtype once, although auto stands for one of the others.
+    dtypes = dict.fromkeys(options.network_dtype(dtype, args.device) for dtype in args.dtype)
     for name in args.model:
-        for dtype in args.dtype:
+        for dtype in dtypes:
             model = options.with_settings(load_model(name, device=args.device, dtype=dtype), args)
             measurements += [
                 benchmark.measure(

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from solo_infer.weights.load import load_checkpoint, local_files
     from solo_infer.weights.save import save_checkpoint
 
-    dtype = resolve_dtype(args.dtype)
+    dtype = resolve_dtype(options.network_dtype(args.dtype, "auto"))
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         target = args.output / name
         refuse_overwriting({"--output": target}, {"MODEL": local_files(args.model)})

@@ -96,7 +96,8 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation 
     from solo_infer.segmenters.auto import load_model
 
     with process_group(args.device) as device:
-        model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=args.dtype)
+        dtype = options.network_dtype(args.dtype, device)
+        model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=dtype)
         return evaluation.evaluate(
             options.with_settings(model, args),
             args.images,

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from solo_infer._version import __version__
 from solo_infer.cli.options import format_examples
 from solo_infer.cli.suggestions import CommandParser, ProgramParser
-from solo_infer.cli.terminal import log_to_stderr, print_error, standard_streams
+from solo_infer.cli.terminal import log_to_stderr, print_error, set_environment, standard_streams
 from solo_infer.errors import SoloInferError
+from solo_infer.runtime.cpu import openmp_settings
 from solo_infer.runtime.messages import describe_error
 
 INTERRUPTED = 130  # exit code after ctrl-C, as in shells
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    with log_to_stderr(verbose=args.verbose, quiet=args.quiet):
+    # OpenMP reads its settings when torch is imported. Programs that have imported it keep their own.
+    settings = {} if "torch" in sys.modules else openmp_settings(os.environ)
+    with set_environment(settings), log_to_stderr(verbose=args.verbose, quiet=args.quiet):
         try:
             code: int = args.run(args)
             sys.stdout.flush()  # raises an OSError here rather than at interpreter exit

@@ -18,13 +18,15 @@ from solo_infer.config.tiling import Tile, as_tiling
 from solo_infer.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from solo_infer.segmenters.base import Segmenter
 
     ModelT = TypeVar("ModelT", bound=Segmenter)
 
 Group = Any  # argparse gives the class of its argument groups no public name
 MODEL_HELP = "published model ('solo-infer models'), checkpoint file, folder or Hub repo id"
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")
 MAX_DETECTIONS = (1, 10, 100)
 
 
@@ -159,8 +161,31 @@ def add_device(group: Group) -> None:
 
 
 def add_dtype(group: Group, purpose: str = "dtype of the network") -> None:
-    """Add ``--dtype``, with the default float32."""
-    group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"{purpose} (default: %(default)s)")
+    """Add ``--dtype``, with the default float32; see ``network_dtype``."""
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help=f"{purpose}; auto: the fastest one on the device (default: %(default)s)",
+    )
+
+
+def network_dtype(dtype: str, device: str | torch.device) -> str:
+    """Return the name of the dtype that ``--dtype`` selects on a device, and report what auto selects.
+
+    Raises:
+        DeviceError: The device is not available.
+    """
+    if dtype != "auto":
+        return dtype
+    from solo_infer.cli.terminal import info
+    from solo_infer.runtime.device import resolve_device
+    from solo_infer.segmenters.auto_dtype import choose_dtype
+
+    resolved = resolve_device(device)
+    choice = choose_dtype(resolved)
+    info(f"--dtype auto on {resolved}: {choice}")
+    return choice.name
 
 
 def add_batch_size(group: Group) -> None:

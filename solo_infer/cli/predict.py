@@ -201,7 +201,7 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
     """Return the selected model. Defaults to the default model, or the embedded one if it is unavailable."""
     from solo_infer.segmenters.auto import load_model
 
-    settings = {"device": args.device, "dtype": args.dtype}
+    settings = {"device": args.device, "dtype": options.network_dtype(args.dtype, args.device)}
     if args.model is not None:
         return load_model(args.model, **settings)
     try:

@@ -73,7 +73,10 @@ def add_parser(subparsers: Any) -> None:
     device = parser.add_argument_group("device")
     options.add_device(device)
     device.add_argument(
-        "--dtype", choices=options.DTYPES, help="autocast dtype of the network (default: the recipe's)"
+        "--dtype",
+        choices=options.DTYPES,
+        help="autocast dtype of the network; auto: the one that is fastest for prediction on the device "
+        "(default: the recipe's)",
     )
     device.add_argument(
         "--workers",
@@ -187,6 +190,8 @@ def _train(args: argparse.Namespace) -> None:
 
     require_empty_dir(args.output, args.resume)
     data, validation = _data_of(args)
+    if args.dtype is not None:
+        args.dtype = options.network_dtype(args.dtype, args.device)
     recipe = recipe_from_options(args)
     fine_tune(
         _initial_model(args, recipe.seed),

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     presets = args.model or MODELS
     _require_known(presets, MODELS)
     device = resolve_device(args.device)
+    args.dtype = options.network_dtype(args.dtype, device)
     checks = _compare(device, args, presets)
     failed = sum(not check.passed for check in checks)
     if args.json:

@@ -22,11 +22,11 @@ from solo_infer._version import __version__
 from solo_infer.data import images
 from solo_infer.data.images import LoadedImage
 from solo_infer.data.sources import ImageSource
-from solo_infer.diagnostics.device_checks import cpu_name
 from solo_infer.errors import ConfigError, ResultError
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.ops import dispatch
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.cpu import cpu_name
 from solo_infer.runtime.device import fast_paths
 from solo_infer.runtime.messages import describe_error, escaped, quoted
 from solo_infer.runtime.output_files import require_writable

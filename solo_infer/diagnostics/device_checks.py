@@ -5,11 +5,8 @@ Results are measured on the device: compute capability and CUDA version say litt
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.ops import packed_masks
+from solo_infer.ops.dtype_speed import measure_speeds
+from solo_infer.runtime.cpu import cpu_name, has_bfloat16_units
 from solo_infer.runtime.device import DTYPES, fast_paths, is_corex_card, probe
 from solo_infer.runtime.messages import first_line
+from solo_infer.segmenters.auto_dtype import (
+    DtypeChoice,
+    choice_of_speedup,
+    choose_dtype,
+    remember,
+    speedup_of_bfloat16,
+)
 
 SLOW_RATIO = 4.0  # time relative to float32 from which a half dtype is reported as slow
-FASTER_RATIO = 1.5  # speed relative to float32 from which bfloat16 is recommended on the CPU
-_INPUT_SHAPE, _WEIGHT_SHAPE = (1, 256, 32, 48), (256, 256, 3, 3)
-_CONVOLUTION_FLOPS = 2 * 32 * 48 * 256 * 256 * 9
-_LONG_SECONDS = 0.5  # a run that takes longer is not repeated
 HALF_TOLERANCE = 0.1  # accepted difference of operations in float16 and bfloat16
 
 
@@ -48,30 +50,30 @@ def _describe_cpu() -> dict[str, Any]:
 
 
 def _describe_dtypes_of_cpu() -> dict[str, Any]:
-    """Return states and measured rates of the dtypes on the CPU, and its features."""
+    """Return states and measured rates of the dtypes on the CPU, its features and the recommended dtype."""
     cpu = torch.device("cpu")
     works = {name: probe(cpu, dtype) for name, dtype in DTYPES.items()}
-    seconds = {name: _convolution_seconds(DTYPES[name]) for name, state in works.items() if state == "ok"}
-    features = _describe_features(cpu)
-    if baseline := seconds.get("float32"):
-        for name, time_of_dtype in seconds.items():
-            if time_of_dtype >= SLOW_RATIO * baseline:
-                works[name] = f"slow: {time_of_dtype / baseline:.0f} times the time of float32"
-        is_faster = FASTER_RATIO * seconds.get("bfloat16", baseline) < baseline
-        features["fast_paths"]["dtype"] = "bfloat16" if is_faster else "float32"
-    rates = {name: _CONVOLUTION_FLOPS / time_of_dtype / 1e9 for name, time_of_dtype in seconds.items()}
-    return {"works": works, "rates": {name: round(rate, 1) for name, rate in rates.items()}, **features}
-
-
-def cpu_name() -> str:
-    """Return the model name of the CPU on Linux, elsewhere its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    entries = (line.partition(":") for line in lines)
-    names = [value.strip() for key, _, value in entries if key.strip() == "model name"]
-    return names[0] if names else platform.processor() or platform.machine()
+    fast = [dtype for name, dtype in DTYPES.items() if works[name] == "ok" and dtype != torch.float16]
+    speeds = measure_speeds(fast)
+    if works["float16"] == "ok":  # not with the others, whose measurement would end early
+        speeds.update(measure_speeds([torch.float16]))
+    for name, dtype in DTYPES.items():
+        if dtype in speeds and torch.float32 in speeds:
+            ratio = speeds[dtype].seconds / speeds[torch.float32].seconds
+            if ratio >= SLOW_RATIO:
+                works[name] = f"slow: {ratio:.0f} times the time of float32"
+    if has_bfloat16_units() is not False and len(fast) == 2:
+        remember(speeds)
+        choice = choice_of_speedup(speedup_of_bfloat16(speeds))
+    else:
+        choice = choose_dtype(cpu)
+    rates = {name: speeds[dtype] for name, dtype in DTYPES.items() if dtype in speeds}
+    return {
+        "works": works,
+        "rates": {name: round(speed.convolution, 1) for name, speed in rates.items()},
+        "product_rates": {name: round(speed.product, 1) for name, speed in rates.items()},
+        **_describe_features(cpu, choice),
+    }
 
 
 def _describe_cuda(index: int) -> dict[str, Any]:
@@ -86,34 +88,17 @@ def _describe_cuda(index: int) -> dict[str, Any]:
         "corex": is_corex_card(index),
         "warp_size": getattr(properties, "warp_size", None),
         "works": {name: probe(device, dtype) for name, dtype in DTYPES.items()},
-        **_describe_features(device),
+        **_describe_features(device, choose_dtype(device)),
     }
 
 
-def _describe_features(device: torch.device) -> dict[str, Any]:
+def _describe_features(device: torch.device, choice: DtypeChoice) -> dict[str, Any]:
     """Return the states of the operations and the fast paths of a device."""
-    paths = asdict(fast_paths(device))
     return {
         "operations": probe_operations(device),
-        "fast_paths": {**paths, "dtype": str(paths["dtype"]).removeprefix("torch.")},
+        "fast_paths": {**asdict(fast_paths(device)), "dtype": choice.name},
+        "dtype_reason": choice.reason,
     }
-
-
-@torch.no_grad()
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """Return the time of a convolution as in the heads at the level of stride 16."""
-    x, weight = (
-        torch.ones(shape, dtype=dtype, device="cpu").contiguous(memory_format=torch.channels_last)
-        for shape in (_INPUT_SHAPE, _WEIGHT_SHAPE)
-    )
-    shortest = float("inf")
-    for _ in range(3):  # the first run also prepares the kernel
-        start = time.perf_counter()
-        F.conv2d(x, weight, padding=1)
-        shortest = min(shortest, time.perf_counter() - start)
-        if shortest > _LONG_SECONDS:
-            break
-    return shortest
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from typing import Any
 from solo_infer._version import __version__
 from solo_infer.diagnostics.packages import PACKAGES, describe_imports, installed_version, try_import
 from solo_infer.diagnostics.problems import find_problems
-from solo_infer.runtime import environment
+from solo_infer.runtime import cpu, environment
 from solo_infer.runtime.messages import describe_error
 from solo_infer.runtime.urls import origin, redact_credentials
 from solo_infer.weights.manifest import Source, load_manifest
 
 _REPORTED_VARIABLES = re.compile(
     r"SOLO_INFER_\w+|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT|TRANSFORMERS_OFFLINE|XDG_CACHE_HOME"
-    r"|CUDA_VISIBLE_DEVICES|PYTORCH_(CUDA_)?ALLOC_CONF|OMP_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
+    r"|CUDA_VISIBLE_DEVICES|PYTORCH_(CUDA_)?ALLOC_CONF|(OMP|MKL)_NUM_THREADS|(?i:https?_proxy|all_proxy|no_proxy)"
 )
 _TIMEOUT_SECONDS = 3.0
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -64,6 +64,7 @@ def collect_report() -> dict[str, Any]:
         "torch": section("torch", describe_torch, None) if has_torch else None,
         "devices": section("devices", _describe_devices, []) if has_torch else [],
         "cache": describe_cache(),
+        "cpus": section("cpus", describe_cpus, None),
         "offline": environment.is_offline(),
         "mirror": redact_credentials(environment.mirror() or "") or None,
         "sources": describe_sources(),
@@ -97,6 +98,11 @@ def describe_torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "mkldnn": torch.backends.mkldnn.is_available(),
     }
+
+
+def describe_cpus() -> dict[str, Any]:
+    """Return the CPUs that this process may use: cores, CPU quota, and the threads for it."""
+    return {"cores": cpu.usable_cores(), "quota": cpu.cpu_quota(), "quota_threads": cpu.quota_threads()}
 
 
 def _has_nvidia_card() -> bool:
@@ -229,6 +235,7 @@ def format_report(report: dict[str, Any]) -> str:
     lines += ["Packages: " + ", ".join(f"{name} {v}" for name, v in report["packages"].items() if v)]
     missing = [name for name, version in report["packages"].items() if version is None]
     lines += [f"Not installed: {', '.join(missing)}"] if missing else []
+    lines += _cpu_lines(report)
     lines += ["", "Devices", f"  CUDA: {_cuda_line(report['torch'])}"]
     for device in report["devices"]:
         works = ", ".join(f"{dtype} {state}" for dtype, state in device["works"].items())
@@ -251,6 +258,23 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cpu_lines(report: dict[str, Any]) -> list[str]:
+    """Return the lines on the CPUs, with advice for programs if a quota limits them."""
+    cpus = report["cpus"]
+    if cpus is None:
+        return []
+    cores = f"{cpus['cores']} core{'' if cpus['cores'] == 1 else 's'}"
+    quota = "no CPU quota" if cpus["quota"] is None else f"CPU quota {cpus['quota']:g}"
+    threads = f", torch uses {report['torch']['threads']} threads" if report["torch"] else ""
+    lines = [f"CPUs: {cores}, {quota}{threads}"]
+    if advised := cpus["quota_threads"]:
+        lines.append(
+            f"  The command line uses {advised} for the quota, unless OMP_NUM_THREADS is set; in programs, "
+            f"set OMP_NUM_THREADS={advised} or call torch.set_num_threads({advised})"
+        )
+    return lines
+
+
 def _group_by_path(paths: dict[str, str]) -> dict[str, list[str]]:
     """Return the operations of each path."""
     operations: dict[str, list[str]] = {}
@@ -267,11 +291,13 @@ def _feature_lines(device: dict[str, Any]) -> list[str]:
     names = [name for name in ("triton", "graphs", "compile") if paths[name]]
     lines = [
         f"    operations: {len(states) - len(failed)} of {len(states)} as on the CPU{suffix}",
-        f"    fast paths: {', '.join(names) or 'none'}; recommended dtype {paths['dtype']}",
+        f"    fast paths: {', '.join(names) or 'none'}; recommended dtype {paths['dtype']}"
+        + (f" ({device['dtype_reason']})" if "dtype_reason" in device else ""),
     ]
     if rates := device.get("rates"):
         measured = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items())
-        lines.append(f"    3x3 convolution, 256 channels, in GFLOP/s: {measured}")
+        products = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in device["product_rates"].items())
+        lines.append(f"    GFLOP/s of 3x3 convolutions: {measured}; of matrix products: {products}")
     return lines
 
 

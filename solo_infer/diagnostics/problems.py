@@ -51,6 +51,7 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     facts = report["torch"]
     if facts and facts["cuda_problem"] and (fix := _cuda_fix(facts, report["environment"])):
         yield f"CUDA cannot be used: {facts['cuda_problem'].rstrip('.')}.", fix
+    yield from _thread_problems(report)
     for device in report["devices"]:
         for dtype, state in device["works"].items():
             is_slow_cpu = device["device"] == "cpu" and state.startswith("slow")
@@ -61,6 +62,17 @@ def _device_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     allocator = " ".join(v for name, v in report["environment"].items() if name.endswith("_ALLOC_CONF"))
     if facts and facts["corex"] and "cudaMallocAsync" in allocator:
         yield "cudaMallocAsync is selected, but CoreX does not support it.", "Unset PYTORCH_CUDA_ALLOC_CONF."
+
+
+def _thread_problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    threads = (report["torch"] or {}).get("threads", 1)
+    advised = (report["cpus"] or {}).get("quota_threads")
+    if advised and threads > advised:
+        yield (
+            f"torch uses {threads} threads, but the CPU quota is {report['cpus']['quota']:g}: all of them "
+            "stop when it is used up.",
+            f"Set OMP_NUM_THREADS={advised}, or call torch.set_num_threads({advised}).",
+        )
 
 
 def _kernel_problems(device: dict[str, Any]) -> Iterator[tuple[str, str]]:

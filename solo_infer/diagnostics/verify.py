@@ -20,8 +20,9 @@ from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.parity import Check, Tolerances
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models import build_network
-from solo_infer.runtime.device import full_float32, resolve_device, resolve_dtype
+from solo_infer.runtime.device import full_float32, resolve_device
 from solo_infer.segmenters.auto import build_segmenter
+from solo_infer.segmenters.auto_dtype import resolve_network_dtype
 from solo_infer.segmenters.base import Segmenter
 
 __all__ = ["MODELS", "TOLERANCES", "Check", "Tolerances", "procedural_model", "verify"]
@@ -84,14 +85,15 @@ def verify(
 
     Args:
         device: Device, as in ``SOLO.from_pretrained``.
-        dtype: Dtype of the networks.
+        dtype: Dtype of the networks; see ``Segmenter.from_pretrained``.
         models: Names out of ``MODELS``.
 
     Raises:
         DeviceError: The device or dtype is not available.
         ConfigError: A model is unknown.
     """
-    target_device, network_dtype = resolve_device(device), resolve_dtype(dtype)
+    target_device = resolve_device(device)
+    network_dtype = resolve_network_dtype(dtype, target_device)
     yield check_preprocessing(target_device)
     for model in models:
         with full_float32():

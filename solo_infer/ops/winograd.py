@@ -12,6 +12,7 @@ columns, of slices that fit the processor's cache.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo_infer.runtime.thread_pool import run_in_threads, thread_count
+
 _TILE = 4  # outputs along a side of a tile
-# Tiles of one matrix product: enough for an efficient product, few enough for the cache.
+# Tiles of the matrix products that run at a time: enough for efficient products, few enough for the cache.
 _MAX_TILES = 240
+_MIN_TILES = 32  # of one product, if several run at a time
 _POINTS = {3: (0, 1, -1, 2, -2), 2: (0, 1, -1, 2)}  # by number of taps; infinity is an additional point
 
 
@@ -101,37 +105,45 @@ def _convolve(
     maps: Sequence[Tensor], transformed: Tensor, bias: Tensor | None, stride: int, above: int, below: int
 ) -> list[Tensor]:
     tile_rows, results = [], []
-    for x in maps:
-        height, width = (x.shape[2] + above + below - 2) // stride, x.shape[3] // stride
-        rows, columns = -(-height // _TILE), -(-width // _TILE)
+    sizes = [((x.shape[2] + above + below - 2) // stride, x.shape[3] // stride) for x in maps]
+    grids = [(-(-height // _TILE), -(-width // _TILE)) for height, width in sizes]
+    counts = [len(x) * rows * columns for x, (rows, columns) in zip(maps, grids, strict=True)]
+    max_tiles = _max_tiles(sum(counts))
+    for x, (height, width), (rows, columns) in zip(maps, sizes, grids, strict=True):
         bottom, right = (stride * _TILE * tiles + 2 for tiles in (rows, columns))
         sides = (1, right - 1 - x.shape[3], above, bottom - above - x.shape[2])
         padded = (
             F.pad(x.contiguous(memory_format=torch.channels_last), sides).permute(0, 2, 3, 1).contiguous()
         )
         out = x.new_empty((len(x), rows, _TILE, columns, _TILE, transformed.shape[2]))
-        tile_rows += list(_split(padded, out, stride))
+        tile_rows += list(_split(padded, out, stride, max_tiles))
         flat = out.view(len(x), rows * _TILE, columns * _TILE, -1)
         results.append(flat[:, :height, :width].permute(0, 3, 1, 2))
-    for group in _groups(tile_rows):
-        _convolve_tiles(group, transformed, bias, stride)
+    groups = _groups(tile_rows, max_tiles)
+    run_in_threads([partial(_convolve_tiles, group, transformed, bias, stride) for group in groups])
     return results
 
 
-def _split(padded: Tensor, out: Tensor, stride: int) -> Iterator[_TileRows]:
+def _max_tiles(total: int) -> int:
+    """Return the greatest number of tiles of one matrix product, of a total that threads share."""
+    threads = thread_count()
+    return _MAX_TILES if threads == 1 else max(-(-min(_MAX_TILES, total) // threads), _MIN_TILES)
+
+
+def _split(padded: Tensor, out: Tensor, stride: int, max_tiles: int) -> Iterator[_TileRows]:
     """Split images (N, h, w, C) and outputs (N, rows, 4, columns, 4, K) into a bounded number of tiles."""
     rows, columns = out.shape[1], out.shape[3]
-    length = max(_MAX_TILES // columns, 1)
+    length = max(max_tiles // columns, 1)
     for pixels, outputs in zip(padded, out, strict=True):
         for first in range(0, rows, length):
             yield _TileRows(pixels[first * _TILE * stride :], outputs[first : first + length])
 
 
-def _groups(tile_rows: list[_TileRows]) -> Iterator[list[_TileRows]]:
+def _groups(tile_rows: list[_TileRows], max_tiles: int) -> Iterator[list[_TileRows]]:
     """Yield groups that share their matrix products, so that small maps are computed together."""
     group: list[_TileRows] = []
     for rows in tile_rows:
-        if group and sum(member.tiles for member in group) + rows.tiles > _MAX_TILES:
+        if group and sum(member.tiles for member in group) + rows.tiles > max_tiles:
             yield group
             group = []
         group.append(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -66,15 +66,19 @@ def full_float32() -> Iterator[None]:
         cudnn.allow_tf32, cublas.allow_tf32 = before
 
 
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, expected: Iterable[str] = tuple(DTYPES)) -> torch.dtype:
     """Return a torch dtype from a dtype or its name.
+
+    Args:
+        dtype: float32, float16 or bfloat16.
+        expected: Names that the error message lists.
 
     Raises:
         DeviceError: It is not float32, float16 or bfloat16.
     """
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype) or resolved not in DTYPES.values():
-        raise DeviceError(f"dtype={quoted(dtype)}: expected one of {', '.join(DTYPES)}.")
+        raise DeviceError(f"dtype={quoted(dtype)}: expected one of {', '.join(expected)}.")
     return resolved
 
 

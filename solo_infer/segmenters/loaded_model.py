@@ -18,8 +18,9 @@ from solo_infer.config.keywords import PRETRAINED_KEYWORDS, explain_keywords
 from solo_infer.config.validation import bounded_repr, require_instance
 from solo_infer.errors import ConfigError
 from solo_infer.models.base import SegmentationNetwork
-from solo_infer.runtime.device import require_dtype, resolve_device, resolve_dtype
+from solo_infer.runtime.device import require_dtype, resolve_device
 from solo_infer.runtime.neutral_state import neutral_state
+from solo_infer.segmenters.auto_dtype import resolve_network_dtype
 from solo_infer.weights.checkpoint import Checkpoint
 from solo_infer.weights.load import load_checkpoint
 
@@ -105,8 +106,9 @@ class LoadedModel(ABC):
                 (mmdet's, the authors', a state dict, safetensors), directory of ``save_pretrained``, or id
                 (owner/name) of a Hub repo with such a directory.
             device: "cpu", "cuda", "cuda:1", ... Defaults to CUDA if available, else the CPU.
-            dtype: Dtype of the network: float32, float16 or bfloat16. Scores and masks are always computed
-                in float32.
+            dtype: Dtype of the network: float32, float16, bfloat16, or "auto": the fastest one on the
+                device, by a short measurement on CPUs with bfloat16 units. Scores and masks are always
+                computed in float32.
             thresholds: Post-processing settings. Defaults to the model's own.
             config: Configuration of the model. Defaults to the one found with or inferred from the weights.
             revision: Branch, tag or commit of a Hub repo.
@@ -120,7 +122,8 @@ class LoadedModel(ABC):
                 ``config.json`` beside them is invalid, or an argument has the wrong type.
             DeviceError: The device or dtype is not available.
         """
-        resolved_device, resolved_dtype = resolve_device(device), resolve_dtype(dtype)
+        resolved_device = resolve_device(device)
+        resolved_dtype = resolve_network_dtype(dtype, resolved_device)
         checkpoint = load_checkpoint(
             name_or_path,
             config=config,
@@ -169,11 +172,15 @@ class LoadedModel(ABC):
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
         """Move the network to a device, a dtype or both, in place, and return this model.
 
+        Args:
+            device: See ``from_pretrained``. Defaults to the current one.
+            dtype: See ``from_pretrained``. Defaults to the current one.
+
         Raises:
             DeviceError: The device is not available, or cannot compute in the dtype.
         """
         resolved_device = self.device if device is None else resolve_device(device)
-        resolved_dtype = self.dtype if dtype is None else resolve_dtype(dtype)
+        resolved_dtype = self.dtype if dtype is None else resolve_network_dtype(dtype, resolved_device)
         require_dtype(resolved_device, resolved_dtype)
         self.network.to(resolved_device, resolved_dtype)
         return self

@@ -10,32 +10,63 @@ import torch
 from solo_infer.diagnostics import device_checks
 from solo_infer.diagnostics.device_checks import (
     OPERATIONS,
-    cpu_name,
     describe_devices,
     is_needed,
     probe_operations,
 )
+from solo_infer.ops.dtype_speed import DtypeSpeed
+from solo_infer.segmenters import auto_dtype
+from solo_infer.segmenters.auto_dtype import DtypeChoice
 
 
-def test_slow_dtypes_of_the_cpu_are_reported(monkeypatch):
-    seconds = {torch.float32: 1.0, torch.float16: 12.0, torch.bfloat16: 2.0}
-    monkeypatch.setattr(device_checks, "_convolution_seconds", seconds.get)
+@pytest.fixture
+def speeds(monkeypatch):
+    """Simulate a CPU with bfloat16 units; return its speeds by dtype, in GFLOP/s of both operations."""
+    speeds = {torch.float32: 12.0, torch.float16: 1.0, torch.bfloat16: 6.0}
+    monkeypatch.setattr(
+        device_checks,
+        "measure_speeds",
+        lambda dtypes: {dtype: DtypeSpeed(speeds[dtype], speeds[dtype]) for dtype in dtypes},
+    )
     monkeypatch.setattr(device_checks, "probe", lambda device, dtype: "ok")
+    monkeypatch.setattr(device_checks, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(auto_dtype, "_measured", {})
+    return speeds
+
+
+def test_dtypes_of_the_cpu(speeds):
     (cpu,) = (device for device in describe_devices() if device["device"] == "cpu")
     assert cpu["works"] == {
         "float32": "ok",
         "float16": "slow: 12 times the time of float32",
         "bfloat16": "ok",
     }
-    assert cpu["rates"] == {"float32": 1.8, "float16": 0.2, "bfloat16": 0.9}
-    assert cpu["fast_paths"]["dtype"] == "float32"
-    seconds[torch.bfloat16] = 0.5
+    assert cpu["rates"] == {"float32": 12.0, "float16": 1.0, "bfloat16": 6.0} == cpu["product_rates"]
+    assert cpu["fast_paths"]["dtype"] == "float32" and "0.5 times as fast" in cpu["dtype_reason"]
+
+
+def test_measured_rates_decide_on_the_dtype_of_auto(speeds, monkeypatch):
+    speeds[torch.bfloat16] = 24.0
     assert describe_devices()[0]["fast_paths"]["dtype"] == "bfloat16"
+    # Loading reuses the measurement.
+    monkeypatch.setattr(auto_dtype, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(auto_dtype, "probe", lambda device, dtype: "ok")
+    monkeypatch.setattr(auto_dtype, "measure_speeds", lambda dtypes: pytest.fail("measured again"))
+    assert auto_dtype.choose_dtype(torch.device("cpu")).dtype == torch.bfloat16
 
 
-def test_description_of_cards(two_cards, monkeypatch):
-    monkeypatch.setattr(device_checks, "probe", lambda device, dtype: "ok")
-    monkeypatch.setattr(device_checks, "_convolution_seconds", lambda dtype: 1.0)
+def test_processor_without_bfloat16_units(speeds, monkeypatch):
+    speeds[torch.bfloat16] = 24.0
+    for module in (device_checks, auto_dtype):
+        monkeypatch.setattr(module, "has_bfloat16_units", lambda: False)
+    cpu = describe_devices()[0]
+    assert cpu["fast_paths"]["dtype"] == "float32"
+    assert cpu["dtype_reason"] == "the processor has no bfloat16 units"
+
+
+def test_description_of_cards(two_cards, speeds, monkeypatch):
+    choice = DtypeChoice(torch.float16, "the card has units for it")
+    monkeypatch.setattr(device_checks, "choose_dtype", lambda device: choice)
     cpu, first, second = json.loads(json.dumps(describe_devices(), allow_nan=False))
     assert cpu["threads"] == torch.get_num_threads()
     assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
@@ -43,22 +74,6 @@ def test_description_of_cards(two_cards, monkeypatch):
     assert not first["corex"]
     two_cards.name = "Iluvatar BI-V100"
     assert describe_devices()[1]["corex"]
-
-
-def test_cpu_name_falls_back_to_the_architecture(monkeypatch):
-    assert describe_devices()[0]["name"]
-
-    class Unreadable:
-        def __init__(self, path):
-            assert path == "/proc/cpuinfo"
-
-        def read_text(self, **options):
-            raise PermissionError("not readable")
-
-    monkeypatch.setattr(device_checks, "Path", Unreadable)
-    monkeypatch.setattr(device_checks.platform, "processor", lambda: "")
-    monkeypatch.setattr(device_checks.platform, "machine", lambda: "riscv64")
-    assert cpu_name() == "riscv64"
 
 
 @pytest.mark.parametrize(

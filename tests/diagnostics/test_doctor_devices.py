@@ -107,3 +107,26 @@ def test_unsupported_allocator_on_corex():
     assert find_problems(make_report(environment=setting)) == []
     problem = single_problem(make_report(environment=setting, torch={"corex": True}))
     assert "cudaMallocAsync" in problem["problem"] and "PYTORCH_CUDA_ALLOC_CONF" in problem["fix"]
+
+
+def test_threads_beyond_the_quota():
+    cpus = {"cores": 8, "quota": 1.5, "quota_threads": 2}
+    report = make_report(cpus=cpus, torch={"threads": 8})
+    problem = single_problem(report)
+    assert problem["problem"].startswith("torch uses 8 threads, but the CPU quota is 1.5")
+    assert "OMP_NUM_THREADS=2" in problem["fix"] and "torch.set_num_threads(2)" in problem["fix"]
+    assert find_problems(make_report(cpus=cpus)) == []
+
+
+@pytest.mark.parametrize(
+    "cpus, line, has_advice",
+    [
+        ({}, "CPUs: 2 cores, no CPU quota, torch uses 2 threads", False),
+        ({"cores": 1}, "CPUs: 1 core, no CPU quota", False),
+        ({"quota": 2.5}, "CPUs: 2 cores, CPU quota 2.5, ", False),
+        ({"quota": 0.5, "quota_threads": 1}, "CPUs: 2 cores, CPU quota 0.5, ", True),
+    ],
+)
+def test_lines_on_the_cpus(cpus, line, has_advice):
+    text = format_report({**make_report(cpus=cpus), "problems": []})
+    assert line in text and ("in programs, set OMP_NUM_THREADS=1" in text) == has_advice

@@ -35,6 +35,7 @@ HEALTHY = {
             "fast_paths": {"triton": True, "graphs": True, "compile": False, "dtype": "float16"},
         }
     ],
+    "cpus": {"cores": 2, "quota": None, "quota_threads": None},
     "cache": {
         "path": "/c",
         "writable": True,

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from solo_infer.ops import winograd
+from solo_infer.runtime.thread_pool import can_limit_threads
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (24, 24), (3, 300), (50, 76)])
@@ -66,3 +67,28 @@ def test_maps_of_different_sizes():
     result = winograd.convolve(maps, winograd.transform_weight(weight))
     for x, out in zip(maps, result, strict=True):
         torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("size", [(100, 152), (40, 40), (12, 12)])
+def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, monkeypatch):
+    if not can_limit_threads():
+        pytest.skip("this build of torch cannot limit the threads of one thread")
+    seen, compute = [], winograd._convolve_tiles
+
+    def record(group, *arguments):
+        seen.append((torch.get_num_threads(), sum(rows.tiles for rows in group)))
+        compute(group, *arguments)
+
+    monkeypatch.setattr(winograd, "_convolve_tiles", record)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, *size, generator=generator)
+    weight = torch.randn(4, 4, 3, 3, generator=generator) / 6  # outputs of about 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (result,) = winograd.convolve([x], winograd.transform_weight(weight))
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for threads, _ in seen} == {1}
+    assert 2 * max(tiles for _, tiles in seen) <= winograd._MAX_TILES
+    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)

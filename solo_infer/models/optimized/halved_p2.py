@@ -8,6 +8,7 @@ of the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,11 @@ from solo_infer.models.optimized.winograd_conv import MIN_CHANNELS, can_use_wino
 from solo_infer.models.solo.neck import SOLONeck
 from solo_infer.ops import winograd
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.runtime.thread_pool import run_in_threads, thread_count
 
-_BAND_ROWS = 40  # rows of P2 per step on the CPU, so that its intermediates stay in the cache; even
+# Rows of P2 that are computed at a time on the CPU, so that the intermediates stay in the cache, and the
+# least number for one of several threads: multiples of the 8 rows of a tile.
+_BAND_ROWS, _MIN_BAND_ROWS = 40, 16
 
 
 class HalvedConv2d(nn.Module):
@@ -96,15 +100,22 @@ class HalvedP2Neck(nn.Module):
         if not (is_doubled and self.halved_p2.uses_winograd(c2)):
             return self.halved_p2(lateral(c2) + _enlarge(c3, c2.shape[-2:]))
         # In bands of rows: the lateral map of all of C2, the largest map of the network, never exists.
-        bands = []
-        for start in range(0, height, _BAND_ROWS):
-            top, bottom = max(start - 1, 0), min(start + _BAND_ROWS + 1, height)
+        rows = max(-(-_BAND_ROWS // (8 * thread_count())) * 8, _MIN_BAND_ROWS)
+        shape = (len(c2), len(self.halved_p2.weight), height // 2, width // 2)
+        p2 = torch.empty(shape, dtype=c2.dtype, device=c2.device, memory_format=torch.channels_last)
+
+        def compute(start: int) -> None:
+            top, bottom = max(start - 1, 0), min(start + rows + 1, height)
             coarse = c3[..., top // 2 : (bottom + 1) // 2, :]
             band = _enlarge(coarse, (coarse.shape[-2] * 2, width))[..., top % 2 :, :][..., : bottom - top, :]
-            band = band + lateral(c2[..., top:bottom, :])
-            is_last = bottom - start <= _BAND_ROWS
-            bands.append(self.halved_p2(band, above=int(top == start), below=int(is_last)))
-        return torch.cat(bands, dim=2)
+            band += lateral(c2[..., top:bottom, :])
+            is_last = bottom - start <= rows
+            p2[..., start // 2 : (start + rows) // 2, :] = self.halved_p2(
+                band, above=int(top == start), below=int(is_last)
+            )
+
+        run_in_threads([partial(compute, start) for start in range(0, height, rows)])
+        return p2
 
 
 def halving_weight(weight: Tensor) -> Tensor:

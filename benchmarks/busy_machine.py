@@ -1,0 +1,182 @@
+"""Latency of SOLO models on a CPU beside busy processes, and with a CPU quota (Linux).
+
+    OMP_NUM_THREADS=2 python benchmarks/busy_machine.py --runs 5 > busy_machine.json
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/busy_machine.py --runs 5
+
+For each load (no other process, one, two, and a quota of one CPU, for which the script needs a writable
+control group) the variants of one network run in turn, in one process:
+
+- plain: all convolutions by oneDNN,
+- shared: Winograd convolutions, each of whose operations runs on all threads,
+- bands: Winograd convolutions in bands, on threads that compute with one thread each (what the library does),
+- one thread: "bands" with ``torch.set_num_threads(1)``, with a quota only (what the command line does).
+
+Ratios are medians of the ratios to "plain" of the same round. Weights are procedural. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from peak_memory import make_image
+
+from solo_infer import load_model
+from solo_infer.diagnostics.verify import procedural_model
+from solo_infer.models.optimized import halved_p2, upsampled_conv, winograd_conv
+from solo_infer.runtime import thread_pool
+from solo_infer.runtime.cpu import cpu_name
+from solo_infer.segmenters.base import Segmenter
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Run processes that never wait."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def quota_of_one_cpu() -> Iterator[None]:
+    """Move this process to a control group that may use one CPU, of version 2 or 1."""
+    parent = _GROUPS / "cpu" if (_GROUPS / "cpu/cpu.cfs_quota_us").exists() else _GROUPS
+    group = parent / f"busy_machine_{os.getpid()}"
+    group.mkdir()
+    try:
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("100000 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        (group / "cgroup.procs").write_text(f"{os.getpid()}")
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(f"{os.getpid()}")
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Compute all convolutions by oneDNN."""
+    with contextlib.ExitStack() as stack:
+        for module in (halved_p2, upsampled_conv, winograd_conv):
+            stack.enter_context(mock.patch.object(module, "can_use_winograd", lambda x: False))
+        yield
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Run each operation of the Winograd convolutions on all threads."""
+    with mock.patch.object(thread_pool, "can_limit_threads", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+    "plain": plain,
+    "shared": shared,
+    "bands": contextlib.nullcontext,
+}
+QUOTA_VARIANTS = {**VARIANTS, "one thread": one_thread}
+LOADS = {
+    "0": (lambda: busy_processes(0), VARIANTS),
+    "1": (lambda: busy_processes(1), VARIANTS),
+    "2": (lambda: busy_processes(2), VARIANTS),
+    "quota": (quota_of_one_cpu, QUOTA_VARIANTS),
+}
+
+
+def measure(model: Segmenter, image: object, variants: dict, runs: int) -> dict[str, object]:
+    """Return the seconds of each variant, and the medians of the ratios to the first one."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for index in range(runs + 1):
+        for name, variant in variants.items():
+            with variant():
+                start = time.perf_counter()
+                model(image)
+                elapsed = time.perf_counter() - start
+            if index:  # the first round prepares kernels and weights
+                seconds[name].append(round(elapsed, 4))
+    plain_seconds = next(iter(seconds.values()))
+    ratios = {
+        name: statistics.median(b / a for a, b in zip(plain_seconds, values, strict=True))
+        for name, values in seconds.items()
+    }
+    return {
+        "seconds": seconds,
+        "median": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+        "ratio_to_plain": {name: round(ratio, 3) for name, ratio in ratios.items()},
+    }
+
+
+def main() -> None:
+    """Measure all models under all loads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    models = ["decoupled_r50", "decoupled_light_r50", "solo_r50"]
+    parser.add_argument("--model", nargs="+", default=models, help="presets, or folders and published names")
+    parser.add_argument("--size", type=int, nargs=2, default=(427, 640), metavar=("H", "W"))
+    parser.add_argument("--load", nargs="+", default=list(LOADS), choices=LOADS)
+    parser.add_argument("--input-size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="network input")
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith(("OMP", "GOMP", "KMP"))
+    }
+    report = {
+        "processor": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "environment": environment,
+        "bands_supported": thread_pool.can_limit_threads(),
+        "results": [],
+    }
+    image = make_image(*args.size)
+    for name in args.model:
+        model = procedural_model(name) if name in models else load_model(name, device="cpu")
+        if args.input_size:
+            model = model.with_settings(input_size=args.input_size)
+        for load in args.load:
+            context, variants = LOADS[load]
+            before = os.getloadavg()[0]
+            try:
+                with context():
+                    figures = measure(model, image, variants, args.runs)
+            except PermissionError as error:
+                figures = {"skipped": str(error)}
+            result = {"model": name, "load": load, "load_average_before": round(before, 1), **figures}
+            report["results"].append(result)
+            print(json.dumps({key: result[key] for key in result if key != "seconds"}), file=sys.stderr)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
