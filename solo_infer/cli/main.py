@@ -21,6 +21,7 @@ INTERRUPTED = 130  # exit code after ctrl-C, as in shells
 # Each module has SUMMARY, add_parser(subparsers) and run(args). It imports heavy packages in run only.
 COMMANDS = {
     "predict": "solo_infer.cli.predict",
+    "demo": "solo_infer.cli.demo",
     "eval": "solo_infer.cli.eval",
     "benchmark": "solo_infer.cli.benchmark",
     "train": "solo_infer.cli.train",
@@ -34,7 +35,7 @@ COMMANDS = {
     "completion": "solo_infer.cli.completion",
 }
 GROUPS = {
-    "run and measure models": ("predict", "eval", "benchmark"),
+    "run and measure models": ("predict", "demo", "eval", "benchmark"),
     "train models": ("train",),
     "manage models": ("models", "info", "download", "convert", "export"),
     "check this machine": ("doctor", "verify"),

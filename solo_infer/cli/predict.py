@@ -19,7 +19,6 @@ from solo_infer.cli.terminal import (
     info,
     print_error,
     print_text,
-    set_environment,
     usage_error,
 )
 from solo_infer.config.display import DISPLAY_THRESHOLD
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         return usage_error(misuse)
     tile = options.tile(args)
     report = _Report()
-    with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
+    with environment.set_environment({environment.OFFLINE: "1"} if args.offline else {}):
         files = _expand(args, report)
         done = _segment(files, args, tile, report)
     if report.failed:

@@ -21,7 +21,7 @@ pytest_plugins = ["helpers.command_line_fixtures"]
 
 HEAVY_PACKAGES = {"torch", "torchvision", "numpy", "PIL", "huggingface_hub", "tqdm"}
 NAMES = [
-    *("predict", "train", "eval", "benchmark", "models", "info"),
+    *("predict", "demo", "train", "eval", "benchmark", "models", "info"),
     *("download", "convert", "export", "doctor", "verify"),
     "completion",
 ]

@@ -1,0 +1,1 @@
+"""Integrations with other libraries: Ray Data, the web demo."""
