@@ -17,7 +17,7 @@ from solo_infer.runtime import environment
 from solo_infer.weights import manifest
 
 TRACKERS = {EXAMPLES / "track_and_count.py"}  # tested in test_track_and_count.py
-SERVERS = {EXAMPLES / "serve.py"}  # tested in test_serve.py
+SERVERS = {EXAMPLES / "serve.py"}  # tested in tests/integrations
 TRAINERS = {EXAMPLES / "nanodet_to_tiny.py", EXAMPLES / "train_tiny.py"}  # see tests/training
 MOST_LINES = 160
 
