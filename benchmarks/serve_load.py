@@ -1,7 +1,7 @@
 """Load a server of examples/serve.py: requests per second, latencies, memory of its process.
 
 python examples/serve.py --model tiny --port 8000
-python benchmarks/serve_load.py --photo examples/street.jpg --side 256 --requests 5000 --clients 4
+python benchmarks/serve_load.py --photo examples/street.jpg --url http://127.0.0.1:8000
 
 Without --url, the script starts the server itself on a free port and reads its memory (Linux).
 """
@@ -34,9 +34,12 @@ def encode(photo: str, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def start_server(model: str, threads: int) -> tuple[subprocess.Popen[str], str]:
+def start_server(args: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
     """Start the server on a free port and return its process and URL."""
-    command = [sys.executable, str(SERVER), "--model", model, "--port", "0", "--threads", str(threads)]
+    command = [sys.executable, str(SERVER), "--port", "0", "--model", args.model]
+    command += ["--threads", str(args.threads)]
+    if args.input_size is not None:
+        command += ["--input-size", str(args.input_size)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if match := re.search(r"http://[\d.]+:\d+", line):
@@ -52,26 +55,29 @@ def resident_mib(pid: int | None) -> float:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def load(url: str, body: bytes, requests: int, clients: int, pid: int | None) -> dict:
+async def load(url: str, body: bytes, args: argparse.Namespace, pid: int | None) -> dict:
     """Send requests from several clients, each of which waits for its answer, and return the figures."""
     latencies: list[float] = []
     memory: list[tuple[int, float]] = []
     failures: dict[int, int] = {}
+    requests, clients = args.requests, args.clients
     remaining = iter(range(requests))
+    address = f"{url}/predict?min_score={args.min_score}"
 
     async def run_client(client: httpx.AsyncClient) -> None:
         for number in remaining:
             start = time.perf_counter()
-            answer = await client.post(f"{url}/predict", content=body, headers={"Content-Type": "image/jpeg"})
+            answer = await client.post(address, content=body)
             if answer.status_code != 200:
                 failures[answer.status_code] = failures.get(answer.status_code, 0) + 1
             latencies.append(time.perf_counter() - start)
             if number % max(requests // 50, 1) == 0:
                 memory.append((number, resident_mib(pid)))
+                print(f"{number} requests", end="\r", file=sys.stderr, flush=True)
 
     async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
         for _ in range(3):  # warm-up
-            (await client.post(f"{url}/predict", content=body)).raise_for_status()
+            (await client.post(address, content=body)).raise_for_status()
         start = time.perf_counter()
         await asyncio.gather(*(run_client(client) for _ in range(clients)))
         seconds = time.perf_counter() - start
@@ -99,20 +105,23 @@ def main() -> None:
     parser.add_argument("--photo", required=True)
     parser.add_argument("--side", type=int, default=256, help="longer side of the photo in pixels")
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--input-size", type=int, help="of the network (default: the model's)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the server")
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--min-score", type=float, default=0.3, help="of the requests (default: 0.3)")
     parser.add_argument("--clients", type=int, default=4)
     args = parser.parse_args()
-    process, url = (None, args.url) if args.url else start_server(args.model, args.threads)
+    process, url = (None, args.url) if args.url else start_server(args)
     pid = None if process is None else process.pid
     body = encode(args.photo, args.side)
     try:
-        figures = asyncio.run(load(url, body, args.requests, args.clients, pid))
+        figures = asyncio.run(load(url, body, args, pid))
     finally:
         if process is not None:
             process.terminate()
             process.wait()
-    print(json.dumps({"model": args.model, "side": args.side, "threads": args.threads, **figures}, indent=2))
+    settings = {name: getattr(args, name) for name in ("model", "input_size", "side", "threads")}
+    print(json.dumps({**settings, **figures}, indent=2))
 
 
 if __name__ == "__main__":

@@ -190,15 +190,18 @@ async def read_body(request: Request) -> bytes:
 
 async def read_form(request: Request) -> bytes:
     """Return the file of a form that has no other fields."""
+    expected = "expected one file in the field 'file'"
     try:
         form = await request.form(max_files=1, max_fields=1)
-    except (ValueError, KeyError) as error:  # python-multipart raises its own ValueErrors
-        raise HTTPException(400, f"The form cannot be read ({error}).") from error
+    except HTTPException as error:
+        if error.status_code != 400:  # the request is too large
+            raise
+        raise HTTPException(400, f"The form cannot be read ({error.detail}): {expected}.") from error
+    except ValueError as error:  # python-multipart raises its own ValueErrors
+        raise HTTPException(400, f"The form cannot be read ({error}): {expected}.") from error
     file = form.get("file")
     if len(form) != 1 or not isinstance(file, UploadFile):
-        raise HTTPException(
-            400, f"The form has the fields {sorted(form)!r:.200}: expected one file in the field 'file'."
-        )
+        raise HTTPException(400, f"The form has the fields {sorted(form)!r:.200}: {expected}.")
     return await file.read()
 
 
@@ -305,12 +308,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a model over HTTP.")
     parser.add_argument("--model", default="tiny", help="published model, file or folder (default: tiny)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--input-size", type=int, help="of the network (default: the model's)")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one (default: 8000)")
     parser.add_argument("--threads", type=int, help="threads that predict")
     parser.add_argument("--max-waiting", type=int, default=Limits.max_waiting, help="requests at a time")
     args = parser.parse_args()
-    model = load_model(args.model, device=args.device)
+    model = load_model(args.model, device=args.device).with_settings(input_size=args.input_size)
     limits = Limits(max_waiting=args.max_waiting)
     app = create_app(model, name=args.model, limits=limits, threads=args.threads)
     uvicorn.run(app, host=args.host, port=args.port, access_log=False)

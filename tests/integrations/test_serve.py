@@ -225,16 +225,16 @@ class BlockedModel:
 
     def __init__(self, model):
         self.batches, self.is_open, self.is_entered = [], threading.Event(), threading.Event()
+
+        class Blocked(type(model)):
+            def predict_batch(other, images):  # noqa: N805
+                self.batches.append(len(images))
+                self.is_entered.set()
+                assert self.is_open.wait(100)
+                return super().predict_batch(images)
+
         self.model = copy.copy(model)
-        predict_batch = model.predict_batch
-
-        def wait(images):
-            self.batches.append(len(images))
-            self.is_entered.set()
-            assert self.is_open.wait(100)
-            return predict_batch(images)
-
-        self.model.predict_batch = wait  # copies with other settings have it, too
+        self.model.__class__ = Blocked
 
 
 def wait_for(client, waiting):
@@ -310,12 +310,12 @@ def test_slow_senders_are_given_up(serve, small_tiny):
 def test_shutdown_answers_the_requests_in_the_server(serve, small_tiny):
     blocked = BlockedModel(small_tiny)
     app = serve.create_app(blocked.model)
-    with ThreadPoolExecutor(1) as pool:
-        with client_of(app) as client:
-            answer = pool.submit(post, client)
+    with httpx.Client(timeout=120, trust_env=False) as client, ThreadPoolExecutor(1) as pool:
+        with running_app(app) as address:
+            answer = pool.submit(client.post, f"{address}/predict", content=PHOTO)
             assert blocked.is_entered.wait(100)
             threading.Timer(0.5, blocked.is_open.set).start()  # during the shutdown
-        assert answer.result().status_code == 200
+        assert_same(Result.from_json(answer.result().text), small_tiny(PHOTO))
     asyncio.run(_assert_closed(app))
 
 
