@@ -3,7 +3,7 @@
 python examples/serve.py --model tiny --port 8000
 python benchmarks/serve_load.py --photo examples/street.jpg --url http://127.0.0.1:8000
 
-Without --url, the script starts the server itself on a free port and reads its memory (Linux).
+Without --url, the script starts the server itself on a free port. The memory is read on Linux only.
 """
 
 import argparse
@@ -60,35 +60,37 @@ async def load(url: str, body: bytes, args: argparse.Namespace, pid: int | None)
     latencies: list[float] = []
     memory: list[tuple[int, float]] = []
     failures: dict[int, int] = {}
-    requests, clients = args.requests, args.clients
-    remaining = iter(range(requests))
+    remaining = iter(range(args.requests))
+    first = 0.0
     address = f"{url}/predict?min_score={args.min_score}"
 
     async def run_client(client: httpx.AsyncClient) -> None:
         for number in remaining:
             start = time.perf_counter()
+            if args.seconds is not None and start > first + args.seconds:
+                return
             answer = await client.post(address, content=body)
             if answer.status_code != 200:
                 failures[answer.status_code] = failures.get(answer.status_code, 0) + 1
             latencies.append(time.perf_counter() - start)
-            if number % max(requests // 50, 1) == 0:
+            if number % 20 == 0:
                 memory.append((number, resident_mib(pid)))
                 print(f"{number} requests", end="\r", file=sys.stderr, flush=True)
 
     async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
         for _ in range(3):  # warm-up
             (await client.post(address, content=body)).raise_for_status()
-        start = time.perf_counter()
-        await asyncio.gather(*(run_client(client) for _ in range(clients)))
-        seconds = time.perf_counter() - start
+        first = time.perf_counter()
+        await asyncio.gather(*(run_client(client) for _ in range(args.clients)))
+        seconds = time.perf_counter() - first
     p50, p90, p99 = (1000 * float(value) for value in np.percentile(latencies, (50, 90, 99)))
-    settled = [entry for entry in memory if entry[0] >= requests // 5]
+    settled = [entry for entry in memory if entry[0] >= len(latencies) // 5]
     slope = float(np.polyfit(*zip(*settled, strict=True), 1)[0]) * 1000 if len(settled) > 1 else float("nan")
     return {
-        "requests": requests,
-        "clients": clients,
+        "requests": len(latencies),
+        "clients": args.clients,
         "failures": failures,
-        "requests_per_second": round(requests / seconds, 2),
+        "requests_per_second": round(len(latencies) / seconds, 2),
         "latency_ms": {"p50": round(p50, 1), "p90": round(p90, 1), "p99": round(p99, 1)},
         "memory_mib": {
             "first": round(memory[0][1], 1),
@@ -102,6 +104,7 @@ async def load(url: str, body: bytes, args: argparse.Namespace, pid: int | None)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--url", help="server to load (default: one that the script starts)")
+    parser.add_argument("--pid", type=int, help="process of the server at --url, whose memory is read")
     parser.add_argument("--photo", required=True)
     parser.add_argument("--side", type=int, default=256, help="longer side of the photo in pixels")
     parser.add_argument("--model", default="tiny")
@@ -109,10 +112,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the server")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--min-score", type=float, default=0.3, help="of the requests (default: 0.3)")
+    parser.add_argument("--seconds", type=float, help="end earlier, after this time")
     parser.add_argument("--clients", type=int, default=4)
     args = parser.parse_args()
     process, url = (None, args.url) if args.url else start_server(args)
-    pid = None if process is None else process.pid
+    pid = args.pid if process is None else process.pid
     body = encode(args.photo, args.side)
     try:
         figures = asyncio.run(load(url, body, args, pid))

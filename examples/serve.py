@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import io
 import json
-import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable
@@ -28,11 +27,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from solo_infer import ImageError, ResultError, Segmenter, __version__, load_model
 from solo_infer.data.uploads import MAX_BYTES, MAX_PIXELS, load_upload
 
-logger = logging.getLogger("solo_infer.serve")
 FORM_BYTES = 10_000  # of a form besides its file
 T = TypeVar("T")
 
@@ -86,16 +85,16 @@ class Predictor:
 
     Args:
         model: Model of all threads.
-        max_pixels: Greatest number of pixels of an image.
+        limits: Limits of the images.
         threads: Defaults to 1 on the CPU, where torch uses all cores for one image, and to 4 on a GPU.
         batch_size: Greatest number of images of a forward pass. Defaults to 1 on the CPU and to 8 on a GPU.
     """
 
     def __init__(
-        self, model: Segmenter, max_pixels: int, threads: int | None = None, batch_size: int | None = None
+        self, model: Segmenter, limits: Limits, threads: int | None = None, batch_size: int | None = None
     ) -> None:
         is_cpu = model.device.type == "cpu"
-        self.model, self.max_pixels = model, max_pixels
+        self.model, self.limits = model, limits
         self.batch_size = batch_size or (1 if is_cpu else 8)
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()
@@ -128,7 +127,8 @@ class Predictor:
         images, jobs = [], []
         for job in self._take():
             try:
-                images.append(load_upload(job.content, max_pixels=self.max_pixels))
+                limits = {"max_bytes": self.limits.max_bytes, "max_pixels": self.limits.max_pixels}
+                images.append(load_upload(job.content, **limits))
                 jobs.append(job)
             except Exception as error:
                 job.answer.set_exception(error)
@@ -230,6 +230,10 @@ def add_error_handlers(app: FastAPI) -> None:
     def explain_input(request: Request, error: Exception) -> Response:
         return error_response(400, type(error).__name__, str(error))
 
+    @app.exception_handler(ClientDisconnect)
+    def explain_disconnect(request: Request, error: ClientDisconnect) -> Response:  # nobody reads it
+        return error_response(400, "ClientDisconnect", "The client has gone.")
+
     @app.exception_handler(Exception)
     def explain_failure(request: Request, error: Exception) -> Response:  # uvicorn logs its traceback
         return error_response(500, "ServerError", "The server failed; its log has the reason.")
@@ -253,7 +257,7 @@ def create_app(
         batch_size: Images of a forward pass; see ``Predictor``.
     """
     limits = limits or Limits()
-    predictor = Predictor(model, limits.max_pixels, threads, batch_size)
+    predictor = Predictor(model, limits, threads, batch_size)
     waiting, is_closed = 0, False
 
     @asynccontextmanager

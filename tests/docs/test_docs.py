@@ -115,6 +115,7 @@ def test_command_parses(page, line):
     words = shlex.split(line)
     assert words[0] in {"pip", "python", "ruff", "codespell", "mypy", "lint-imports", "pre-commit", "."} | {
         "gunicorn",
+        "curl",
         "ixsmi",
         "ixrtexec",
         "igie-exec",

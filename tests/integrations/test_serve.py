@@ -307,6 +307,35 @@ def test_slow_senders_are_given_up(serve, small_tiny):
         assert client.get("/health").json()["waiting"] == 0
 
 
+@pytest.mark.parametrize("content_type", ["image/png", FORM])
+def test_client_that_disconnects(serve, small_tiny, content_type):
+    messages = iter([{"type": "http.request", "body": PHOTO[:99], "more_body": True}])
+    sent = []
+
+    async def receive():
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/predict", "query_string": b""},
+        "headers": [(b"content-type", content_type.encode())],
+    }
+    asyncio.run(serve.create_app(small_tiny)(scope, receive, send))  # without an error in the log
+    assert sent[0]["status"] == 400
+
+
+def test_limits_of_the_server_apply(serve, small_tiny):
+    content = encode("PNG", (100, 100))
+    app = serve.create_app(small_tiny, limits=serve.Limits(max_bytes=len(content), max_pixels=9_999))
+    with client_of(app) as client:
+        assert "expected at most 9999" in post(client, content).json()["error"]["message"]
+        assert post(client, content + b"0").status_code == 413
+        form = post_form(client, ("file", ("a.png", content + b"0")))
+        assert form.status_code == 400 and f"at most {len(content)}" in form.json()["error"]["message"]
+
+
 def test_shutdown_answers_the_requests_in_the_server(serve, small_tiny):
     blocked = BlockedModel(small_tiny)
     app = serve.create_app(blocked.model)
