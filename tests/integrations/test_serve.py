@@ -387,23 +387,3 @@ def test_program_ends_cleanly_on_sigterm(small_tiny, tmp_path):
         log = process.stderr.read()
     assert process.returncode in (0, -signal.SIGTERM)
     assert "Application shutdown complete" in log and "Traceback" not in log
-
-
-@pytest.mark.soak
-def test_load(tmp_path):
-    """5,000 requests of a 256-pixel photo to tiny: no failure, and flat memory."""
-    command = [
-        *(
-            sys.executable,
-            str(ROOT / "benchmarks" / "serve_load.py"),
-            "--photo",
-            str(EXAMPLES / "street.jpg"),
-        ),
-        *("--requests", os.environ.get("SOLO_INFER_SOAK_IMAGES", "5000"), "--clients", "4"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert finished.returncode == 0, finished.stderr
-    figures = json.loads(finished.stdout)
-    assert figures["failures"] == {}
-    assert figures["memory_mib"]["slope_per_1000_requests"] < 10
