@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
 from solo_infer.cli.sources import expand
-from solo_infer.cli.terminal import info, print_error, print_text, set_environment, usage_error
+from solo_infer.cli.terminal import info, print_error, print_text, usage_error
 from solo_infer.errors import ImageError, SoloInferError
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import escaped, quoted

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from solo_infer._version import __version__
 from solo_infer.cli.options import format_examples
 from solo_infer.cli.suggestions import CommandParser, ProgramParser
-from solo_infer.cli.terminal import log_to_stderr, print_error, set_environment, standard_streams
+from solo_infer.cli.terminal import log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
 from solo_infer.runtime.cpu import openmp_settings
 from solo_infer.runtime.messages import describe_error
@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "solo_infer.cli.predict",
     "batch": "solo_infer.cli.batch",
     "merge": "solo_infer.cli.merge",
+    "demo": "solo_infer.cli.demo",
     "eval": "solo_infer.cli.eval",
     "benchmark": "solo_infer.cli.benchmark",
     "train": "solo_infer.cli.train",
@@ -37,7 +38,7 @@ COMMANDS = {
     "completion": "solo_infer.cli.completion",
 }
 GROUPS = {
-    "run and measure models": ("predict", "batch", "merge", "eval", "benchmark"),
+    "run and measure models": ("predict", "batch", "merge", "demo", "eval", "benchmark"),
     "train models": ("train",),
     "manage models": ("models", "info", "download", "convert", "export"),
     "check this machine": ("doctor", "verify"),

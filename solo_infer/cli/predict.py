@@ -19,7 +19,6 @@ from solo_infer.cli.terminal import (
     info,
     print_error,
     print_text,
-    set_environment,
     usage_error,
 )
 from solo_infer.config.display import DISPLAY_THRESHOLD
@@ -116,7 +115,10 @@ def run(args: argparse.Namespace) -> int:
     tile = options.tile(args)
     outputs.rename_files(args, shard)
     report = _Report()
-    with set_environment({environment.OFFLINE: "1"} if args.offline else {}), shards.joined(args, shard):
+    with (
+        environment.set_environment({environment.OFFLINE: "1"} if args.offline else {}),
+        shards.joined(args, shard),
+    ):
         files = expand([_as_entered(source) for source in args.sources], args.output, report)
         done = _segment(files, args, tile, report, shard)
     if report.failed:

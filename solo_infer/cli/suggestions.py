@@ -36,7 +36,8 @@ _FOREIGN_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 _INPUT_OPTIONS = (*keywords.IMAGE_KEYWORDS, "source", "sources", "video", "webcam")
 _FOREIGN_COMMANDS = {
-    **dict.fromkeys(("segment", "detect", "infer", "inference", "run", "demo", "test_image"), "predict"),
+    **dict.fromkeys(("segment", "detect", "infer", "inference", "run", "test_image"), "predict"),
+    **dict.fromkeys(("serve", "web", "webui", "ui", "app", "gui", "gradio"), "demo"),
     **dict.fromkeys(("val", "validate", "test", "evaluate", "score"), "eval"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "fine_tune", "training"), "train"),
     **dict.fromkeys(("bench", "speed", "profile"), "benchmark"),

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from solo_infer.runtime.environment import set_environment
 from solo_infer.runtime.messages import escaped_lines
 from solo_infer.runtime.progress import HIDE
 
@@ -154,21 +155,6 @@ def log_to_stderr(*, verbose: bool = False, quiet: bool = False) -> Iterator[Non
     finally:
         _LOGGER.removeHandler(handler)
         _LOGGER.setLevel(level)
-
-
-@contextmanager
-def set_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables and restore their previous values at the end."""
-    previous = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in previous.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

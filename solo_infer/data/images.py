@@ -95,9 +95,9 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     if isinstance(source, str | os.PathLike):
         return LoadedImage(_from_path(source)[0], path_text(source))
     if isinstance(source, ENCODED_TYPES):
-        return LoadedImage(_decode(io.BytesIO(bytes(source)), "Encoded image in memory")[0], "")
+        return LoadedImage(decode(io.BytesIO(bytes(source)), "Encoded image in memory")[0], "")
     if isinstance(source, Image.Image):
-        with _as_image_error(f"PIL image (mode {source.mode}, {source.width}x{source.height} px)"):
+        with as_image_error(f"PIL image (mode {source.mode}, {source.width}x{source.height} px)"):
             return LoadedImage(_from_pil(source), "")
     if isinstance(source, np.ndarray):
         return LoadedImage(_from_array(source, color), "")
@@ -127,33 +127,42 @@ def _from_path(source: str | os.PathLike[str], scale: float = 1.0) -> tuple[np.n
     text = path_text(source)
     name = shorten(text)
     if text == STDIN:
-        return _decode(io.BytesIO(read_stdin()), name, scale)
+        return decode(io.BytesIO(read_stdin()), name, scale)
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         raise ImageError(f"{name} is a folder: load_image() takes one image. Pass the folder to stream().")
     mode = check_source(source)
     try:
         if stat.S_ISFIFO(mode):
-            return _decode(io.BytesIO(read_pipe(path, name)), name, scale)
+            return decode(io.BytesIO(read_pipe(path, name)), name, scale)
         file = open(path, "rb")
     except OSError as error:
         raise path_error(text, error) from error
     with file:
-        return _decode(file, name, scale)
+        return decode(file, name, scale)
 
 
 def _from_url(url: str) -> np.ndarray:
     content, content_type = fetch_url(url)
-    return _decode(io.BytesIO(content), f"{shorten(url)} (sent as {content_type!r})")[0]
+    return decode(io.BytesIO(content), f"{shorten(url)} (sent as {content_type!r})")[0]
 
 
-def _decode(file: BinaryIO, name: str, scale: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode the first frame of an encoded image; see ``load_reduced``."""
-    with _as_image_error(name):
+def decode(
+    file: BinaryIO, name: str, scale: float = 1.0, formats: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode the first frame of an encoded image; see ``load_reduced``.
+
+    Args:
+        file: Seekable file, at its start.
+        name: Name of the image for messages.
+        scale: Scale in 0..1 at which the image is needed.
+        formats: Pillow's names of the formats to try. Defaults to all.
+    """
+    with as_image_error(name):
         if not file.read(1):
             raise ImageError(f"{name} has 0 bytes: expected an encoded image (JPEG, PNG, ...).")
         file.seek(0)
-        with Image.open(file) as image:
+        with Image.open(file, formats=formats) as image:
             if (
                 image.format == "EPS"
             ):  # Pillow would run Ghostscript, which an image file must not be able to do
@@ -185,7 +194,7 @@ def _decode_drafted(image: Image.Image, scale: float) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _as_image_error(name: str) -> Iterator[None]:
+def as_image_error(name: str) -> Iterator[None]:
     """Convert the errors that Pillow raises while it opens and decodes an image to ``ImageError``."""
     try:
         yield

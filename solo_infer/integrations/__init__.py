@@ -1,1 +1,1 @@
-"""Other programs and libraries that run models: Ray Data."""
+"""Integrations with other libraries: Ray Data, the web demo."""

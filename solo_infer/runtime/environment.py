@@ -9,6 +9,8 @@ import functools
 import os
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -120,3 +122,18 @@ def network_timeout() -> float:
             f"{TIMEOUT}={quoted(text)}: expected a positive number of seconds, at most {_MAX_TIMEOUT:g}."
         )
     return seconds
+
+
+@contextmanager
+def set_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables and restore their previous values at the end."""
+    previous = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

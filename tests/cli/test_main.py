@@ -21,7 +21,7 @@ pytest_plugins = ["helpers.command_line_fixtures"]
 
 HEAVY_PACKAGES = {"torch", "torchvision", "numpy", "PIL", "huggingface_hub", "tqdm"}
 NAMES = [
-    *("predict", "batch", "merge", "train", "eval", "benchmark", "models", "info"),
+    *("predict", "batch", "merge", "demo", "train", "eval", "benchmark", "models", "info"),
     *("download", "convert", "export", "doctor", "verify"),
     "completion",
 ]

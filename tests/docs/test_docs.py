@@ -147,6 +147,7 @@ def test_command_parses(page, line):
         "accelerate",
         "gunicorn",
         "mkdocs",
+        "curl",
         "ixsmi",
         "ixrtexec",
         "igie-exec",

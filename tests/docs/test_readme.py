@@ -18,6 +18,7 @@ from solo_infer.runtime import environment
 from solo_infer.weights import manifest
 
 TRACKERS = {EXAMPLES / "track_and_count.py"}  # tested in test_track_and_count.py
+SERVERS = {EXAMPLES / "serve.py"}  # tested in tests/integrations
 TRAINERS = {EXAMPLES / "nanodet_to_tiny.py", EXAMPLES / "train_tiny.py"}  # see tests/training
 MOST_LINES = 160
 
@@ -102,7 +103,7 @@ def test_table_of_the_embedded_model_matches_its_evaluations(models_page):
 
 
 @pytest.mark.parametrize(
-    "script", sorted({*EXAMPLES.glob("*.py")} - TRAINERS - TRACKERS), ids=lambda path: path.name
+    "script", sorted({*EXAMPLES.glob("*.py")} - TRAINERS - TRACKERS - SERVERS), ids=lambda path: path.name
 )
 def test_examples(script, workspace, mirror, capsys):
     model = str(mirror / manifest.find_entry("decoupled_light_r50_3x").filename)
