@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.sources and not args.list:
         return usage_error("expected a SOURCE or --list FILE")
     report = _Report()
-    with set_environment({environment.OFFLINE: "1"} if args.offline else {}):
+    with environment.set_environment({environment.OFFLINE: "1"} if args.offline else {}):
         uris = _expand(args, report)
         if uris:
             _segment(args, uris, report)

@@ -15,6 +15,7 @@ from solo_infer.cli.suggestions import CommandParser, ProgramParser
 from solo_infer.cli.terminal import log_to_stderr, print_error, standard_streams
 from solo_infer.errors import SoloInferError
 from solo_infer.runtime.cpu import openmp_settings
+from solo_infer.runtime.environment import set_environment
 from solo_infer.runtime.messages import describe_error
 
 INTERRUPTED = 130  # exit code after ctrl-C, as in shells

@@ -91,7 +91,7 @@ def load_image(source: ImageSource, *, color: Color = "rgb") -> LoadedImage:
     if isinstance(source, str) and is_url(source):
         return LoadedImage(_from_url(source), source)
     if isinstance(source, str) and is_remote(source):
-        return LoadedImage(_decode(io.BytesIO(read_remote(source)), shorten(source))[0], source)
+        return LoadedImage(decode(io.BytesIO(read_remote(source)), shorten(source))[0], source)
     if isinstance(source, str | os.PathLike):
         return LoadedImage(_from_path(source)[0], path_text(source))
     if isinstance(source, ENCODED_TYPES):
