@@ -133,7 +133,11 @@ def build_detector(model: Segmenter, pixels: bool = False) -> nn.Module:
 
 
 def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
-    """Return the ``torch.export.ExportedProgram`` of a detector, for any number of images."""
+    """Return the ``torch.export.ExportedProgram`` of a detector, for any number of images.
+
+    Raises:
+        ExportError: This version of torch cannot trace the detector.
+    """
     parameters = inspect.signature(torch.onnx.export).parameters
     if "dynamo" not in parameters or "dynamic_shapes" not in parameters:
         raise ExportError(
@@ -150,7 +154,13 @@ def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
     shape = (2, 3, *(exported.size or _EXAMPLE_SIZE))
     dtype = torch.uint8 if exported.takes_pixels else torch.float32
     images = torch.zeros(shape, dtype=dtype, device="cpu")
-    return export(detector, (images,), dynamic_shapes=(dynamic,), strict=False)
+    try:
+        return export(detector, (images,), dynamic_shapes=(dynamic,), strict=False)
+    except Exception as error:  # its classes differ between versions
+        advice = (
+            " Pass a fixed size of the network input (--input-size H W)." if exported.size is None else ""
+        )
+        raise ExportError(f"torch.export cannot trace the model: {shortened(error)}{advice}") from error
 
 
 def to_onnx(program: Any, metadata: dict[str, str]) -> Any:

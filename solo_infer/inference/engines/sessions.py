@@ -19,7 +19,7 @@ from solo_infer.config.validation import require_choice
 from solo_infer.errors import DeviceError, ExportError
 from solo_infer.inference.engines.metadata import INPUT_NAME, KEYS, OUTPUT_NAMES, ExportedConfig
 from solo_infer.inference.engines.onnx_file import read_onnx
-from solo_infer.runtime.messages import first_line, quoted, shortened
+from solo_infer.runtime.messages import describe_error, quoted, shortened
 
 SUFFIXES = (".onnx", ".xml")
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # OpenVINO's names
@@ -221,7 +221,8 @@ def _import_engine(package: str, title: str, extra: str) -> Any:
     """Import the package of an engine."""
     try:
         return importlib.import_module(package)
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises more than ImportError
         raise ExportError(
-            f"{title} needs the package {package} ({first_line(error)}): pip install 'solo-infer[{extra}]'."
+            f"{title} needs the package {package} ({describe_error(error)}): "
+            f"pip install 'solo-infer[{extra}]'."
         ) from error
