@@ -19,8 +19,10 @@ from solo_infer.export import model_file
 from solo_infer.export.detection_graph import greedy_keep, mask_bounds
 from solo_infer.export.engine import ExportedModel
 from solo_infer.export.model_file import build_detector, export_model, format_of, trace
+from solo_infer.inference import solo, tiny, yolact
 from solo_infer.inference.engines.metadata import ExportedConfig
 from solo_infer.inference.preprocess import prepare, to_pixels
+from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.tiny import Tiny
 
 onnx = pytest.importorskip("onnx")
@@ -90,14 +92,16 @@ def assert_same(result, expected, scores=1e-3, pixels=1e-3):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_detector_equals_the_model(family, models, photo):
-    """The module that is exported gives the results of the model, on one image and in a batch."""
+    """The module that is exported gives the detections of its network, on one image and in a batch."""
     model = models[family]
-    geometry = model._plan(photo)
     inputs = inputs_of(model, photo)
+    detector = build_detector(model)
+    detect_batch = {"tiny": tiny, "mmdet": yolact, "original": yolact}.get(family, solo).detect_batch
+    settings = ([model._plan(photo)], model.config.thresholds, None, Stopwatch())
     with torch.no_grad():
-        outputs = build_detector(model)(torch.cat([torch.zeros_like(inputs), inputs]))
+        outputs = detector(torch.cat([torch.zeros_like(inputs), inputs]))
+        (expected,) = detect_batch(detector.network, inputs, *settings)
     scores, labels, boxes, masks, counts = (output[1] for output in outputs)
-    (expected,) = model.detect(inputs, [geometry])
     assert int(counts) == len(expected.scores) > 5
     assert outputs.scores.shape[1] == masks.shape[0] == model.config.thresholds.max_per_image
     torch.testing.assert_close(scores[: int(counts)], expected.scores, rtol=0, atol=1e-4)
