@@ -174,7 +174,7 @@ def to_onnx(program: Any, metadata: dict[str, str]) -> Any:
             "pip install 'solo-infer[export]'."
         ) from error
     try:
-        exported = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
@@ -184,7 +184,7 @@ def to_onnx(program: Any, metadata: dict[str, str]) -> Any:
         )
     except Exception as error:  # torch's exporter raises classes that differ between versions
         raise ExportError(f"torch's ONNX exporter failed: {shortened(error)}") from error
-    graph: Any = exported.model_proto  # type: ignore[union-attr]
+    graph: Any = exported.model_proto
     # Nodes carry the source lines that they come from, with the paths of this machine.
     for nodes in (graph.graph.node, *(function.node for function in graph.functions)):
         for node in nodes:

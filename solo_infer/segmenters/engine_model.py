@@ -157,7 +157,7 @@ class EngineModel:
     def with_thresholds(self, thresholds: BasePostprocessConfig) -> Self:
         """Return a copy with other post-processing settings; see ``config`` for those that can change."""
         self._check_thresholds(replace(self.config, thresholds=thresholds).thresholds)
-        return super().with_thresholds(thresholds)  # type: ignore[misc,no-any-return]
+        return super().with_thresholds(thresholds)  # type: ignore[misc]
 
     def with_settings(self, **settings: Any) -> Self:
         """Return a copy with other settings of a call; see ``Segmenter.with_settings``.
@@ -173,12 +173,12 @@ class EngineModel:
                 f"input_size={settings.get('input_size')}: {self.session.path} has the fixed input size "
                 f"{size[0]} x {size[1]} (height x width). Export the model without --input-size."
             )
-        return other  # type: ignore[no-any-return]
+        return other
 
     def _settings(self, thresholds: BasePostprocessConfig | None) -> BasePostprocessConfig:
         settings = super()._settings(thresholds)  # type: ignore[misc]
         self._check_thresholds(settings)
-        return settings  # type: ignore[no-any-return]
+        return settings
 
     def _check_thresholds(self, thresholds: BasePostprocessConfig) -> None:
         """Raise ``ConfigError`` if settings that are part of the graph differ from it."""

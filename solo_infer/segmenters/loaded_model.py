@@ -175,7 +175,7 @@ class LoadedModel(ABC):
         if family.engine_segmenter is None:
             raise ExportError(f"{session.path}: models of its family do not run in an engine.")
         model: Self = family.load("engine_segmenter")(session)
-        return model if thresholds is None else model.with_thresholds(thresholds)  # type: ignore[attr-defined,no-any-return]
+        return model if thresholds is None else model.with_thresholds(thresholds)  # type: ignore[attr-defined]
 
     @classmethod
     def _families(cls) -> list[str]:
