@@ -53,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     )
     device = parser.add_argument_group("device")
     options.add_device(device)
+    options.add_engine(device)
     device.add_argument(
         "--dtype",
         nargs="+",
@@ -99,7 +100,8 @@ def _measure_all(args: argparse.Namespace) -> list[Measurement]:
     dtypes = dict.fromkeys(options.network_dtype(dtype, args.device) for dtype in args.dtype)
     for name in args.model:
         for dtype in dtypes:
-            model = options.with_settings(load_model(name, device=args.device, dtype=dtype), args)
+            model = load_model(name, device=args.device, dtype=dtype, engine=args.engine)
+            model = options.with_settings(model, args)
             measurements += [
                 benchmark.measure(
                     model, args.image, name=name, batch_size=batch_size, runs=args.runs, warmup=args.warmup

@@ -19,7 +19,9 @@ EXAMPLES = (
     "solo-infer eval --detections results.json --annotations instances_val2017.json --json",
     "torchrun --nproc-per-node 4 -m solo_infer eval --images val2017 --annotations instances_val2017.json",
 )
-_MODEL_OPTIONS = ("model", "save_json", "nms", "nms_iou", "across_classes", "min_score", "input_size")
+_MODEL_OPTIONS = (
+    *("model", "save_json", "nms", "nms_iou", "across_classes", "min_score", "input_size", "engine"),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
     device = parser.add_argument_group("device")
     options.add_device(device)
     options.add_dtype(device)
+    options.add_engine(device)
     options.add_batch_size(device)
 
 
@@ -97,7 +100,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> Evaluation 
 
     with process_group(args.device) as device:
         dtype = options.network_dtype(args.dtype, device)
-        model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=dtype)
+        model = load_model(args.model or DEFAULT_MODEL, device=device, dtype=dtype, engine=args.engine)
         return evaluation.evaluate(
             options.with_settings(model, args),
             args.images,

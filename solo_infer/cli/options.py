@@ -28,6 +28,7 @@ Group = Any  # argparse gives the class of its argument groups no public name
 MODEL_HELP = "published model ('solo-infer models'), checkpoint file, folder or Hub repo id"
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 MAX_DETECTIONS = (1, 10, 100)
+ENGINES = ("onnxruntime", "openvino")
 
 
 _MAX_DIGITS = 19  # of 2**63 - 1
@@ -131,6 +132,16 @@ def add_model(group: Group, default: str) -> None:
         default: Description of the default.
     """
     group.add_argument("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: {default})")
+
+
+def add_engine(group: Group) -> None:
+    """Add ``--engine``."""
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="engine that runs an exported model (.onnx, .xml) on the CPU (default: onnxruntime for .onnx, "
+        "openvino for .xml)",
+    )
 
 
 def add_json(group: Group, content: str) -> None:

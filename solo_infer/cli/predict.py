@@ -22,7 +22,14 @@ from solo_infer.cli.terminal import (
     usage_error,
 )
 from solo_infer.config.display import DISPLAY_THRESHOLD
-from solo_infer.errors import CacheError, DownloadError, OfflineError, ResultError, SoloInferError
+from solo_infer.errors import (
+    CacheError,
+    ConfigError,
+    DownloadError,
+    OfflineError,
+    ResultError,
+    SoloInferError,
+)
 from solo_infer.runtime import environment
 from solo_infer.runtime.messages import escaped
 from solo_infer.runtime.output_files import refuse_overwriting
@@ -99,6 +106,7 @@ def add_parser(subparsers: Any) -> None:
     device = parser.add_argument_group("device")
     options.add_device(device)
     options.add_dtype(device)
+    options.add_engine(device)
     options.add_batch_size(device)
 
 
@@ -203,9 +211,12 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
     """Return the selected model. Defaults to the default model, or the embedded one if it is unavailable."""
     from solo_infer.segmenters.auto import load_model
 
-    settings = {"device": args.device, "dtype": options.network_dtype(args.dtype, args.device)}
+    dtype = options.network_dtype(args.dtype, args.device)
+    settings = {"device": args.device, "dtype": dtype, "engine": args.engine}
     if args.model is not None:
         return load_model(args.model, **settings)
+    if args.engine is not None:
+        raise ConfigError(f"--engine {args.engine} requires --model FILE, an exported model (.onnx, .xml).")
     try:
         return load_model(DEFAULT_MODEL, **settings)
     except (DownloadError, OfflineError, CacheError) as error:

@@ -1,14 +1,15 @@
-"""``solo-infer verify``: compare this device with reference results of mmdet."""
+"""``solo-infer verify``: compare a device with results of mmdet, and exported files with PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solo_infer.cli import options
-from solo_infer.cli.terminal import print_json, print_text
+from solo_infer.cli.terminal import print_json, print_text, usage_error
 from solo_infer.config.suggestions import did_you_mean
 from solo_infer.errors import ConfigError, DeviceError, SoloInferError
 
@@ -17,23 +18,39 @@ if TYPE_CHECKING:
 
     from solo_infer.diagnostics.verify import Check
 
-SUMMARY = "Compare this device with reference results of mmdet"
+SUMMARY = "Compare this device with reference results of mmdet, or an exported file with PyTorch"
 EXAMPLES = (
     "solo-infer verify",
     "solo-infer verify --model solo_r50 yolact_r50 --device cuda --dtype bfloat16",
+    "solo-infer verify --model tiny.onnx --image street.jpg",
 )
+FILE_SUFFIXES = (".onnx", ".xml")  # of exported models
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of the command."""
     parser = options.add_command(subparsers, "verify", SUMMARY, run, EXAMPLES)
-    parser.add_argument_group("model").add_argument(
-        "--model", nargs="+", metavar="PRESET", help="presets to compare, e.g. solo_r50 (default: all)"
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        nargs="+",
+        metavar="MODEL",
+        help="presets to compare with mmdet, e.g. solo_r50, and exported files (.onnx, .xml) to compare with "
+        "their PyTorch models (default: all presets)",
+    )
+    model.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="PyTorch model to compare exported files with (default: the one that each was exported from)",
+    )
+    model.add_argument(
+        "--image", metavar="IMAGE", help="image for exported files, file or URL (default: a procedural one)"
     )
     options.add_json(parser.add_argument_group("output"), "the differences")
     device = parser.add_argument_group("device")
     options.add_device(device)
     options.add_dtype(device)
+    options.add_engine(device)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,11 +60,15 @@ def run(args: argparse.Namespace) -> int:
     from solo_infer.diagnostics.verify import MODELS
     from solo_infer.runtime.device import resolve_device
 
-    presets = args.model or MODELS
+    names = args.model or MODELS
+    files = [name for name in names if name.endswith(FILE_SUFFIXES)]
+    presets = [name for name in names if name not in files]
     _require_known(presets, MODELS)
-    device = resolve_device(args.device)
+    if not files and (args.reference or args.image or args.engine):
+        return usage_error("--reference, --image and --engine require --model FILE, an exported model")
+    device = resolve_device(args.device) if presets else torch.device("cpu")
     args.dtype = options.network_dtype(args.dtype, device)
-    checks = _compare(device, args, presets)
+    checks = _compare(device, args, presets, files)
     failed = sum(not check.passed for check in checks)
     if args.json:
         print_json([_to_dict(check) for check in checks])
@@ -71,15 +92,34 @@ def _require_known(presets: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
-def _compare(device: torch.device, args: argparse.Namespace, presets: Sequence[str]) -> list[Check]:
-    """Return all checks; without ``--json`` print each one when it is done."""
+def _all_checks(
+    device: torch.device, args: argparse.Namespace, presets: Sequence[str], files: Sequence[str]
+) -> Iterator[Check]:
+    """Iterate over the checks of presets and of exported files."""
     from solo_infer.diagnostics import verify
+    from solo_infer.diagnostics.verify_export import verify_file
 
+    if presets:
+        yield from verify.verify(device, args.dtype, presets)
+    for file in files:
+        yield from verify_file(
+            os.path.expanduser(file),
+            reference=args.reference,
+            image=args.image,
+            engine=args.engine,
+            dtype=args.dtype,
+        )
+
+
+def _compare(
+    device: torch.device, args: argparse.Namespace, presets: Sequence[str], files: Sequence[str]
+) -> list[Check]:
+    """Return all checks; without ``--json`` print each one when it is done."""
     checks: list[Check] = []
     if not args.json:
         print_text(f"{'model':<22}{'quantity':<16}{'difference':>12}{'tolerance':>12}")
     try:
-        for check in verify.verify(device, args.dtype, presets):
+        for check in _all_checks(device, args, presets, files):
             checks.append(check)
             if not args.json:
                 numbers = f"{check.difference:>12.2e}{check.limit:>12.0e}"

@@ -33,7 +33,12 @@ class Family:
         parity: Import path of the function that compares a model with mmdet's goldens, None if mmdet has no
             such model.
         exporter: Import path of the module that exports the network and decodes its raw outputs, None if the
+            family has none.
+        detector: Import path of the ``nn.Module`` class that maps network inputs to detections with static
+            shapes, built from a network and the configuration of its model; None if whole models of the
             family cannot be exported.
+        engine_segmenter: Import path of the ``Segmenter`` subclass that runs such exported models, None with
+            ``detector``.
     """
 
     architecture: type[ArchitectureConfig]
@@ -44,6 +49,8 @@ class Family:
     checkpoints: str
     parity: str | None = None
     exporter: str | None = None
+    detector: str | None = None
+    engine_segmenter: str | None = None
 
     def load(self, field: str) -> Any:
         """Import and return the object that a field names: "package.module" or "package.module:name"."""
@@ -62,6 +69,8 @@ FAMILIES: dict[str, Family] = {
         checkpoints="solo_infer.weights.families.solo",
         parity="solo_infer.diagnostics.parity_solo:check_solo",
         exporter="solo_infer.export.solo_heads",
+        detector="solo_infer.export.solo_graph:SOLODetector",
+        engine_segmenter="solo_infer.segmenters.solo:EngineSOLO",
     ),
     YOLACTConfig.family: Family(
         architecture=YOLACTConfig,
@@ -71,6 +80,8 @@ FAMILIES: dict[str, Family] = {
         segmenter="solo_infer.segmenters.yolact:YOLACT",
         checkpoints="solo_infer.weights.families.yolact",
         parity="solo_infer.diagnostics.parity_yolact:check_yolact",
+        detector="solo_infer.export.yolact_graph:YOLACTDetector",
+        engine_segmenter="solo_infer.segmenters.yolact:EngineYOLACT",
     ),
     TinyConfig.family: Family(
         architecture=TinyConfig,
@@ -80,6 +91,8 @@ FAMILIES: dict[str, Family] = {
         segmenter="solo_infer.segmenters.tiny:Tiny",
         checkpoints="solo_infer.weights.families.tiny",
         exporter="solo_infer.export.tiny_heads",
+        detector="solo_infer.export.tiny_graph:TinyDetector",
+        engine_segmenter="solo_infer.segmenters.tiny:EngineTiny",
     ),
 }
 

@@ -32,8 +32,10 @@ from solo_infer.runtime.messages import describe_error, escaped, quoted
 from solo_infer.runtime.output_files import require_writable
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.segmenters.engine_model import EngineModel
 
 STAGES = ("preprocess", "backbone", "pyramid", "classes", "masks", "post")
+_ALL_STAGES = (*STAGES[:-1], "engine", STAGES[-1])  # an exported model has "engine" for those of the network
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Measurement:
         input: (height, width) of the network input in pixels.
         candidates: (cell or anchor, class) pairs above the score threshold per image, None if unknown.
         instances: Instances per image.
-        stages: Milliseconds per image by stage, each synchronized. On CUDA the stages run without CUDA
+        stages: Milliseconds per image by stage, each synchronized. An exported model has the stage "engine"
+            instead of those of the network. On CUDA the stages run without CUDA
             graphs, so their sum exceeds the total.
         total: Milliseconds per image from the decoded image to the result, synchronized at the end only.
         images_per_second: Throughput at the median of the total.
@@ -147,7 +150,11 @@ def measure(
         input=plan(image.pixels, model.config.preprocessing).padded,
         candidates=count_candidates(model, image),
         instances=instances,
-        stages={stage: percentiles([seconds[stage] for seconds in staged]) for stage in STAGES},
+        stages={
+            stage: percentiles([seconds[stage] for seconds in staged])
+            for stage in _ALL_STAGES
+            if stage in staged[0]
+        },
         total=total,
         images_per_second=1000 / total.median,
         peak_memory=memory,
@@ -155,8 +162,13 @@ def measure(
     )
 
 
-def count_candidates(model: Segmenter, image: LoadedImage) -> int:
-    """Return the number of (cell or anchor, class) pairs of an image above the score threshold."""
+def count_candidates(model: Segmenter, image: LoadedImage) -> int | None:
+    """Return the number of (cell or anchor, class) pairs of an image above the score threshold.
+
+    None for an exported model, which does not return them.
+    """
+    if isinstance(model, EngineModel):
+        return None
     settings = model.config.preprocessing
     inputs = prepare([image.pixels], [plan(image.pixels, settings)], settings, model.device, model.dtype)
     return model.count_candidates(inputs)[0]
@@ -213,12 +225,13 @@ def format_table(measurements: Sequence[Measurement]) -> str:
     """Return measurements as text: milliseconds per image by stage, one line each."""
     names = [escaped(entry.name) for entry in measurements]
     width = max(len("model"), *map(len, names))
-    head = f"{'model':<{width}}  batch " + "".join(f"{stage:>11}" for stage in (*STAGES, "total"))
+    stages = [stage for stage in _ALL_STAGES if any(stage in entry.stages for entry in measurements)]
+    head = f"{'model':<{width}}  batch " + "".join(f"{stage:>11}" for stage in (*stages, "total"))
     lines = ["milliseconds per image (median)", head + "   p10..p90      images/s  candidates  instances"]
     for name, entry in zip(names, measurements, strict=True):
         columns = "".join(
             f"{entry.stages[stage].median:>11.1f}" if stage in entry.stages else f"{'-':>11}"
-            for stage in STAGES
+            for stage in stages
         )
         lines.append(
             f"{name:<{width}}  {entry.batch_size:>5} {columns}{entry.total.median:>11.1f}"

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from solo_infer.config import PRESETS, ModelConfig
 from solo_infer.diagnostics.layer_table import LayerTable, tabulate
 from solo_infer.errors import ConfigError
+from solo_infer.inference.engines.sessions import open_session
 from solo_infer.models import build_network
+from solo_infer.segmenters.engine_model import is_engine_file
 from solo_infer.weights import fetch
 from solo_infer.weights.checkpoint import read_config
 from solo_infer.weights.load import load_checkpoint, published_config
@@ -56,6 +60,8 @@ def describe_model(
         config = read_config(path)
     elif name in PRESETS and not path.exists():
         config = PRESETS[name]
+    elif is_engine_file(name):
+        config = open_session(path, None, torch.float32).exported.config
     else:
         config = load_checkpoint(name).config
     return Description({**published, **describe_config(config)}, layers_of(config, input_size))

@@ -23,10 +23,13 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.errors import ExportError
-from solo_infer.export.onnx import CONFIG_KEY, SIZE_KEY, exporter_of, require_onnx
+from solo_infer.export.onnx import exporter_of
 from solo_infer.inference.detections import Detections
+from solo_infer.inference.engines.metadata import CONFIG_KEY, HEADS, OUTPUTS_KEY, SIZE_KEY
+from solo_infer.inference.engines.onnx_file import import_onnx
 from solo_infer.inference.preprocess import Geometry, plan_fixed_size, prepare
 from solo_infer.results.result import Result
+from solo_infer.runtime.messages import quoted
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,7 @@ class ExportedModel:
         Raises:
             ExportError: The file cannot be read, or was not written by ``export_onnx``.
         """
-        require_onnx()
-        import onnx
+        onnx = import_onnx()
         from google.protobuf.message import DecodeError
 
         try:
@@ -65,6 +67,12 @@ class ExportedModel:
         Raises:
             ExportError: The metadata were not written by ``export_onnx``.
         """
+        outputs = metadata.get(OUTPUTS_KEY, HEADS)
+        if outputs != HEADS:
+            raise ExportError(
+                f"The model returns {quoted(outputs)}, not the raw outputs of its heads: use "
+                "solo_infer.load_model for it."
+            )
         try:
             height, width = json.loads(metadata[SIZE_KEY])
             return cls(ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY])), (int(height), int(width)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from solo_infer.config.families import family_of
 from solo_infer.config.validation import is_int, require_instance, require_path
 from solo_infer.errors import ExportError
 from solo_infer.export import onnx_recorder
+from solo_infer.inference.engines.metadata import CONFIG_KEY, HEADS, OUTPUTS_KEY, SIZE_KEY, VERSION_KEY
+from solo_infer.inference.engines.onnx_file import import_onnx
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.runtime.messages import quoted
 from solo_infer.runtime.output_files import require_writable
@@ -30,7 +31,6 @@ from solo_infer.segmenters.base import Segmenter
 
 MIN_SIDE = 64  # pixels; below it the coarsest level has a single one
 DIVISOR = 32  # divides both sides, so that the sizes of all levels are integers
-CONFIG_KEY, SIZE_KEY, VERSION_KEY = "solo_infer.config", "solo_infer.size", "solo_infer.version"
 
 
 def export_onnx(
@@ -54,23 +54,15 @@ def export_onnx(
         ExportError: The size or opset is not supported, the family or an operator of the network (deformable
             convolutions) cannot be exported, ``onnx`` is not installed, or the file cannot be written.
     """
-    require_onnx()
+    onnx = import_onnx()
     target = require_path("path", path)
     require_instance("model", model, Segmenter)
     if not is_int(opset):
         raise ExportError(f"opset={quoted(opset)}: expected 11 or 13.")
     require_writable("path", target, error_type=ExportError)
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(map(is_int, size))):
-        raise ExportError(f"size={quoted(size)}: expected (height, width) in pixels.")
-    height, width = size
-    if min(size) < MIN_SIDE or height % DIVISOR or width % DIVISOR:
-        raise ExportError(
-            f"size={height} x {width} (height x width): expected multiples of {DIVISOR}, at least {MIN_SIDE}."
-        )
+    height, width = check_size(size)
     architecture = model.config.architecture
     exporter = exporter_of(architecture)
-    import onnx
-
     # A copy, because moving and casting change the weights of a module in place.
     network = exporter.export_network(copy.deepcopy(model.network).cpu().float())
     names = exporter.output_names(architecture)
@@ -81,6 +73,7 @@ def export_onnx(
         CONFIG_KEY: json.dumps(model.config.to_dict()),
         SIZE_KEY: json.dumps([height, width]),
         VERSION_KEY: __version__,
+        OUTPUTS_KEY: HEADS,
     }
     onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
@@ -102,11 +95,17 @@ def exporter_of(architecture: ArchitectureConfig) -> Any:
     return family.load("exporter")
 
 
-def require_onnx() -> None:
-    """Raise ExportError if the package onnx is not installed."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
+def check_size(size: Any) -> tuple[int, int]:
+    """Return (height, width) of a network input.
+
+    Raises:
+        ExportError: It is not a pair of multiples of 32 of at least 64.
+    """
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(is_int, size))):
+        raise ExportError(f"size={quoted(size)}: expected (height, width) in pixels.")
+    height, width = size
+    if min(size) < MIN_SIDE or height % DIVISOR or width % DIVISOR:
         raise ExportError(
-            f"ONNX needs the package onnx ({error}): pip install 'solo-infer[export]'."
-        ) from error
+            f"size={height} x {width} (height x width): expected multiples of {DIVISOR}, at least {MIN_SIDE}."
+        )
+    return height, width

@@ -75,12 +75,17 @@ def export_network(network: SOLONetwork) -> nn.Module:
     Raises:
         ExportError: The network has deformable convolutions.
     """
+    require_no_deformable(network)
+    return RawHeads(halve_p2(fold_batch_norm(network)))
+
+
+def require_no_deformable(network: SOLONetwork) -> None:
+    """Raise ExportError if a network has deformable convolutions."""
     if any(isinstance(module, DeformableConv) for module in network.modules()):
         raise ExportError(
             "Deformable convolutions cannot be exported: ONNX has them from opset 19 on, and the opsets that "
             "inference engines of accelerators read are 11 and 13. Expected a model without them."
         )
-    return RawHeads(halve_p2(fold_batch_norm(network)))
 
 
 def output_names(config: SOLOConfig) -> list[str]:

@@ -90,6 +90,12 @@ def prepare(
     )
 
 
+def to_pixels(inputs: Tensor, config: PreprocessConfig) -> Tensor:
+    """Return the pixels (N, 3, H, W) uint8 RGB of network inputs; the padding is the mean."""
+    std, mean = (inputs.new_tensor(values).view(3, 1, 1) for values in (config.std, config.mean))
+    return (inputs * std + mean).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def reduce(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Scale an image (H, W, 3) uint8 on the CPU down to (height, width), averaging over all its pixels.
 

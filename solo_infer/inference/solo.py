@@ -20,7 +20,7 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops.matrix_nms import NMSResult
-from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.ops.paste_masks import PastedMasks, paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -167,11 +167,16 @@ def full_size_masks(
     the image fills and resized to its original size, all bilinearly, before the threshold.
     """
     order = cells.argsort(stable=True)
-    upsampled = (4 * masks.size[0], 4 * masks.size[1])
     chunks = [
-        paste_masks(masks.scores(chunk), upsampled, geometry.resized, geometry.original, mask_thr)
+        paste_soft_masks(masks.scores(chunk), geometry, mask_thr)
         for chunk in cells[order].split(masks.chunk_length(cells))
     ]
     packed, boxes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     inverse = order.argsort()
     return packed[inverse], boxes[inverse]
+
+
+def paste_soft_masks(soft: Tensor, geometry: Geometry, mask_thr: float) -> PastedMasks:
+    """Return packed masks and boxes of soft masks (K, h, w), up-sampled by 4; see ``full_size_masks``."""
+    upsampled = (4 * soft.shape[1], 4 * soft.shape[2])
+    return paste_masks(soft, upsampled, geometry.resized, geometry.original, mask_thr)

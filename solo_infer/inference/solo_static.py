@@ -20,11 +20,10 @@ from solo_infer.inference.cuda_graphs import Capture, CudaGraph, GraphCache
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.nms import compared_labels
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import Features, detect_features, extract_features
+from solo_infer.inference.solo import Features, detect_features, extract_features, paste_soft_masks
 from solo_infer.models.solo.cells import CellTable
 from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.ops.matrix_nms import decay_factors
-from solo_infer.ops.paste_masks import paste_masks
 from solo_infer.runtime.device import graphs_allowed
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -210,7 +209,6 @@ def _full_size(
 ) -> Detections:
     """Return the first ``count`` detections of an image as copies; the originals may belong to a graph."""
     soft = detections.masks[image, :count]
-    upsampled = 4 * soft.shape[1], 4 * soft.shape[2]
-    packed, boxes = paste_masks(soft, upsampled, geometry.resized, geometry.original, thresholds.mask_thr)
+    packed, boxes = paste_soft_masks(soft, geometry, thresholds.mask_thr)
     scores, labels = detections.scores[image, :count].clone(), detections.labels[image, :count].clone()
     return Detections(scores, labels, boxes, packed)

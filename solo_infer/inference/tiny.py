@@ -18,7 +18,7 @@ from solo_infer.models.tiny.masks import decode_boxes, mask_logits, pixels_in_bo
 from solo_infer.models.tiny.network import TinyNetwork, TinyOutput
 from solo_infer.ops.box_nms import box_nms
 from solo_infer.ops.mask_statistics import mask_statistics
-from solo_infer.ops.paste_masks import paste_masks
+from solo_infer.ops.paste_masks import PastedMasks, paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
 # A mask ends where the box of its cell, widened by a fraction of its sides and by input pixels, ends.
@@ -153,32 +153,47 @@ def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple
 
 
 def cell_mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
-    """Return the mask logits (K, h, w) float32 of cells, clipped, and lowest far outside of their boxes.
+    """Return the mask logits (..., K, h, w) float32 of cells, clipped, and lowest far outside of their boxes.
 
     Args:
-        kernels: (K, C + 6) predicted kernels.
-        boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
-        features: (C, h, w) mask features of the image.
+        kernels: (..., K, C + 6) predicted kernels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
+        features: (..., C, h, w) mask features of the images.
     """
     logits = mask_logits(kernels, boxes, features)
-    margin = _MARGIN * (boxes[:, 2:] - boxes[:, :2]) + _MARGIN_PIXELS
-    widened = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
-    outside = ~pixels_in_boxes(widened, logits.shape[1], logits.shape[2])
+    margin = _MARGIN * (boxes[..., 2:] - boxes[..., :2]) + _MARGIN_PIXELS
+    widened = torch.cat([boxes[..., :2] - margin, boxes[..., 2:] + margin], dim=-1)
+    outside = ~pixels_in_boxes(widened, logits.shape[-2], logits.shape[-1])
     return logits.clamp_(-_LOGIT_LIMIT, _LOGIT_LIMIT).masked_fill_(outside, -_LOGIT_LIMIT)
 
 
 def _full_size(instances: Instances, geometry: Geometry, mask_thr: float) -> Detections:
-    """Return instances with packed masks and boxes at the original size of the image.
+    """Return instances with packed masks and boxes at the original size of the image."""
+    if not len(instances.scores):
+        return empty_detections(geometry.original, instances.scores.device)
+    packed, boxes = paste_soft_masks(soft_masks(instances.mask_logits), geometry, mask_thr)
+    return Detections(instances.scores, instances.labels, boxes, packed)
+
+
+def soft_masks(logits: Tensor) -> Tensor:
+    """Return clipped mask logits as soft masks in 0..1, which are linear in the logit and 0.5 at 0.
 
     Logits are resized, not scores: between two pixels, the outline then lies where the nearly linear logit
     crosses the threshold.
     """
-    if not len(instances.scores):
-        return empty_detections(geometry.original, instances.scores.device)
-    soft = instances.mask_logits / (2 * _LOGIT_LIMIT) + 0.5  # paste_masks takes 0..1
+    return logits / (2 * _LOGIT_LIMIT) + 0.5
+
+
+def paste_soft_masks(soft: Tensor, geometry: Geometry, mask_thr: float) -> PastedMasks:
+    """Return packed masks and boxes of soft masks (K, h, w) at the original size of the image.
+
+    Args:
+        soft: From ``soft_masks``.
+        geometry: Sizes of the image.
+        mask_thr: Mask score that a pixel of a mask must exceed, 0..1.
+    """
     threshold = min(max(_logit(mask_thr) / (2 * _LOGIT_LIMIT) + 0.5, 0.0), 1.0)
-    pasted = paste_masks(soft, geometry.padded, geometry.resized, geometry.original, threshold)
-    return Detections(instances.scores, instances.labels, pasted.boxes, pasted.packed)
+    return paste_masks(soft, geometry.padded, geometry.resized, geometry.original, threshold)
 
 
 def _logit(score: float) -> float:

@@ -154,14 +154,23 @@ def make_detections(
     """
     if len(instances.scores) == 0:
         return empty_detections(geometry.original, prototypes.device)
-    from torchvision.ops import clip_boxes_to_image  # here, because torchvision takes seconds to import
-
-    height, width = geometry.original
-    limits = instances.boxes.new_tensor([*geometry.resized[::-1]] * 2)
-    relative = instances.boxes / limits
-    boxes = clip_boxes_to_image(relative * relative.new_tensor([width, height] * 2), geometry.original)
+    relative = instances.boxes / instances.boxes.new_tensor([*geometry.resized[::-1]] * 2)
+    boxes = image_boxes(relative, geometry.original)
     packed = _packed_masks(instances.coefficients, prototypes, relative, geometry.original, mask_thr)
     return Detections(instances.scores, instances.labels, boxes, packed)
+
+
+def image_boxes(relative: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes (K, 4) x1 y1 x2 y2 in pixels of an image of (height, width), clipped to it.
+
+    Args:
+        relative: (K, 4) boxes as fractions of the width and height of the image.
+        size: (height, width) of the image in pixels.
+    """
+    from torchvision.ops import clip_boxes_to_image  # here, because torchvision takes seconds to import
+
+    height, width = size
+    return clip_boxes_to_image(relative * relative.new_tensor([width, height] * 2), size)
 
 
 def _packed_masks(

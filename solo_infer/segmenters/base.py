@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -276,7 +277,7 @@ class Segmenter(Publishing, LoadedModel):
         """
         check_batch(batch)
         settings = self._settings(thresholds)
-        geometries = [plan(image.pixels, self.config.preprocessing) for image in batch]
+        geometries = [self._plan(image.pixels) for image in batch]
         results: dict[int, Result] = {}
         for members in forward_groups(geometries, self.device):
             group = self._predict_group(
@@ -287,6 +288,10 @@ class Segmenter(Publishing, LoadedModel):
             )
             results.update(zip(members, group, strict=True))
         return [results[index] for index in range(len(batch))]
+
+    def _plan(self, pixels: np.ndarray) -> Geometry:
+        """Return the sizes of an image (H, W, 3)."""
+        return plan(pixels, self.config.preprocessing)
 
     def _settings(self, thresholds: BasePostprocessConfig | None) -> BasePostprocessConfig:
         """Return the post-processing settings of a call; raise ConfigError for those of another family."""
@@ -302,7 +307,7 @@ class Segmenter(Publishing, LoadedModel):
     ) -> list[Result]:
         """Segment images that share a forward pass."""
         pixels = [image.pixels for image in batch]
-        inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.dtype)
+        inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.input_dtype)
         stopwatch.mark("preprocess")
         detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
         return make_results(batch, detections, self.config.categories, stopwatch, self._display_threshold)

@@ -16,13 +16,15 @@ from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.families import FAMILIES, family_of
 from solo_infer.config.keywords import PRETRAINED_KEYWORDS, explain_keywords
 from solo_infer.config.validation import bounded_repr, require_instance
-from solo_infer.errors import ConfigError
+from solo_infer.errors import ConfigError, ExportError
+from solo_infer.inference.engines.sessions import open_session
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.runtime.device import require_dtype, resolve_device
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.segmenters.auto_dtype import resolve_network_dtype
+from solo_infer.segmenters.engine_model import check_engine_device, engine_path, is_engine_file
 from solo_infer.weights.checkpoint import Checkpoint
-from solo_infer.weights.load import load_checkpoint
+from solo_infer.weights.load import load_checkpoint, require_families
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,13 +100,14 @@ class LoadedModel(ABC):
         config: ModelConfig | None = None,
         revision: str = "main",
         offline: bool | None = None,
+        engine: str | None = None,
     ) -> Self:
         """Load a model.
 
         Args:
             name_or_path: Name of a published model (``solo_infer.available_models()``), checkpoint file
-                (mmdet's, the authors', a state dict, safetensors), directory of ``save_pretrained``, or id
-                (owner/name) of a Hub repo with such a directory.
+                (mmdet's, the authors', a state dict, safetensors), directory of ``save_pretrained``, id
+                (owner/name) of a Hub repo with such a directory, or exported model (``.onnx``, ``.xml``).
             device: "cpu", "cuda", "cuda:1", ... Defaults to CUDA if available, else the CPU.
             dtype: Dtype of the network: float32, float16, bfloat16, or "auto": the fastest one on the
                 device, by a short measurement on CPUs with bfloat16 units. Scores and masks are always
@@ -114,6 +117,8 @@ class LoadedModel(ABC):
             revision: Branch, tag or commit of a Hub repo.
             offline: Whether network access is forbidden. Defaults to the environment
                 (``SOLO_INFER_OFFLINE``).
+            engine: "onnxruntime" or "openvino", for exported models, which run on the CPU. Defaults to ONNX
+                Runtime for ``.onnx`` files and to OpenVINO for ``.xml`` files.
 
         Raises:
             WeightsError: The weights cannot be found, fetched, read or matched with a model.
@@ -121,7 +126,10 @@ class LoadedModel(ABC):
             ConfigError: The weights belong to another family of models (``load_model`` accepts any), the
                 ``config.json`` beside them is invalid, or an argument has the wrong type.
             DeviceError: The device or dtype is not available.
+            ExportError: An exported model cannot be used, or the package of its engine is not installed.
         """
+        if engine is not None or is_engine_file(name_or_path):
+            return cls._from_engine_file(name_or_path, device, dtype, engine, thresholds, config)
         resolved_device = resolve_device(device)
         resolved_dtype = resolve_network_dtype(dtype, resolved_device)
         checkpoint = load_checkpoint(
@@ -150,6 +158,31 @@ class LoadedModel(ABC):
         return (segmenter if issubclass(segmenter, cls) else cls)(checkpoint.config, network)
 
     @classmethod
+    def _from_engine_file(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device | None,
+        dtype: str | torch.dtype,
+        engine: str | None,
+        thresholds: BasePostprocessConfig | None,
+        config: ModelConfig | None,
+    ) -> Self:
+        """Load an exported model; see ``from_pretrained``."""
+        if config is not None:
+            raise ConfigError("config=...: an exported model holds its own configuration. Leave it out.")
+        session = open_session(
+            engine_path(path, engine), engine, resolve_network_dtype(dtype, torch.device("cpu"))
+        )
+        if device is not None and str(device) != "auto":
+            check_engine_device(resolve_device(device))
+        require_families(str(session.path), session.exported.config, cls._families())
+        family = family_of(session.exported.config.architecture)
+        if family.engine_segmenter is None:
+            raise ExportError(f"{session.path}: models of its family do not run in an engine.")
+        model: Self = family.load("engine_segmenter")(session)
+        return model if thresholds is None else model.with_thresholds(thresholds)  # type: ignore[attr-defined]
+
+    @classmethod
     def _families(cls) -> list[str]:
         """Return the names of the families whose models this class loads."""
         return [
@@ -167,6 +200,11 @@ class LoadedModel(ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the network."""
         return next(self.network.parameters()).dtype
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of the network input."""
+        return self.dtype
 
     @neutral_state()
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:

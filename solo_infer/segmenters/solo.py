@@ -11,11 +11,12 @@ from torch import Tensor
 from solo_infer.config import ModelConfig, PostprocessConfig, SOLOConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.solo import detect_batch, extract_features
+from solo_infer.inference.solo import detect_batch, extract_features, paste_soft_masks
 from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.segmenters.engine_model import EngineModel
 from solo_infer.segmenters.loaded_model import explain_loading
 
 if TYPE_CHECKING:
@@ -64,3 +65,20 @@ class SOLO(Segmenter):
         features = extract_features(self.inference_network, inputs, class_mask, Stopwatch())
         above = features.scores > self.config.thresholds.score_thr
         return above.flatten(1).sum(dim=1).tolist()
+
+
+class EngineSOLO(EngineModel, SOLO):  # type: ignore[misc]  # it has no network
+    """SOLO, Decoupled SOLO, Decoupled Light SOLO or SOLOv2 in an inference engine."""
+
+    @staticmethod
+    def paste(
+        scores: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        soft: Tensor,
+        geometry: Geometry,
+        thresholds: PostprocessConfig,
+    ) -> Detections:
+        """Return the detections of one image; their boxes are those of the masks at its original size."""
+        packed, mask_boxes = paste_soft_masks(soft, geometry, thresholds.mask_thr)
+        return Detections(scores, labels, mask_boxes, packed)

@@ -10,9 +10,10 @@ from torch import Tensor
 from solo_infer.config import TinyConfig, TinyPostprocessConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.tiny import class_scores, detect_batch
+from solo_infer.inference.tiny import class_scores, detect_batch, paste_soft_masks
 from solo_infer.models.tiny.network import TinyNetwork
 from solo_infer.runtime.stopwatch import Stopwatch
+from solo_infer.segmenters.engine_model import EngineModel
 from solo_infer.segmenters.solo import SOLO
 
 
@@ -38,3 +39,20 @@ class Tiny(SOLO):
         logits = self.inference_network(inputs).cells.class_logits
         above = class_scores(logits, self._class_mask_on(inputs.device)) > self.config.thresholds.score_thr
         return above.flatten(1).sum(dim=1).tolist()
+
+
+class EngineTiny(EngineModel, Tiny):  # type: ignore[misc]  # it has no network
+    """Tiny in an inference engine."""
+
+    @staticmethod
+    def paste(
+        scores: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        soft: Tensor,
+        geometry: Geometry,
+        thresholds: TinyPostprocessConfig,
+    ) -> Detections:
+        """Return the detections of one image; their boxes are those of the masks at its original size."""
+        packed, mask_boxes = paste_soft_masks(soft, geometry, thresholds.mask_thr)
+        return Detections(scores, labels, mask_boxes, packed)

@@ -65,7 +65,7 @@ def load_checkpoint(
         checkpoint = _load_from_hub(_require_repo_id(name), config, revision, offline)
     else:
         checkpoint = read_checkpoint(path, config)
-    _require_families(name, checkpoint.config, families)
+    require_families(name, checkpoint.config, families)
     return checkpoint
 
 
@@ -88,7 +88,8 @@ def published_config(entry: ManifestEntry) -> ModelConfig:
     return find_preset(entry.preset) if entry.folder is None else read_config(entry.folder / CONFIG_NAME)
 
 
-def _require_families(name: str, config: ModelConfig, families: Collection[str] | None) -> None:
+def require_families(name: str, config: ModelConfig, families: Collection[str] | None) -> None:
+    """Raise ``ConfigError`` if a model is of none of some families; None stands for all families."""
     architecture = config.architecture
     if families is not None and architecture.family not in families:
         raise ConfigError(
@@ -118,7 +119,9 @@ def _require_repo_id(name: str) -> str:
 
 
 def _looks_like_file(name: str) -> bool:
-    return name.endswith((".pth", ".pt", ".safetensors")) or name.startswith(("/", "./", "../", "~"))
+    return name.endswith((".pth", ".pt", ".safetensors", ".onnx", ".xml")) or name.startswith(
+        ("/", "./", "../", "~")
+    )
 
 
 def _missing_file_message(name: str) -> str:
@@ -135,7 +138,7 @@ def _load_published(
     entry: ManifestEntry, config: ModelConfig | None, offline: bool | None, families: Collection[str] | None
 ) -> Checkpoint:
     config = config or published_config(entry)
-    _require_families(entry.name, config, families)
+    require_families(entry.name, config, families)
     if not entry.commercial_use:
         logger.warning("The weights %s are licensed: %s.", entry.name, entry.license)
     return read_checkpoint(fetch.fetch(entry, offline=offline), config)

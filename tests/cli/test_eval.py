@@ -47,7 +47,7 @@ def test_options_are_passed_on(run, saved, data_set, tmp_path):
     )
     assert code == 0
     assert json.loads(out)["images"] == json.loads(out)["timings"]["images"] == 2
-    assert run.loadings == [(saved, {"device": torch.device("cpu"), "dtype": "bfloat16"})]
+    assert run.loadings == [(saved, {"device": torch.device("cpu"), "dtype": "bfloat16", "engine": None})]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from solo_infer.models.base import SegmentationNetwork
 from solo_infer.ops.packed_masks import pack
 from solo_infer.segmenters.auto import build_segmenter
 from solo_infer.segmenters.base import Segmenter
+from solo_infer.segmenters.engine_model import EngineModel
 from solo_infer.weights.families import CheckpointFamily
 from solo_infer.weights.key_mapping import KeyMap
 
@@ -57,6 +58,10 @@ def test_parts_of_a_family_belong_together(name):
     assert issubclass(segmenter, Segmenter) and segmenter.family == name
     assert isinstance(family.load("checkpoints"), CheckpointFamily)
     assert family.parity is None or callable(family.load("parity"))
+    assert (family.detector is None) == (family.engine_segmenter is None)
+    assert issubclass(family.load("detector"), nn.Module)
+    assert issubclass(family.load("engine_segmenter"), EngineModel)
+    assert issubclass(family.load("engine_segmenter"), segmenter)
     assert family.presets
     for preset in family.presets.values():
         assert isinstance(preset.architecture, family.architecture)

@@ -29,7 +29,7 @@ WRITTEN = {
     "README.md": ["street_segmented.jpg", "drawn/one_segmented.jpg", "results.json", "run/recipe.json"],
     "docs/bi-v100.md": ["street_segmented.jpg", "tiny.onnx"],
     "docs/evaluation.md": ["detections.json"],
-    "docs/export.md": ["street_segmented.jpg", "tiny.onnx"],
+    "docs/export.md": ["street_segmented.jpg", "tiny_heads.onnx"],
     "docs/fine-tuning.md": [
         "run/best/model.safetensors",
         "run/config.json",

@@ -44,27 +44,29 @@ def decode_boxes(distance_logits: Tensor, points: Tensor) -> Tensor:
 
     Args:
         distance_logits: (..., K, 4 * bins): logits of the distances to the left, top, right and bottom side.
-        points: (K, 3) x, y and stride of the cells.
+        points: (..., K, 3) x, y and stride of the cells.
     """
     probabilities = distance_logits.float().unflatten(-1, (4, -1)).softmax(dim=-1)
     bins = torch.arange(probabilities.shape[-1], dtype=torch.float32, device=points.device)
-    distances = (probabilities @ bins) * points[:, 2:]
-    centers = points[:, :2]
+    distances = (probabilities @ bins) * points[..., 2:]
+    centers = points[..., :2]
     return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], dim=-1)
 
 
 def mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
-    """Return the mask logits (K, h, w) float32 of cells of one image.
+    """Return the mask logits (..., K, h, w) float32 of cells of one image, or of a batch.
 
     Args:
-        kernels: (K, C + 6) predicted kernels.
-        boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
-        features: (C, h, w) mask features of the image.
+        kernels: (..., K, C + 6) predicted kernels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
+        features: (..., C, h, w) mask features of the images.
     """
-    channels, height, width = features.shape
-    weights = torch.cat([kernels[:, :channels].float(), shape_weights(kernels[:, channels:], boxes)], dim=1)
-    maps = torch.cat([features.float(), coordinate_maps(height, width, features.device)])
-    return (weights @ maps.flatten(1)).unflatten(1, (height, width))
+    channels, height, width = features.shape[-3:]
+    shape = shape_weights(kernels[..., channels:], boxes)
+    weights = torch.cat([kernels[..., :channels].float(), shape], dim=-1)
+    coordinates = coordinate_maps(height, width, features.device).expand(*features.shape[:-3], -1, -1, -1)
+    maps = torch.cat([features.float(), coordinates], dim=-3)
+    return (weights @ maps.flatten(-2)).unflatten(-1, (height, width))
 
 
 def coordinate_maps(height: int, width: int, device: torch.device) -> Tensor:
@@ -82,20 +84,20 @@ def coordinate_maps(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def shape_weights(terms: Tensor, boxes: Tensor) -> Tensor:
-    """Return the weights (K, 6) float32 of the coordinate maps.
+    """Return the weights (..., K, 6) float32 of the coordinate maps.
 
     In the coordinates u, v of a box, which are -1 and 1 at its sides, the function is
     ``2 + t0 + t1 u + t2 v - softplus(2 + t3) u^2 - softplus(2 + t4) v^2 + t5 u v``.
 
     Args:
-        terms: (K, 6) last numbers of the kernels.
-        boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
+        terms: (..., K, 6) last numbers of the kernels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
     """
-    t0, t1, t2, t3, t4, t5 = terms.float().unbind(dim=1)
-    center = (boxes[:, :2] + boxes[:, 2:]) / (2 * _UNIT)
-    half_sides = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=_MIN_HALF_SIDE) / _UNIT
+    t0, t1, t2, t3, t4, t5 = terms.float().unbind(dim=-1)
+    center = (boxes[..., :2] + boxes[..., 2:]) / (2 * _UNIT)
+    half_sides = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=_MIN_HALF_SIDE) / _UNIT
     # u = a x + b and v = c y + d
-    (a, c), (b, d) = (1 / half_sides).unbind(dim=1), (-center / half_sides).unbind(dim=1)
+    (a, c), (b, d) = (1 / half_sides).unbind(dim=-1), (-center / half_sides).unbind(dim=-1)
     p, q = softplus(_START + t3), softplus(_START + t4)
     return torch.stack(
         [
@@ -106,19 +108,19 @@ def shape_weights(terms: Tensor, boxes: Tensor) -> Tensor:
             -q * c * c,
             t5 * a * c,
         ],
-        dim=1,
+        dim=-1,
     )
 
 
 def pixels_in_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels of the mask features have their center in boxes, (K, height, width) bool.
+    """Return which pixels of the mask features have their center in boxes, (..., K, height, width) bool.
 
     Args:
-        boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
         height: Height of the mask features.
         width: Width of the mask features.
     """
     x = (torch.arange(width, dtype=torch.float32, device=boxes.device) + 0.5) * MASK_STRIDE
     y = (torch.arange(height, dtype=torch.float32, device=boxes.device) + 0.5) * MASK_STRIDE
-    left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
-    return ((y > top) & (y < bottom))[:, :, None] & ((x > left) & (x < right))[:, None, :]
+    left, top, right, bottom = boxes[..., None].unbind(dim=-2)
+    return ((y > top) & (y < bottom))[..., None] & ((x > left) & (x < right))[..., None, :]

@@ -1,0 +1,73 @@
+"""Tiny as one graph: network, candidates, NMS of boxes and masks, soft masks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from solo_infer.config import ModelConfig, TinyPostprocessConfig
+from solo_infer.export.detection_graph import (
+    GraphDetections,
+    best_candidates,
+    greedy_keep,
+    mask_bounds,
+    masks_of,
+    pack_detections,
+    pairs_in_order,
+    rows_of,
+    suppress,
+)
+from solo_infer.inference.nms import compared_labels
+from solo_infer.inference.tiny import cell_mask_logits, class_scores, soft_masks
+from solo_infer.models.optimized.optimize import fold_batch_norm
+from solo_infer.models.tiny.masks import MASK_STRIDE, decode_boxes
+from solo_infer.models.tiny.network import TinyNetwork
+from solo_infer.ops.fast_nms import pairwise_iou
+
+# Candidates per image whose masks are computed, after the NMS of their boxes. Matrix-NMS compares all pairs
+# of them; a COCO photo has a few dozen.
+MASK_CAPACITY = 150
+
+
+class TinyDetector(nn.Module):
+    """Tiny network that returns detections.
+
+    Args:
+        network: Plain network; its weights are shared.
+        config: Configuration of the model.
+    """
+
+    def __init__(self, network: TinyNetwork, config: ModelConfig) -> None:
+        super().__init__()
+        self.network = fold_batch_norm(network)
+        assert isinstance(config.thresholds, TinyPostprocessConfig)
+        self.thresholds = config.thresholds
+
+    def forward(self, images: Tensor) -> GraphDetections:
+        """Map network inputs (N, 3, H, W) to detections."""
+        settings = self.thresholds
+        stem, *maps = self.network.backbone(images)
+        levels = self.network.neck(maps)
+        cells = self.network.head(levels)
+        features = self.network.mask_branch(stem, levels[:3])
+        found = best_candidates(class_scores(cells.class_logits), settings.score_thr, settings.nms_pre)
+        points = self.network.points(levels)[found.cells]
+        boxes = decode_boxes(rows_of(cells.distance_logits, found.cells), points)
+        scores = found.scores * found.valid
+        scores = scores * self._kept_by_boxes(boxes, compared_labels(found.labels, settings))
+        scores, index = scores.topk(min(MASK_CAPACITY, settings.nms_pre), dim=1)
+        labels = found.labels.gather(1, index)
+        kernels = rows_of(cells.kernels, found.cells.gather(1, index))
+        logits = cell_mask_logits(kernels, rows_of(boxes, index), features)
+        soft = logits.sigmoid()
+        inside = soft > settings.mask_thr
+        areas = inside.sum(dim=(2, 3)).float()
+        maskness = (soft * inside).sum(dim=(2, 3)) / areas.clamp(min=1)
+        scores, best = suppress(inside.float(), areas, labels, scores * maskness, settings)
+        chosen = masks_of(logits, best)
+        bounds = mask_bounds(masks_of(inside, best), MASK_STRIDE)
+        return pack_detections(scores, labels.gather(1, best), bounds, soft_masks(chosen))
+
+    def _kept_by_boxes(self, boxes: Tensor, groups: Tensor) -> Tensor:
+        """Return which candidates (N, K) of boxes (N, K, 4), best first, the NMS of boxes keeps, 1 or 0."""
+        ious = pairs_in_order(pairwise_iou(boxes), groups)
+        return greedy_keep((ious > self.thresholds.box_iou).float())

@@ -1,0 +1,1 @@
+"""Exported models: their files, the engines that run them, and results from the outputs."""
