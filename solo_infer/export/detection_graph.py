@@ -52,6 +52,7 @@ class NormalizedPixels(nn.Module):
     def __init__(self, detector: nn.Module, config: PreprocessConfig) -> None:
         super().__init__()
         self.detector = detector
+        self.takes_any_batch = detector.takes_any_batch
         for name, values in (("mean", config.mean), ("std", config.std)):
             tensor = torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, tensor, persistent=False)

@@ -54,7 +54,7 @@ def export_model(
 ) -> Path:
     """Write a model with its post-processing as one file, which ``load_model`` and other programs run.
 
-    The input "images" is (N, 3, H, W), any number of images. The outputs are those of
+    The input "images" is (N, 3, H, W); N is 1 for SOLO, Decoupled SOLO and SOLOv2, and free for others. The outputs are those of
     ``solo_infer.export.detection_graph.GraphDetections``. The settings of the model, such as its thresholds,
     become part of the graph, and its configuration part of the metadata.
 
@@ -133,7 +133,7 @@ def build_detector(model: Segmenter, pixels: bool = False) -> nn.Module:
 
 
 def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
-    """Return the ``torch.export.ExportedProgram`` of a detector, for any number of images.
+    """Return the ``torch.export.ExportedProgram`` of a detector, for any number of images if it can.
 
     Raises:
         ExportError: This version of torch cannot trace the detector.
@@ -146,12 +146,13 @@ def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
         )
     from torch.export import Dim, export
 
-    dynamic: dict[int, Any] = {0: Dim("batch", min=1, max=_MAX_BATCH)}
+    any_batch = detector.takes_any_batch
+    dynamic: dict[int, Any] = {0: Dim("batch", min=1, max=_MAX_BATCH)} if any_batch else {}
     if exported.size is None:
         units = {2: Dim("height_32", min=2, max=_MAX_UNITS), 3: Dim("width_32", min=2, max=_MAX_UNITS)}
         dynamic |= {axis: DIVISOR * unit for axis, unit in units.items()}
-    # With one image, the batch would become a constant.
-    shape = (2, 3, *(exported.size or _EXAMPLE_SIZE))
+    # With one image, a batch of any size would become a constant.
+    shape = (2 if any_batch else 1, 3, *(exported.size or _EXAMPLE_SIZE))
     dtype = torch.uint8 if exported.takes_pixels else torch.float32
     images = torch.zeros(shape, dtype=dtype, device="cpu")
     try:

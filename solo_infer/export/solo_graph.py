@@ -36,6 +36,8 @@ class SOLODetector(nn.Module):
         ExportError: The network has deformable convolutions.
     """
 
+    takes_any_batch = False  # torch.export makes the number of images a constant
+
     def __init__(self, network: SOLONetwork, config: ModelConfig) -> None:
         super().__init__()
         require_no_deformable(network)

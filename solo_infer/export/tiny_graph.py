@@ -36,6 +36,8 @@ class TinyDetector(nn.Module):
         config: Configuration of the model.
     """
 
+    takes_any_batch = True
+
     def __init__(self, network: TinyNetwork, config: ModelConfig) -> None:
         super().__init__()
         self.network = fold_batch_norm(network)

@@ -26,6 +26,8 @@ class YOLACTDetector(nn.Module):
         config: Configuration of the model.
     """
 
+    takes_any_batch = True
+
     def __init__(self, network: YOLACTNetwork, config: ModelConfig) -> None:
         super().__init__()
         self.network = fold_batch_norm(network)

@@ -100,7 +100,7 @@ def append_coordinates(feature: Tensor, axes: str) -> Tensor:
 
 def append_channels(x: Tensor, channels: Tensor) -> Tensor:
     """Append channels (N or 1, c, H, W) to maps (N, C, H, W)."""
-    channels = channels.expand(len(x), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    channels = channels.expand(x.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
     return torch.cat([x, channels], dim=1)
 
 

@@ -101,7 +101,7 @@ class HalvedP2Neck(nn.Module):
             return self.halved_p2(lateral(c2) + _enlarge(c3, c2.shape[-2:]))
         # In bands of rows: the lateral map of all of C2, the largest map of the network, never exists.
         rows = max(-(-_BAND_ROWS // (8 * thread_count())) * 8, _MIN_BAND_ROWS)
-        shape = (len(c2), len(self.halved_p2.weight), height // 2, width // 2)
+        shape = (c2.shape[0], len(self.halved_p2.weight), height // 2, width // 2)
         p2 = torch.empty(shape, dtype=c2.dtype, device=c2.device, memory_format=torch.channels_last)
 
         def compute(start: int) -> None:
