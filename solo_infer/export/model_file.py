@@ -54,9 +54,9 @@ def export_model(
 ) -> Path:
     """Write a model with its post-processing as one file, which ``load_model`` and other programs run.
 
-    The input "images" is (N, 3, H, W); N is 1 for SOLO, Decoupled SOLO and SOLOv2, and free for others. The outputs are those of
-    ``solo_infer.export.detection_graph.GraphDetections``. The settings of the model, such as its thresholds,
-    become part of the graph, and its configuration part of the metadata.
+    The input "images" is (N, 3, H, W); N is 1 for SOLO, Decoupled SOLO and SOLOv2, and free for others. The
+    outputs are those of ``solo_infer.export.detection_graph.GraphDetections``. The settings of the model,
+    such as its thresholds, become part of the graph, and its configuration part of the metadata.
 
     Args:
         model: Model without deformable convolutions, on any device. It is exported in float32.
