@@ -56,7 +56,7 @@ def test_every_command_has_its_options(complete, command):
     ("words", "expected"),
     [
         (("predict", "--dtype", "b"), ["bfloat16"]),
-        (("train", "photo.jpg", "--dtype", ""), ["float32", "float16", "bfloat16"]),
+        (("train", "photo.jpg", "--dtype", ""), ["float32", "float16", "bfloat16", "auto"]),
         (("eval", "--nms", "g"), ["greedy"]),
         (("completion", ""), ["bash", "zsh", "fish"]),
         (("train", "--output", ""), []),  # the shell completes files

@@ -125,7 +125,8 @@ def test_options_follow_the_common_vocabulary(name):
     if "--input-size" in options:
         assert options["--input-size"].metavar == ("H", "W")
     if "--dtype" in options:
-        assert options["--dtype"].choices == ("float32", "float16", "bfloat16")
+        *choices, last = options["--dtype"].choices
+        assert choices == ["float32", "float16", "bfloat16"] and last == "auto"
     if "--device" in options:
         assert options["--device"].default == "auto"
     positional = [action.dest for action in actions if not action.option_strings]
@@ -155,7 +156,7 @@ def test_options_follow_the_common_vocabulary(name):
         (["predict", "a.jpg", "--batch", "2"], "unrecognized arguments: --batch"),
         (["download"], "MODEL"),
         (["convert", "a.pth"], "--output"),
-        (["export", "a.pth", "--output", "a.onnx"], "--input-size"),
+        (["export", "a.pth", "--output", "a.onnx", "--opset", "11"], "--input-size"),
         (["info", "tiny", "--input-size", "0", "9"], "at least 1, got '0'"),
         (["info", "tiny", "--depth", "-1"], "at least 0, got '-1'"),
     ],
@@ -261,7 +262,7 @@ def test_unknown_model(run, command, tmp_path):
     output = tmp_path / "out"
     arguments = {
         "convert": ["solo_r50_4x", "--output", output],
-        "export": ["solo_r50_4x", "--output", output, "--input-size", 64, 64],
+        "export": ["solo_r50_4x", "--output", output, "--format", "onnx"],
         "benchmark": ["a.jpg", "--model", "solo_r50_4x"],
     }
     code, out, err = run(*command, *arguments.get(command[0], ["solo_r50_4x"]))

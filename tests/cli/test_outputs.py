@@ -51,7 +51,7 @@ OVERWRITING = {
     "chart": ([*BENCHMARK, "--save-chart", "hard.png"], "IMAGE"),
     "model of benchmark": ([*BENCHMARK, "--save-chart", "model/config.json"], "--model"),
     "export": (
-        ["export", "model", "--output", "model/model.safetensors", "--input-size", "64", "64"],
+        ["export", "model", "--output", "model/model.safetensors", "--format", "onnx"],
         "MODEL",
     ),
     "convert": (["convert", "model/model.safetensors", "--output", "model"], "MODEL"),
