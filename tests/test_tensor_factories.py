@@ -54,7 +54,11 @@ def test_cached_functions_compute_in_a_neutral_state():
             is_cached = any(word in decorators for word in ("lru_cache", "cache"))
             if is_cached and "torch." in body and "neutral_state()" not in decorators:
                 found.append(f"{name}: {function.name}")
-    assert found == ["runtime/device.py: _fast_paths"]  # asks for the properties of the device
+    assert found == [
+        "runtime/device.py: _fast_paths",  # asks for the properties of the device
+        "runtime/thread_pool.py: can_limit_threads",  # no tensors
+        "runtime/thread_pool.py: _thread_functions",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ pytest_plugins = ["helpers.command_line_fixtures"]
         (["demo", "--weights", "a.pth"], "'--model'"),
         (["list"], "Did you mean 'models'?"),
         (["street.jpg"], "Did you mean 'solo-infer predict street.jpg'?"),
-        (["xyzzy"], "Commands: predict, demo, "),
+        (["xyzzy"], "Commands: predict, batch, "),
         (["--model", "tiny", "predict"], "--model. Options follow the command: solo-infer COMMAND --model"),
         (["a\x1b[31m"], "unknown command"),
     ],
