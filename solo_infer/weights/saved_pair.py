@@ -24,7 +24,9 @@ from solo_infer.runtime.messages import shortened
 logger = logging.getLogger(__name__)
 
 MAX_CONFIG_BYTES = 1 << 20
-_CONFIG_KEY = "config"  # entry of the metadata of model.safetensors
+# The entry of the metadata of model.safetensors: identifier, line break, configuration. It is the only one,
+# because safetensors writes several in random order.
+_METADATA_KEY = "solo_infer"
 
 
 def files_of_pair(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
@@ -36,12 +38,12 @@ def files_of_pair(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[s
     """
     text = json.dumps(config.to_dict(), indent=2)
     digest = hashlib.sha256(text.encode())
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     identifier = digest.hexdigest()[:16]
     values = {**config.to_dict(), WEIGHTS_ID: identifier}
-    return json.dumps(values, indent=2) + "\n", {"format": "pt", WEIGHTS_ID: identifier, _CONFIG_KEY: text}
+    return json.dumps(values, indent=2) + "\n", {_METADATA_KEY: f"{identifier}\n{text}"}
 
 
 def config_of_weights(metadata: Mapping[str, str], config_id: object, weights: Path) -> ModelConfig | None:
@@ -59,8 +61,8 @@ def config_of_weights(metadata: Mapping[str, str], config_id: object, weights: P
     Raises:
         ConfigError: The configuration in the weights is damaged.
     """
-    text = metadata.get(_CONFIG_KEY)
-    if text is None or metadata.get(WEIGHTS_ID) == config_id:
+    identifier, _, text = metadata.get(_METADATA_KEY, "").partition("\n")
+    if identifier in ("", config_id):
         return None
     try:
         if len(text) > MAX_CONFIG_BYTES:

@@ -173,7 +173,8 @@ def test_broken_triton_matters_on_cards_only():
 
 def test_a_slow_dtype_of_the_cpu_is_not_a_problem():
     report = make_report()
-    report["devices"][0].update(device="cpu", rates={"float32": 100.4, "bfloat16": 20.0})
+    rates = {"float32": 100.4, "bfloat16": 20.0}
+    report["devices"][0].update(device="cpu", rates=rates, product_rates=rates)
     report["devices"][0]["works"]["bfloat16"] = "slow: 5 times the time of float32"
     from solo_infer.diagnostics.doctor import find_problems, format_report
 
