@@ -1,4 +1,4 @@
-"""Files of object stores and other file systems that fsspec reads: s3://, gs://, az://, memory://, ..."""
+"""Files of object stores, which fsspec reads: s3://, gs://, az://, and file:// and memory://."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from solo_infer.runtime.urls import redact_credentials
 
 MAX_BYTES = 100_000_000  # of a file that is read
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_HTTP_SCHEMES = ("http", "https")
+# Object stores. Other protocols of fsspec, such as ftp and ssh, are not used: an input could name any host.
+_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "file", "local", "memory")
 _SCHEMES_WITHOUT_NETWORK = ("file", "local", "memory")
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a text is the URI of a file system of fsspec. http(s) URLs and chains are not."""
-    scheme = _scheme(text)
-    if not scheme or scheme in _HTTP_SCHEMES or "::" in text:
-        return False
-    from fsspec import available_protocols
-
-    return scheme in available_protocols()
+    """Return whether a text is the URI of an object store, or file:// or memory://. Chains are not."""
+    return _scheme(text) in _STORES and "::" not in text
 
 
 def match_remote(uri: str, suffixes: Collection[str]) -> list[str]:
