@@ -236,7 +236,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def explain_failure(request: Request, error: Exception) -> Response:  # uvicorn logs its traceback
-        return error_response(500, "ServerError", "The server failed; its log has the reason.")
+        response = error_response(500, "ServerError", "The server failed; its log has the reason.")
+        response.headers["Connection"] = "close"  # uvicorn closes it after an exception
+        return response
 
 
 def create_app(

@@ -41,6 +41,18 @@ class GraphCandidates(NamedTuple):
     valid: Tensor  # (N, K) bool, above the score threshold
 
 
+class TupleOutputs(nn.Module):
+    """Detections as a plain tuple, which ``torch.export.save`` can write."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map network inputs (N, 3, H, W) to the fields of ``GraphDetections``."""
+        return tuple(self.detector(images))
+
+
 class NormalizedPixels(nn.Module):
     """Detections from RGB pixels: normalization, then the network.
 

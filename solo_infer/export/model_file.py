@@ -23,7 +23,7 @@ from solo_infer._version import __version__
 from solo_infer.config.families import family_of
 from solo_infer.config.validation import require_bools, require_choice, require_instance, require_path
 from solo_infer.errors import ExportError
-from solo_infer.export.detection_graph import NormalizedPixels
+from solo_infer.export.detection_graph import NormalizedPixels, TupleOutputs
 from solo_infer.export.onnx import DIVISOR, check_size
 from solo_infer.inference.engines.metadata import INPUT_NAME, OUTPUT_NAMES, ExportedConfig
 from solo_infer.inference.engines.onnx_file import import_onnx
@@ -156,7 +156,7 @@ def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
     dtype = torch.uint8 if exported.takes_pixels else torch.float32
     images = torch.zeros(shape, dtype=dtype, device="cpu")
     try:
-        return export(detector, (images,), dynamic_shapes=(dynamic,), strict=False)
+        return export(TupleOutputs(detector), (images,), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # its classes differ between versions
         advice = (
             " Pass a fixed size of the network input (--input-size H W)." if exported.size is None else ""
