@@ -12,8 +12,6 @@ from pathlib import Path
 _PROC_CPUINFO = Path("/proc/cpuinfo")
 # Flags of x86 and ARM processors that multiply bfloat16 matrices or vectors.
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "svebf16", "smebf16"}
-# Settings of the OpenMP libraries of GCC, LLVM and Intel for threads that wait for work.
-_WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
 def cpu_name() -> str:
@@ -83,20 +81,16 @@ def quota_threads(root: Path = Path("/")) -> int | None:
 def openmp_settings(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Return the environment variables that a program of its own sets before it imports torch.
 
-    They fit the number of threads to the CPU quota, and let threads that wait for work give up their CPU,
-    which other processes may need. Variables that the user has set are left alone.
+    They fit the number of threads to the CPU quota. Variables that the user has set are left alone.
 
     Args:
         environment: Environment variables of the process.
         root: Root of the file system.
     """
-    settings = {}
     threads = quota_threads(root)
-    if threads is not None and not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & environment.keys():
-        settings["OMP_NUM_THREADS"] = str(threads)
-    if not any(name in environment for name in _WAIT_SETTINGS):
-        settings["OMP_WAIT_POLICY"] = "passive"
-    return settings
+    if threads is None or {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & environment.keys():
+        return {}
+    return {"OMP_NUM_THREADS": str(threads)}
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:

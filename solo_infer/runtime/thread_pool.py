@@ -86,12 +86,7 @@ class _Queue:
 
 
 class _Pools:
-    """Thread pools by their number of threads, which the callers in a process share.
-
-    After an operation, the threads of OpenMP spin for some milliseconds, in which they would take the CPUs of
-    the threads here. GCC's library lets them sleep at once while the teams of all threads have more members
-    than there are CPUs. A thread that keeps a team of its own has that effect, only where CPUs are short.
-    """
+    """Thread pools by their number of threads, which the callers in a process share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -100,17 +95,9 @@ class _Pools:
     def get(self, threads: int) -> ThreadPoolExecutor:
         """Return the pool with a number of threads."""
         with self._lock:
-            if not self._pools:
-                threading.Thread(target=_keep_team, name="solo_infer", daemon=True).start()
             if threads not in self._pools:
                 self._pools[threads] = ThreadPoolExecutor(threads, "solo_infer", _use_one_thread)
             return self._pools[threads]
-
-
-def _keep_team() -> None:
-    """Start the OpenMP threads of the calling thread, and wait until the process ends."""
-    torch.zeros(torch.get_num_threads() << 15, dtype=torch.uint8, device="cpu").add_(1)
-    threading.Event().wait()
 
 
 _pools = _Pools()

@@ -74,15 +74,15 @@ def test_converted_files_hold_the_dtype(run, saved, tmp_path):
 
 @pytest.mark.parametrize("has_torch", [True, False])
 def test_openmp_settings_are_those_of_the_program_only(monkeypatch, has_torch):
-    monkeypatch.setattr(main_module, "openmp_settings", lambda environment: {"OMP_WAIT_POLICY": "passive"})
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(main_module, "openmp_settings", lambda environment: {"OMP_NUM_THREADS": "1234"})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if not has_torch:
         monkeypatch.delitem(sys.modules, "torch")
     seen = []
 
     def run(args):
-        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        seen.append(os.environ.get("OMP_NUM_THREADS"))
         return 0
 
     assert main_module._run(argparse.Namespace(run=run, verbose=False, quiet=False)) == 0
-    assert seen == [None if has_torch else "passive"] and "OMP_WAIT_POLICY" not in os.environ
+    assert seen == [None if has_torch else "1234"] and "OMP_NUM_THREADS" not in os.environ

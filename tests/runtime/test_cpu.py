@@ -115,12 +115,10 @@ def test_affinity_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "environment, settings",
     [
-        ({}, {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}),
-        ({"OMP_NUM_THREADS": "3"}, {"OMP_WAIT_POLICY": "passive"}),
-        ({"MKL_NUM_THREADS": "3"}, {"OMP_WAIT_POLICY": "passive"}),
+        ({}, {"OMP_NUM_THREADS": "2"}),
+        ({"OMP_NUM_THREADS": "3"}, {}),
+        ({"MKL_NUM_THREADS": "3"}, {}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_NUM_THREADS": "2"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS": "2"}),
-        ({"KMP_BLOCKTIME": "7"}, {"OMP_NUM_THREADS": "2"}),
     ],
 )
 def test_openmp_settings_keep_those_of_the_user(make_root, four_cpus, environment, settings):
@@ -129,7 +127,7 @@ def test_openmp_settings_keep_those_of_the_user(make_root, four_cpus, environmen
 
 
 def test_openmp_settings_without_a_quota(tmp_path, four_cpus):
-    assert openmp_settings({}, tmp_path) == {"OMP_WAIT_POLICY": "passive"}
+    assert openmp_settings({}, tmp_path) == {}
 
 
 @pytest.mark.parametrize(
