@@ -144,7 +144,7 @@ def test_shards():
 def test_torchrun(five, saved, tmp_path):
     (five / "p1.png").write_text("no image")  # its process fails, and must not stop the other
     options = ["--model", saved, "--device", "cpu", "--no-save", "--save-csv", "a.csv", "--json-lines"]
-    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *program, "-m", "solo_infer", "predict", "photos", *options]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=500)
