@@ -132,7 +132,8 @@ def test_options_follow_the_common_vocabulary(name):
     positional = [action.dest for action in actions if not action.option_strings]
     has_positional_model = name in ("info", "convert", "export", "download")
     assert ("model" in positional) == has_positional_model
-    assert ("--model" in options) == (name in ("predict", "eval", "train", "benchmark", "verify"))
+    with_model = ("predict", "batch", "demo", "eval", "train", "benchmark", "verify")
+    assert ("--model" in options) == (name in with_model)
 
 
 # --- Usage errors
@@ -262,7 +263,7 @@ def test_unknown_model(run, command, tmp_path):
     output = tmp_path / "out"
     arguments = {
         "convert": ["solo_r50_4x", "--output", output],
-        "export": ["solo_r50_4x", "--output", output, "--format", "onnx"],
+        "export": ["solo_r50_4x", "--output", output.with_suffix(".onnx")],
         "benchmark": ["a.jpg", "--model", "solo_r50_4x"],
     }
     code, out, err = run(*command, *arguments.get(command[0], ["solo_r50_4x"]))

@@ -51,7 +51,7 @@ OVERWRITING = {
     "chart": ([*BENCHMARK, "--save-chart", "hard.png"], "IMAGE"),
     "model of benchmark": ([*BENCHMARK, "--save-chart", "model/config.json"], "--model"),
     "export": (
-        ["export", "model", "--output", "model/model.safetensors", "--format", "onnx"],
+        [*"export model --opset 13 --input-size 64 64 --output".split(), "model/model.safetensors"],
         "MODEL",
     ),
     "convert": (["convert", "model/model.safetensors", "--output", "model"], "MODEL"),

@@ -180,7 +180,7 @@ def test_a_slow_dtype_of_the_cpu_is_not_a_problem():
 
     assert find_problems(report) == []
     text = format_report({**report, "problems": []})
-    assert "3x3 convolution, 256 channels, in GFLOP/s: float32 100, bfloat16 20" in text
+    assert "GFLOP/s of 3x3 convolutions: float32 100, bfloat16 20; of matrix products: float32 100" in text
 
 
 @pytest.mark.parametrize(
