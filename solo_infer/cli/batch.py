@@ -186,14 +186,16 @@ def _describe(args: argparse.Namespace) -> tuple[Predictor, RunManifest]:
     name = args.model or DEFAULT_MODEL
     tile = options.tile(args)
     size = args.input_size
-    loaded = load_model(name, device="cpu", dtype=args.dtype)
+    # One dtype for all workers, which may have different processors.
+    dtype = options.network_dtype(args.dtype, args.device)
+    loaded = load_model(name, device="cpu", dtype=dtype)
     model = options.with_settings(loaded, args)
     labels = None if args.classes is None else model.config.categories.labels(args.classes)
     mark = fingerprint(model)
     predictor = Predictor(
         os.path.abspath(name) if os.path.exists(name) else name,
         device=args.device,
-        dtype=args.dtype,
+        dtype=dtype,
         thresholds=model.config.thresholds,
         classes=labels,
         input_size=size[0] if size is not None and len(size) == 1 else size,
@@ -209,7 +211,7 @@ def _describe(args: argparse.Namespace) -> tuple[Predictor, RunManifest]:
         "across_classes": args.across_classes,
         "input_size": size,
         "tile": None if tile is None else list(tile) if isinstance(tile, tuple) else tile,
-        "dtype": args.dtype,
+        "dtype": dtype,
     }
     return predictor, RunManifest(name, mark, settings, model.config.categories, os.getcwd())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def box_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         return nms(boxes, scores, iou_threshold)
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
-    is_kept = torch.ones(len(boxes), dtype=torch.bool, device="cpu").numpy()
+    is_kept = np.ones(len(boxes), np.bool_)
     for start in range(0, len(boxes), _ROWS):
         overlaps = (box_overlaps(boxes[start : start + _ROWS], boxes) > iou_threshold).numpy()
         for row, dropped in enumerate(overlaps, start):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
-import torch
-
 from solo_infer.segmenters.loaded_model import LoadedModel
+from solo_infer.weights.digest import model_digest
 
 
 def fingerprint(model: LoadedModel) -> str:
@@ -18,9 +14,4 @@ def fingerprint(model: LoadedModel) -> str:
     Args:
         model: Model.
     """
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.network.state_dict().items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return model_digest(model.config, model.network.state_dict())

@@ -7,19 +7,18 @@ weights the configuration that they were saved with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from solo_infer.config import ModelConfig
 from solo_infer.config.model import WEIGHTS_ID
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.messages import shortened
+from solo_infer.weights.digest import model_digest
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +35,7 @@ def files_of_pair(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[s
         config: Configuration of the model.
         tensors: Weights, contiguous and on the CPU.
     """
-    text = json.dumps(config.to_dict(), indent=2)
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    identifier = digest.hexdigest()[:16]
+    text, identifier = json.dumps(config.to_dict(), indent=2), model_digest(config, tensors)[:16]
     values = {**config.to_dict(), WEIGHTS_ID: identifier}
     return json.dumps(values, indent=2) + "\n", {_METADATA_KEY: f"{identifier}\n{text}"}
 

@@ -73,7 +73,7 @@ class ExportedConfig:
         if outputs != DETECTIONS:
             raise ExportError(
                 f"it returns {quoted(outputs)}, not {DETECTIONS}. Use solo_infer.export.engine.ExportedModel "
-                "for the raw outputs of the heads, or export the model without --raw-heads."
+                "for the raw outputs of the heads, or export the model without --format onnx-heads."
             )
         try:
             config = ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
