@@ -12,6 +12,7 @@ from typing import Any
 from solo_infer.data.remote_files import file_system, is_remote
 from solo_infer.errors import DataError, ResultError
 from solo_infer.runtime.atomic_files import write_whole
+from solo_infer.runtime.messages import quoted
 
 LOCK = "_lock"
 _LOCAL_SCHEMES = ("file://", "local://")
@@ -24,6 +25,9 @@ class RunFolder:
     Args:
         location: Path of the folder, or URI such as "s3://bucket/run".
 
+    Raises:
+        ResultError: The location is a URI of another kind.
+
     Attributes:
         is_local: Whether the folder is on this machine, or on one whose files it has mounted.
         location: Absolute path, or URI.
@@ -34,6 +38,11 @@ class RunFolder:
         if text.lower().startswith(_LOCAL_SCHEMES):
             text = file_system(text)[1]
         self.is_local = not is_remote(text)
+        if self.is_local and "://" in text:
+            raise ResultError(
+                f"{quoted(text, 200)} is not a folder: expected a path, or the URI of an object store such as "
+                "s3://bucket/run."
+            )
         self.location = os.path.abspath(os.path.expanduser(text)) if self.is_local else text.rstrip("/")
 
     def path_of(self, name: str) -> str:

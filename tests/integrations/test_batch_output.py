@@ -227,3 +227,11 @@ def test_output_that_cannot_be_written(tmp_path, monkeypatch, place):
     output = BatchOutput(place)
     with pytest.raises(ResultError), output.lock():
         output.begin(FACTS, URIS)
+
+
+@pytest.mark.parametrize("location", ["ftp://host/run", "https://host/run", "unknown://run", "a::s3://b"])
+def test_uris_that_are_no_folders_are_refused(location, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResultError, match="is not a folder"):
+        BatchOutput(location)
+    assert not list(tmp_path.iterdir())
