@@ -40,8 +40,8 @@ class RunFolder:
         self.is_local = not is_remote(text)
         if self.is_local and "://" in text:
             raise ResultError(
-                f"{quoted(text, 200)} is not a folder: expected a path, or the URI of an object store such as "
-                "s3://bucket/run."
+                f"{quoted(text, 200)} is not a folder: expected a path, or the URI of an object store such "
+                "as s3://bucket/run."
             )
         self.location = os.path.abspath(os.path.expanduser(text)) if self.is_local else text.rstrip("/")
 
