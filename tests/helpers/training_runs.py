@@ -109,10 +109,11 @@ def sum_of_weights(model):
 
 def assert_equal_runs(folder, other):
     """Check that two runs have the same states, models, best models, evaluations and losses."""
+    groups = state_tensors(folder)
     for group, tensors in state_tensors(other).items():
-        assert tensors.keys() == state_tensors(folder)[group].keys()
+        assert tensors.keys() == groups[group].keys()
         for name, tensor in tensors.items():
-            assert torch.equal(tensor, state_tensors(folder)[group][name]), name
+            assert torch.equal(tensor, groups[group][name]), name
     for name in ("model.safetensors", "config.json", "best/model.safetensors", "evaluation.csv"):
         files = [path / name for path in (folder, other) if (path / name).exists()]
         assert not files or files[0].read_bytes() == files[-1].read_bytes() and len(files) == 2, name

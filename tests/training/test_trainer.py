@@ -42,10 +42,11 @@ class RaisingRectangles(Rectangles):
 
 
 def assert_equal_states(folder, other):
+    groups = state_tensors(folder)
     for group, tensors in state_tensors(other).items():
         assert tensors
         for name, tensor in tensors.items():
-            assert torch.equal(tensor, state_tensors(folder)[group][name]), name
+            assert torch.equal(tensor, groups[group][name]), name
 
 
 def write_format_1(path, network):
