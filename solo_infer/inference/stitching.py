@@ -10,9 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
+from solo_infer.inference.mask_canvas import Canvas, area_inside, common_area, count_pixels, union
 from solo_infer.inference.tiling import Box, Fragment, TileGrid, Window
 from solo_infer.ops.mask_crops import MaskCrop
 
@@ -49,9 +47,9 @@ def stitch(fragments: Sequence[Fragment], grid: TileGrid) -> list[StitchedInstan
     objects = []
     for seed in sorted(range(len(fragments)), key=lambda index: -fragments[index].score):
         if not stitcher.is_assigned[seed]:
-            members, repeats = stitcher.grow(seed)
-            if not stitcher.is_seen_better(members + repeats):
-                objects.append(stitcher.merge(members, repeats))
+            grown, repeats = stitcher.grow(seed)
+            if not stitcher.is_seen_better(grown, repeats):
+                objects.append(stitcher.merge(grown, repeats))
     return sorted(objects, key=lambda instance: -instance.score)
 
 
@@ -67,6 +65,21 @@ class _Agreement(NamedTuple):
         return self.common / max(self.fragment + self.object - self.common, 1)
 
 
+class _Object:
+    """Fragments of one object, best first where it grows, and the union of their masks."""
+
+    def __init__(self, seed: Fragment) -> None:
+        self.fragments = [seed]
+        self.tiles = {seed.tile}
+        self.bounds, self.crop = seed.bounds, seed.crop
+
+    def add(self, fragment: Fragment) -> None:
+        self.fragments.append(fragment)
+        self.tiles.add(fragment.tile)
+        self.bounds = _hull([self.bounds, fragment.bounds])
+        self.crop = union([self.crop, fragment.crop])
+
+
 class _Stitcher:
     """Fragments that are assigned to objects one by one."""
 
@@ -74,30 +87,30 @@ class _Stitcher:
         self._fragments, self._grid = fragments, grid
         self.is_assigned = [False] * len(fragments)
         self._windows = [grid.window(tile) for tile in range(len(grid))]
+        self._overlapping = [grid.overlapping(tile) for tile in range(len(grid))]
         self._by_tile: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, fragment in enumerate(fragments):
             self._by_tile[fragment.tile, fragment.label].append(index)
 
-    def grow(self, seed: int) -> tuple[list[int], list[int]]:
-        """Return the fragments of the object of a fragment, and others that repeat parts of it."""
-        members, repeats = [seed], []
+    def grow(self, seed: int) -> tuple[_Object, list[Fragment]]:
+        """Return the object of a fragment, and other fragments that repeat parts of it."""
+        grown, repeats = _Object(self._fragments[seed]), []
         self.is_assigned[seed] = True
-        for member in members:  # grows while it is iterated over
-            for candidate in self._candidates(member):
-                if self._belongs(candidate, members):
+        for fragment in grown.fragments:  # grows while it is iterated over
+            for candidate in self._candidates(fragment):
+                if self._belongs(self._fragments[candidate], grown):
                     self.is_assigned[candidate] = True
-                    members.append(candidate)
-        for candidate in sorted({other for member in members for other in self._candidates(member)}):
-            if self._repeats(candidate, members):
+                    grown.add(self._fragments[candidate])
+        for candidate in sorted({other for part in grown.fragments for other in self._candidates(part)}):
+            if self._repeats(self._fragments[candidate], grown):
                 self.is_assigned[candidate] = True
-                repeats.append(candidate)
-        return members, repeats
+                repeats.append(self._fragments[candidate])
+        return grown, repeats
 
-    def _candidates(self, member: int) -> list[int]:
+    def _candidates(self, fragment: Fragment) -> list[int]:
         """Return the free fragments of other tiles with pixels in common with a fragment, best first."""
-        fragment = self._fragments[member]
         found = []
-        for tile in self._grid.overlapping(fragment.tile):
+        for tile in self._overlapping[fragment.tile]:
             if fragment.bounds.intersection(self._windows[tile]).is_empty:
                 continue
             for other in self._by_tile.get((tile, fragment.label), ()):
@@ -105,49 +118,45 @@ class _Stitcher:
                     found.append(other)
         return sorted(found, key=lambda other: -self._fragments[other].score)
 
-    def _belongs(self, candidate: int, members: Sequence[int]) -> bool:
+    def _belongs(self, fragment: Fragment, grown: _Object) -> bool:
         """Return whether a fragment is a part of an object."""
-        fragment, best = self._fragments[candidate], self._fragments[members[0]]
-        if fragment.score < FRAGMENT_SCORE * best.score:
+        if fragment.score < FRAGMENT_SCORE * grown.fragments[0].score:
             return False
-        agreement = self._agreement(fragment, members)
-        if all(self._fragments[member].tile != fragment.tile for member in members):
+        agreement = self._agreement(fragment, grown)
+        if fragment.tile not in grown.tiles:
             return agreement.iou >= MATCH_IOU
         # Two parts of one object in one tile: both tiles cut the object.
         return (
             agreement.common >= CONTAINED * agreement.fragment
-            and self._is_cut(fragment, members)
-            and any(self._is_cut(self._fragments[member], [candidate]) for member in members)
+            and self._is_cut(fragment, grown.tiles)
+            and any(self._is_cut(part, [fragment.tile]) for part in grown.fragments)
         )
 
-    def _repeats(self, candidate: int, members: Sequence[int]) -> bool:
+    def _repeats(self, fragment: Fragment, grown: _Object) -> bool:
         """Return whether a fragment that its tile cuts shows a part of an object."""
-        fragment = self._fragments[candidate]
-        agreement = self._agreement(fragment, members)
-        return agreement.common >= CONTAINED * fragment.area and self._is_cut(fragment, members)
+        agreement = self._agreement(fragment, grown)
+        return agreement.common >= CONTAINED * fragment.area and self._is_cut(fragment, grown.tiles)
 
-    def _agreement(self, fragment: Fragment, members: Iterable[int]) -> _Agreement:
+    def _agreement(self, fragment: Fragment, grown: _Object) -> _Agreement:
         """Compare a fragment with an object inside the tile of the fragment and the tiles of the object."""
-        tile, others = self._windows[fragment.tile], [self._fragments[member] for member in members]
         # There are no pixels of either mask outside of the rectangle around both.
-        window = tile.intersection(_hull(other.bounds for other in (fragment, *others)))
-        mask, seen = _Canvas(window), _Canvas(window)
-        for other in others:
-            if seen.fill(self._windows[other.tile]):
-                mask.draw(other.crop)
-        own = _Canvas(window)
+        window = self._windows[fragment.tile].intersection(_hull([fragment.bounds, grown.bounds]))
+        own, mask, seen = Canvas(window), Canvas(window), Canvas(window)
         own.draw(fragment.crop)
+        mask.draw(grown.crop)
+        for tile in grown.tiles:
+            seen.fill(self._windows[tile])
         return _Agreement(
-            _count(own.packed & mask.packed),
-            _count(own.packed & seen.packed),
-            _count(mask.packed & seen.packed),
+            count_pixels(own.packed & mask.packed),
+            count_pixels(own.packed & seen.packed),
+            count_pixels(mask.packed & seen.packed),
         )
 
     def _is_cut(self, fragment: Fragment, others: Iterable[int]) -> bool:
-        """Return whether a mask ends at a border of its tile beyond which tiles of other masks continue."""
+        """Return whether a mask ends at a border of its tile beyond which other tiles continue."""
         tile, bounds = self._windows[fragment.tile], fragment.bounds
         vertical, horizontal = (side // _MARGIN for side in self._grid.tile_size)
-        for window in {self._windows[self._fragments[other].tile] for other in others}:
+        for window in (self._windows[other] for other in others):
             if tile.intersection(window).is_empty:
                 continue
             if (
@@ -159,19 +168,19 @@ class _Stitcher:
                 return True
         return False
 
-    def is_seen_better(self, members: Sequence[int]) -> bool:
+    def is_seen_better(self, grown: _Object, repeats: Sequence[Fragment]) -> bool:
         """Return whether a tile without an object shows nearly all of it, farther from the borders."""
-        fragments = [self._fragments[index] for index in members]
+        fragments = [*grown.fragments, *repeats]
         tiles = {fragment.tile for fragment in fragments}
         bounds = _hull(fragment.bounds for fragment in fragments)
         own = max(self._gap(bounds, tile) for tile in tiles)
-        others = {other for tile in tiles for other in self._grid.overlapping(tile)} - tiles
+        others = {other for tile in tiles for other in self._overlapping[tile]} - tiles
         farther = [tile for tile in others if self._gap(bounds, tile) > own]
         if not farther:
             return False
-        crop = _union([fragment.crop for fragment in fragments])
-        area = _count(crop.packed.numpy())
-        return any(_area_inside(crop, self._windows[tile]) >= SEEN * area for tile in farther)
+        crop = union([grown.crop, *(fragment.crop for fragment in repeats)])
+        area = count_pixels(crop.packed.numpy())
+        return any(area_inside(crop, self._windows[tile]) >= SEEN * area for tile in farther)
 
     def _gap(self, bounds: Window, tile: int) -> int:
         """Return the distance in pixels between a mask and the borders of a tile inside the image."""
@@ -184,105 +193,26 @@ class _Stitcher:
         ]
         return max(min((gap for is_inner, gap in gaps if is_inner), default=max(height, width)), 0)
 
-    def merge(self, members: Sequence[int], repeats: Sequence[int]) -> StitchedInstance:
-        """Return the object of its fragments; ``repeats`` have a vote only."""
-        fragments = [self._fragments[index] for index in members]
-        lows, highs = zip(*((fragment.box[:2], fragment.box[2:]) for fragment in fragments), strict=True)
-        (x1, y1), (x2, y2) = map(min, zip(*lows, strict=True)), map(max, zip(*highs, strict=True))
-        crop = _union([fragment.crop for fragment in fragments])
-        score = self._vote(crop, [*fragments, *(self._fragments[index] for index in repeats)])
-        return StitchedInstance(score, fragments[0].label, (x1, y1, x2, y2), crop)
+    def merge(self, grown: _Object, repeats: Sequence[Fragment]) -> StitchedInstance:
+        """Return the stitched instance of an object; ``repeats`` have a vote only."""
+        x1, y1, x2, y2 = zip(*(fragment.box for fragment in grown.fragments), strict=True)
+        score = self._vote(grown.crop, [*grown.fragments, *repeats])
+        box = min(x1), min(y1), max(x2), max(y2)
+        return StitchedInstance(score, grown.fragments[0].label, box, grown.crop)
 
     def _vote(self, crop: MaskCrop, fragments: Sequence[Fragment]) -> float:
         """Return the mean score of an object in the tiles that show most of it."""
         scores: dict[int, float] = defaultdict(float)
         for fragment in fragments:
             scores[fragment.tile] = max(scores[fragment.tile], fragment.score)
-        tiles = {other for tile in scores for other in self._grid.overlapping(tile)} | set(scores)
-        areas = {tile: _area_inside(crop, self._windows[tile]) for tile in tiles}
+        tiles = {other for tile in scores for other in self._overlapping[tile]} | set(scores)
+        areas = {tile: area_inside(crop, self._windows[tile]) for tile in tiles}
         most = max(areas[tile] for tile in scores)
         votes = [scores.get(tile, 0.0) for tile in sorted(tiles) if areas[tile] >= SEEN * most]
         return sum(votes) / len(votes)
-
-
-class _Canvas:
-    """Packed pixels of a window; its first and last bytes may extend beyond it."""
-
-    def __init__(self, window: Window) -> None:
-        self._window, self._left = window, window.left // 8
-        columns = (window.right + 7) // 8 - self._left
-        self.packed = np.zeros((window.bottom - window.top, columns), np.uint8)
-
-    def draw(self, crop: MaskCrop) -> None:
-        """Add a mask."""
-        packed = crop.packed.numpy()
-        top, left = crop.top - self._window.top, crop.left - self._left
-        rows, columns = packed.shape
-        target = self.packed[max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)]
-        target |= packed[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
-
-    def fill(self, window: Window) -> bool:
-        """Add the pixels of another window, and return whether there are any."""
-        part = self._window.intersection(window)
-        if part.is_empty:
-            return False
-        bits = np.full((part.right + 7) // 8 - part.left // 8, 0xFF, np.uint8)
-        bits[0] &= 0xFF >> part.left % 8
-        bits[-1] &= 0xFF << -part.right % 8 & 0xFF
-        first = part.left // 8 - self._left
-        self.packed[
-            part.top - self._window.top : part.bottom - self._window.top, first : first + len(bits)
-        ] |= bits
-        return True
-
-
-def _count(packed: np.ndarray) -> int:
-    """Return the number of pixels inside packed masks."""
-    return int.from_bytes(packed.tobytes(), "little").bit_count()
 
 
 def _hull(windows: Iterable[Window]) -> Window:
     """Return the rectangle around some rectangles."""
     tops, lefts, bottoms, rights = zip(*windows, strict=True)
     return Window(min(tops), min(lefts), max(bottoms), max(rights))
-
-
-def _area_inside(crop: MaskCrop, window: Window) -> int:
-    """Return the number of pixels of a mask inside a window."""
-    rows, columns = crop.packed.shape
-    window = window.intersection(Window(crop.top, 8 * crop.left, crop.top + rows, 8 * (crop.left + columns)))
-    if window.is_empty:
-        return 0
-    mask, inside = _Canvas(window), _Canvas(window)
-    mask.draw(crop)
-    inside.fill(window)
-    return _count(mask.packed & inside.packed)
-
-
-def common_area(first: Fragment, second: Fragment) -> int:
-    """Return the number of pixels in both masks."""
-    window = first.bounds.intersection(second.bounds)
-    if window.is_empty:
-        return 0
-    parts = [
-        fragment.crop.packed.numpy()[
-            window.top - fragment.crop.top : window.bottom - fragment.crop.top,
-            window.left // 8 - fragment.crop.left : (window.right + 7) // 8 - fragment.crop.left,
-        ]
-        for fragment in (first, second)
-    ]
-    return _count(parts[0] & parts[1])
-
-
-def _union(crops: Sequence[MaskCrop]) -> MaskCrop:
-    """Return the union of masks."""
-    if len(crops) == 1:
-        return crops[0]
-    top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
-    bottom = max(crop.top + crop.packed.shape[0] for crop in crops)
-    right = max(crop.left + crop.packed.shape[1] for crop in crops)
-    packed = torch.zeros((bottom - top, right - left), dtype=torch.uint8, device="cpu")
-    for crop in crops:
-        rows, columns = crop.packed.shape
-        packed[crop.top - top :, crop.left - left :][:rows, :columns] |= crop.packed
-    return MaskCrop(packed, top, left, crops[0].image_size)
