@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import functools
+import gc
 import os
 import sys
 from types import SimpleNamespace
@@ -27,6 +28,12 @@ from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.runtime import environment
 from solo_infer.runtime.device import full_float32
 from solo_infer.segmenters.tiny import Tiny
+
+
+def pytest_collection_finish():
+    """Take what stays until the end out of the garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

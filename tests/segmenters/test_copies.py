@@ -64,7 +64,17 @@ def independent(model, dtype):
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("model", ["solo"], indirect=True)
 def test_copies_do_not_depend_on_the_order(order, model, image):
+    check_order(order, model, image)
+
+
+@pytest.mark.parametrize("model", ["yolact"], indirect=True)
+def test_copies_of_yolact_do_not_depend_on_the_order(model, image):
+    check_order(ORDERS[0], model, image)
+
+
+def check_order(order, model, image):
     require_bfloat16()
     thresholds = THRESHOLDS[model.family]
     expected = independent(model.with_thresholds(thresholds), "bfloat16").only(["cat", "bird"])
@@ -91,9 +101,10 @@ def test_all_copies_follow_the_network(model, image):
         "itself": model,
         "only": model.only("cat"),
         "with_thresholds": model.with_thresholds(THRESHOLDS[model.family]),
-        "compile": model.compile(backend="eager"),
         "both": model.only("cat").with_thresholds(THRESHOLDS[model.family]),
     }
+    if model.family == "solo":  # compiling takes seconds
+        copies["compile"] = model.compile(backend="eager")
     for dtype in (torch.bfloat16, torch.float32):
         copies["itself"](image)  # builds an optimized network that the cast invalidates
         assert model.to(dtype=dtype) is model
@@ -106,7 +117,8 @@ def test_all_copies_follow_the_network(model, image):
         thresholds = THRESHOLDS[model.family]
         assert_same(copies["with_thresholds"](image), fresh(image, thresholds=thresholds))
         assert_same(copies["both"](image), fresh.only("cat")(image, thresholds=thresholds))
-        assert_same(copies["compile"](image), fresh.compile(backend="eager")(image))
+        if "compile" in copies:
+            assert_same(copies["compile"](image), fresh.compile(backend="eager")(image))
 
 
 def test_casting_through_a_copy_casts_the_original(model):
