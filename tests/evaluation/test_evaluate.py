@@ -264,8 +264,8 @@ def test_invalid_output_paths_raise(model, data_set, tmp_path, no_predictions):
 
 
 def test_duplicate_class_names_in_model(real, data_set, tmp_path):
-    config = replace(real.config, categories=Categories(("dog", "dog", "bird")))
+    config = replace(real.config, categories=Categories(("bird", "dog", "bird")))
     evaluate(SOLO(config, real.network), *data_set, output=tmp_path / "out.json", limit=1)
     labels = real(str(data_set[0] / "b/2.png")).labels.tolist()
     written = [entry["category_id"] for entry in read_entries(tmp_path / "out.json")]
-    assert written == [BIRD if label == 2 else DOG for label in labels] and len(set(labels)) == 3
+    assert written == [DOG if label == 1 else BIRD for label in labels] and {0, 2} <= set(labels)

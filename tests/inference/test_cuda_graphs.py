@@ -218,7 +218,7 @@ def assert_close(result, model, image, **options):
     assert torch.equal(result.labels, expected.labels)
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
     differing = (result.masks != expected.masks).flatten(1).sum(dim=1)
-    assert (differing <= 2).all() and differing.sum() <= 5  # pixels at the threshold
+    assert (differing <= 2).all() and differing.sum() <= 10  # pixels at the threshold
 
 
 class UnsupportedDetector:

@@ -184,7 +184,7 @@ def test_resnet_is_loaded(small_model, tmp_path):
 
 
 def test_other_checkpoints_are_rejected(small_model, published_lite0, tmp_path):
-    with pytest.raises(CheckpointError, match="does not fit the backbone resnet50: .* tensors are missing"):
+    with pytest.raises(CheckpointError, match="does not fit the backbone resnet18: .* tensors are missing"):
         load_backbone_weights(small_model.network, published_lite0[1])
     torch.save(small_model.network.backbone.state_dict(), tmp_path / "resnet.pth")
     with pytest.raises(
