@@ -30,6 +30,7 @@ def variables(token=""):
         "SOLO_INFER_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # otherwise nodes and drivers need the token of the first node
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_register_timeout_seconds": "600",  # on a busy machine everything takes long
         "RAY_health_check_timeout_ms": "60000",
