@@ -107,7 +107,8 @@ def test_predictions_on_the_card(head, small_models, card, photo):
     model = small_models[head]
     expected = model(photo)
     moved = SOLO(model.config, _copy(model.network)).to("cuda")
-    assert moved.device == torch.device("cuda:0") and card.num_transfers > 150
+    assert moved.device == torch.device("cuda:0")
+    assert card.num_transfers >= len(model.network.state_dict())
     result = moved(photo).cpu()
     assert torch.equal(result.labels, expected.labels)
     differences = (result.scores - expected.scores).abs()
@@ -133,7 +134,7 @@ def test_float64_weights_are_converted_to_float32(small_model, card, tmp_path):
 
 def test_training_on_the_card(card, tmp_path):
     fit(small_start(), Rectangles(1), tmp_path / "card", QUICK_EPOCH, device="cuda")
-    assert card.num_transfers > 150
+    assert card.num_transfers > 300
     fit(small_start(), Rectangles(1), tmp_path / "cpu", QUICK_EPOCH, device="cpu")
     for row, expected in zip(losses(tmp_path / "card"), losses(tmp_path / "cpu"), strict=True):
         assert [float(value) for value in row] == pytest.approx(
@@ -146,7 +147,7 @@ def test_fine_tuning_on_the_card_from_files(card, tmp_path):
     data = write_nuts_and_bolts(tmp_path / "data")
     recipe = replace(QUICK_FINE_TUNE, epochs=1)
     run = fine_tune(small_start(), data, tmp_path / "run", recipe, validation=data, device="cuda")
-    assert card.num_transfers > 150
+    assert card.num_transfers > 300
     assert (run / "evaluation.csv").is_file() and (run / "model.safetensors").is_file()
 
 
