@@ -66,7 +66,7 @@ class _Agreement(NamedTuple):
 
 
 class _Object:
-    """Fragments of one object, best first where it grows, and the union of their masks."""
+    """Fragments of one object, in the order in which it grew, and the union of their masks."""
 
     def __init__(self, seed: Fragment) -> None:
         self.fragments = [seed]
