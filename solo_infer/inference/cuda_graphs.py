@@ -92,7 +92,7 @@ class CudaGraph:
 def _bytes_of(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    return sum(map(_bytes_of, value))
+    return 0 if isinstance(value, int) else sum(map(_bytes_of, value))
 
 
 class GraphCache:
@@ -118,6 +118,13 @@ class GraphCache:
         self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._uncapturable: set[Hashable] = set()
         self._dropped = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments alone: copies and pickles capture their own graphs."""
+        return {"capture": self._capture, "max_graphs": self._max_graphs, "max_bytes": self._max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._graphs)

@@ -10,13 +10,13 @@ are left to the dynamic path (``inference.solo``), whose memory is bounded for a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from solo_infer.config import PostprocessConfig
-from solo_infer.inference.cuda_graphs import Capture, CudaGraph, GraphCache
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.nms import compared_labels
 from solo_infer.inference.preprocess import Geometry
@@ -53,63 +53,47 @@ class StaticDetections(NamedTuple):
     counts: Tensor  # (2, N) int64: detections; candidates, which may exceed the capacity
 
 
-class StaticDetector:
-    """Detections of batches with one host synchronization each. Thread-safe.
+def is_supported(device: torch.device, thresholds: PostprocessConfig) -> bool:
+    """Return whether a device gains from static shapes and the settings allow them."""
+    return thresholds.nms == "matrix" and graphs_allowed(device)
+
+
+def detect_batch(
+    graphs: GraphCache,
+    network: SOLONetwork,
+    inputs: Tensor,
+    geometries: Sequence[Geometry],
+    thresholds: PostprocessConfig,
+    class_mask: Tensor,
+    stopwatch: Stopwatch,
+) -> list[Detections]:
+    """Return the detections of each image of a batch, with one host synchronization.
 
     Args:
-        capture: Records a CUDA graph; replaced in tests.
+        graphs: Graphs of the network.
+        network: Optimized network.
+        inputs: (N, 3, H, W) network inputs, channels_last, in the network's dtype.
+        geometries: Sizes of the images.
+        thresholds: Post-processing settings.
+        class_mask: (classes,) float32, 0 for excluded classes.
+        stopwatch: Marks the stages. If it synchronizes at each mark, no graph is used, as with
+            deformable convolutions, which a graph does not hold.
     """
+    if stopwatch.synchronizes or network.config.is_deformable:
+        features = extract_features(network, inputs, class_mask, stopwatch)
+        detections = detect_static(network, features, thresholds, CAPACITIES[0], stopwatch)
+        results = _read_back(network, features, detections, geometries, thresholds)
+    else:
 
-    def __init__(self, capture: Capture = CudaGraph) -> None:
-        self._capture = capture
-        self.graphs = GraphCache(capture)
+        def compute(inputs: Tensor, class_mask: Tensor) -> tuple[Features, StaticDetections]:
+            features = extract_features(network, inputs, class_mask, Stopwatch())
+            return features, detect_static(network, features, thresholds, CAPACITIES[0], Stopwatch())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"capture": self._capture}  # copies and pickles capture their own graphs
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    @staticmethod
-    def is_supported(device: torch.device, thresholds: PostprocessConfig) -> bool:
-        """Return whether a device gains from static shapes and the settings allow them."""
-        return thresholds.nms == "matrix" and graphs_allowed(device)
-
-    def detect_batch(
-        self,
-        network: SOLONetwork,
-        inputs: Tensor,
-        geometries: Sequence[Geometry],
-        thresholds: PostprocessConfig,
-        class_mask: Tensor,
-        stopwatch: Stopwatch,
-    ) -> list[Detections]:
-        """Return the detections of each image of a batch.
-
-        Args:
-            network: Optimized network.
-            inputs: (N, 3, H, W) network inputs, channels_last, in the network's dtype.
-            geometries: Sizes of the images.
-            thresholds: Post-processing settings.
-            class_mask: (classes,) float32, 0 for excluded classes.
-            stopwatch: Marks the stages. If it synchronizes at each mark, no graph is used, as with
-                deformable convolutions, which a graph does not hold.
-        """
-        if stopwatch.synchronizes or network.config.is_deformable:
-            features = extract_features(network, inputs, class_mask, stopwatch)
-            detections = detect_static(network, features, thresholds, CAPACITIES[0], stopwatch)
+        key = (tuple(inputs.shape), inputs.dtype, inputs.device, CAPACITIES[0], thresholds)
+        with graphs.run(network, key, compute, (inputs, class_mask)) as (features, detections):
             results = _read_back(network, features, detections, geometries, thresholds)
-        else:
-
-            def compute(inputs: Tensor, class_mask: Tensor) -> tuple[Features, StaticDetections]:
-                features = extract_features(network, inputs, class_mask, Stopwatch())
-                return features, detect_static(network, features, thresholds, CAPACITIES[0], Stopwatch())
-
-            key = (tuple(inputs.shape), inputs.dtype, inputs.device, CAPACITIES[0], thresholds)
-            with self.graphs.run(network, key, compute, (inputs, class_mask)) as (features, detections):
-                results = _read_back(network, features, detections, geometries, thresholds)
-        stopwatch.mark("post")
-        return results
+    stopwatch.mark("post")
+    return results
 
 
 def detect_static(

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import TinyPostprocessConfig
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.detections import Detections, empty_detections
+from solo_infer.inference.network_graphs import raw_outputs
 from solo_infer.inference.nms import compared_labels, nms_function
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.tiny.head import CellPredictions
@@ -36,6 +38,7 @@ class Instances(NamedTuple):
 
 
 def detect_batch(
+    graphs: GraphCache,
     network: TinyNetwork,
     inputs: Tensor,
     geometries: Sequence[Geometry],
@@ -46,6 +49,7 @@ def detect_batch(
     """Return the detections of each image of a batch.
 
     Args:
+        graphs: CUDA graphs of the network.
         network: Network, plain or optimized.
         inputs: (N, 3, H, W) network inputs.
         geometries: Sizes of the images.
@@ -53,6 +57,14 @@ def detect_batch(
         class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
         stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
     """
+    with raw_outputs(graphs, _forward, network, inputs, stopwatch) as output:
+        detections = decode_output(output, geometries, thresholds, class_mask)
+    stopwatch.mark("post")
+    return detections
+
+
+def _forward(network: TinyNetwork, inputs: Tensor, stopwatch: Stopwatch) -> TinyOutput:
+    """Run a network stage by stage."""
     stem, *maps = network.backbone(inputs)
     stopwatch.mark("backbone")
     levels = network.neck(maps)
@@ -61,9 +73,7 @@ def detect_batch(
     stopwatch.mark("classes")
     output = TinyOutput(cells, network.points(levels), network.mask_branch(stem, levels[:3]))
     stopwatch.mark("masks")
-    detections = decode_output(output, geometries, thresholds, class_mask)
-    stopwatch.mark("post")
-    return detections
+    return output
 
 
 def decode_output(

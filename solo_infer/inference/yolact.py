@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from solo_infer.config import YOLACTPostprocessConfig
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.detections import Detections, empty_detections
+from solo_infer.inference.network_graphs import raw_outputs
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.yolact.anchors import LevelSizes, decode, level_sizes
 from solo_infer.models.yolact.head import ANCHORS_PER_CELL, Predictions, YOLACTOutput
@@ -34,6 +36,7 @@ class Instances(NamedTuple):
 
 
 def detect_batch(
+    graphs: GraphCache,
     network: YOLACTNetwork,
     inputs: Tensor,
     geometries: Sequence[Geometry],
@@ -44,6 +47,7 @@ def detect_batch(
     """Return the detections of each image of a batch.
 
     Args:
+        graphs: CUDA graphs of the network.
         network: Network, plain or optimized.
         inputs: (N, 3, H, W) network inputs.
         geometries: Sizes of the images.
@@ -51,6 +55,14 @@ def detect_batch(
         class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
         stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
     """
+    with raw_outputs(graphs, _forward, network, inputs, stopwatch) as output:
+        detections = decode_output(network, output, geometries, thresholds, class_mask)
+    stopwatch.mark("post")
+    return detections
+
+
+def _forward(network: YOLACTNetwork, inputs: Tensor, stopwatch: Stopwatch) -> YOLACTOutput:
+    """Run a network stage by stage."""
     maps = network.backbone(inputs)
     stopwatch.mark("backbone")
     levels = network.neck(maps[1:])
@@ -59,9 +71,7 @@ def detect_batch(
     stopwatch.mark("classes")
     output = YOLACTOutput(predictions, network.mask_head(levels[0]), level_sizes(levels))
     stopwatch.mark("masks")
-    detections = decode_output(network, output, geometries, thresholds, class_mask)
-    stopwatch.mark("post")
-    return detections
+    return output
 
 
 def decode_output(

@@ -21,6 +21,7 @@ from solo_infer.config.validation import require_positive_ints
 from solo_infer.data.images import Color, LoadedImage
 from solo_infer.data.prefetch import OnError, prefetch_images
 from solo_infer.data.sources import Images, ImageSource, StreamSource, as_sources
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry, plan, prepare
 from solo_infer.models.base import SegmentationNetwork
@@ -58,6 +59,7 @@ class Segmenter(Publishing, LoadedModel):
     def __init__(self, config: ModelConfig, network: SegmentationNetwork) -> None:
         super().__init__(config, network)
         self._optimized: OptimizedNetworkCache[Any] = OptimizedNetworkCache(network)
+        self._graphs = GraphCache()
         self._class_mask: Tensor | None = None  # (classes,) float32 on the CPU, 0 for excluded classes
         self._display_threshold = DISPLAY_THRESHOLD  # of the results
 
@@ -121,6 +123,7 @@ class Segmenter(Publishing, LoadedModel):
         other = copy.copy(self)
         build = functools.partial(compile_for_inference, options=options)
         other._optimized = OptimizedNetworkCache(self.network, build)
+        other._graphs = GraphCache()  # CUDA graphs belong to one network
         return other
 
     @property

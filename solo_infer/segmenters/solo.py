@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from solo_infer.config import ModelConfig, PostprocessConfig, SOLOConfig
+from solo_infer.config import PostprocessConfig, SOLOConfig
+from solo_infer.inference import solo_static
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.inference.solo import detect_batch, extract_features, paste_soft_masks
-from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.segmenters.engine_model import EngineModel
-from solo_infer.segmenters.loaded_model import explain_loading
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from solo_infer.models.solo.network import SOLONetwork
 
 
@@ -31,17 +28,6 @@ class SOLO(Segmenter):
     family = SOLOConfig.family
     network: SOLONetwork
 
-    @explain_loading
-    def __init__(self, config: ModelConfig, network: SOLONetwork) -> None:
-        super().__init__(config, network)
-        self._static_detector = StaticDetector()
-
-    def compile(self, **options: Any) -> Self:
-        """Return a copy with the same weights whose network is compiled; see ``Segmenter.compile``."""
-        other = super().compile(**options)
-        other._static_detector = StaticDetector()  # CUDA graphs belong to one network
-        return other
-
     def _detect(
         self,
         inputs: Tensor,
@@ -50,11 +36,11 @@ class SOLO(Segmenter):
         stopwatch: Stopwatch,
     ) -> list[Detections]:
         network, class_mask = self.inference_network, self._class_mask_on(inputs.device)
-        if self._static_detector.is_supported(inputs.device, thresholds):
+        if solo_static.is_supported(inputs.device, thresholds):
             if class_mask is None:
                 class_mask = inputs.new_ones(len(self.config.categories), dtype=torch.float32)
-            return self._static_detector.detect_batch(
-                network, inputs, geometries, thresholds, class_mask, stopwatch
+            return solo_static.detect_batch(
+                self._graphs, network, inputs, geometries, thresholds, class_mask, stopwatch
             )
         return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
 

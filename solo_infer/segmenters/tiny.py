@@ -31,7 +31,7 @@ class Tiny(SOLO):
         stopwatch: Stopwatch,
     ) -> list[Detections]:
         network, class_mask = self.inference_network, self._class_mask_on(inputs.device)
-        return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
+        return detect_batch(self._graphs, network, inputs, geometries, thresholds, class_mask, stopwatch)
 
     @torch.no_grad()
     def count_candidates(self, inputs: Tensor) -> list[int]:

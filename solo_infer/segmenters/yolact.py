@@ -38,7 +38,7 @@ class YOLACT(Segmenter):
         stopwatch: Stopwatch,
     ) -> list[Detections]:
         network, class_mask = self.inference_network, self._class_mask_on(inputs.device)
-        return detect_batch(network, inputs, geometries, thresholds, class_mask, stopwatch)
+        return detect_batch(self._graphs, network, inputs, geometries, thresholds, class_mask, stopwatch)
 
     @neutral_state()
     def count_candidates(self, inputs: Tensor) -> list[int]:

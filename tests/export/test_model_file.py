@@ -1,5 +1,6 @@
 """Whole models in one file: the same results as PyTorch through ONNX Runtime and OpenVINO."""
 
+import functools
 import json
 import pickle
 import sys
@@ -20,6 +21,7 @@ from solo_infer.export.detection_graph import greedy_keep, mask_bounds
 from solo_infer.export.engine import ExportedModel
 from solo_infer.export.model_file import build_detector, export_model, format_of, trace
 from solo_infer.inference import solo, tiny, yolact
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.engines.metadata import ExportedConfig
 from solo_infer.inference.preprocess import prepare, to_pixels
 from solo_infer.runtime.stopwatch import Stopwatch
@@ -96,7 +98,11 @@ def test_detector_equals_the_model(family, models, photo):
     model = models[family]
     inputs = inputs_of(model, photo)
     detector = build_detector(model)
-    detect_batch = {"tiny": tiny, "mmdet": yolact, "original": yolact}.get(family, solo).detect_batch
+    detect_batches = {
+        name: functools.partial(module.detect_batch, GraphCache())
+        for name, module in (("tiny", tiny), ("mmdet", yolact), ("original", yolact))
+    }
+    detect_batch = detect_batches.get(family, solo.detect_batch)
     settings = ([model._plan(photo)], model.config.thresholds, None, Stopwatch())
     with torch.no_grad():
         outputs = detector(torch.cat([torch.zeros_like(inputs), inputs]))

@@ -10,18 +10,26 @@ import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.models import DEFORMABLE, HEADS, randomize, small_config, small_network, variant_of
+from helpers.models import (
+    DEFORMABLE,
+    HEADS,
+    YOLACT_VARIANTS,
+    randomize,
+    small_config,
+    small_network,
+    variant_of,
+)
 from helpers.results import assert_same
 from helpers.smooth_images import smooth_images
 
 from solo_infer import SOLO, PostprocessConfig
 from solo_infer.errors import DeviceError
-from solo_infer.inference import solo_static
+from solo_infer.inference import network_graphs, solo_static
 from solo_infer.inference.cuda_graphs import CudaGraph, GraphCache
-from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.models.backbones.resnet import ResNet
 from solo_infer.models.layers.conv_branch import ConvBranch
 from solo_infer.models.optimized.compiled import CompiledConvBranch
@@ -32,6 +40,8 @@ from solo_infer.runtime.device import graphs_allowed
 def tensors_in(value):
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, int):
+        return []
     return [tensor for item in value for tensor in tensors_in(item)]
 
 
@@ -192,7 +202,7 @@ def static_models(small_models, monkeypatch, recording):
     models = {}
     for head, model in small_models.items():
         models[head] = copy.copy(model)
-        models[head]._static_detector = StaticDetector(recording)
+        models[head]._graphs = GraphCache(recording)
     return models
 
 
@@ -205,12 +215,31 @@ def test_replays_equal_the_dynamic_path(head, static_models, small_models, recor
     assert recording.count == len({image.shape for image in images})
 
 
+@pytest.mark.parametrize("name", ["tiny", *YOLACT_VARIANTS])
+def test_network_graphs_equal_the_network(name, small_tiny, small_yolacts, monkeypatch, recording):
+    """The results outlive the buffers of the graph, which the recording zeroes after each use."""
+    model = small_tiny if name == "tiny" else small_yolacts[name]
+    images = smooth_images(2)
+    expected = [model(image) for image in images]
+    monkeypatch.setattr(network_graphs, "graphs_allowed", lambda device: True)
+    replayed = copy.copy(model)
+    replayed._graphs = GraphCache(recording)
+    for _ in range(3):
+        for result, reference in zip([replayed(image) for image in images], expected, strict=True):
+            assert len(result) > 0
+            assert_same(result, reference)
+    assert recording.count == len(replayed._graphs) > 0
+    for other in (replayed.only(replayed.config.categories.names[0]), replayed.with_settings(min_score=0.2)):
+        other(images[0])
+    assert recording.count == len(replayed._graphs)
+
+
 def test_deformable_convolutions_are_not_captured(monkeypatch, recording):
     """Torchvision launches them on the default stream, which no graph records."""
     monkeypatch.setattr(solo_static, "graphs_allowed", lambda device: True)
     config = variant_of(small_config("solov2"), DEFORMABLE)
     model = SOLO(config, randomize(small_network(config)))
-    model._static_detector = StaticDetector(recording)
+    model._graphs = GraphCache(recording)
     (image,) = smooth_images(1)
     for _ in range(3):
         assert_close(model(image), model, image)
@@ -219,18 +248,12 @@ def test_deformable_convolutions_are_not_captured(monkeypatch, recording):
 
 def assert_close(result, model, image, **options):
     """Compare with the dynamic path of the same network."""
-    dynamic = copy.copy(model)
-    dynamic._static_detector = UnsupportedDetector()
-    expected = dynamic(image, **options)
+    with patch.object(solo_static, "is_supported", return_value=False):
+        expected = model(image, **options)
     assert torch.equal(result.labels, expected.labels)
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
     differing = (result.masks != expected.masks).flatten(1).sum(dim=1)
     assert (differing <= 2).all() and differing.sum() <= 5  # pixels at the threshold
-
-
-class UnsupportedDetector:
-    def is_supported(self, device, thresholds):
-        return False
 
 
 def test_threads_share_one_model(static_models, recording):
@@ -251,13 +274,13 @@ def test_thresholds_have_their_own_graphs_and_classes_are_inputs(static_models, 
         assert_close(static(photo), model, photo)
         assert_close(static(photo, thresholds=thresholds), model, photo, thresholds=thresholds)
         assert_close(static.only(classes)(photo), model.only(classes), photo)
-    assert len(static._static_detector.graphs) == 2
+    assert len(static._graphs) == 2
 
 
 def test_changed_weights_are_captured_again(static_models, photo, recording):
     shared = static_models["solo"]
     model = SOLO(shared.config, copy.deepcopy(shared.network))
-    model._static_detector = StaticDetector(recording)
+    model._graphs = GraphCache(recording)
     before = [model(photo) for _ in range(3)][-1]
     with torch.no_grad():
         model.network.mask_head.conv_cls.bias.sub_(1.0)
@@ -274,15 +297,15 @@ def test_more_candidates_than_the_capacity(static_models, small_models, photo, m
 def test_copies_and_pickles_have_their_own_graphs(static_models, photo):
     model = static_models["decoupled_light"]
     [model(photo) for _ in range(2)]
-    assert len(model._static_detector.graphs) == 1
+    assert len(model._graphs) == 1
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert len(other._static_detector.graphs) == 0
+        assert len(other._graphs) == 0
         assert_same(other(photo), model(photo))
 
 
 def test_no_graphs_on_the_cpu(small_model):
     assert not graphs_allowed(torch.device("cpu"))
-    assert small_model._static_detector._capture is CudaGraph
+    assert small_model._graphs._capture is CudaGraph
 
 
 def test_compiled_models_share_weights_and_results(small_model, photo, monkeypatch):
@@ -303,7 +326,7 @@ def test_compiled_models_share_weights_and_results(small_model, photo, monkeypat
         (torch.nn.Sequential, options),
     ]
     assert compiled.network is small_model.network
-    assert compiled._static_detector is not small_model._static_detector
+    assert compiled._graphs is not small_model._graphs
     assert torch.equal(result.labels, expected.labels)
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
     assert isinstance(compiled.inference_network.mask_head.mask_convs, CompiledConvBranch)

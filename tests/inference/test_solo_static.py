@@ -10,8 +10,8 @@ from helpers.smooth_images import smooth_images
 
 from solo_infer import PostprocessConfig
 from solo_infer.inference import solo, solo_static
+from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.preprocess import plan, prepare
-from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.models.optimized.static_masks import static_masks
 from solo_infer.models.solo import masks as solo_masks
 from solo_infer.ops import dispatch, mask_statistics, packed_masks
@@ -38,9 +38,8 @@ def detect_static(model, thresholds, class_mask=None, stopwatch=None):
     """Return the detections of a batch with static shapes."""
     geometries, inputs = make_batch(model)
     class_mask = torch.ones(3) if class_mask is None else class_mask
-    return StaticDetector().detect_batch(
-        model.inference_network, inputs, geometries, thresholds, class_mask, stopwatch or Stopwatch()
-    )
+    settings = geometries, thresholds, class_mask, stopwatch or Stopwatch()
+    return solo_static.detect_batch(GraphCache(), model.inference_network, inputs, *settings)
 
 
 @torch.no_grad()
@@ -204,8 +203,8 @@ def test_scores_are_float32_in_half_precision(small_models):
 
 def test_greedy_nms_is_not_supported(monkeypatch):
     monkeypatch.setattr(solo_static, "graphs_allowed", lambda device: True)
-    assert StaticDetector.is_supported(CPU, PostprocessConfig())
-    assert not StaticDetector.is_supported(CPU, PostprocessConfig(nms="greedy"))
+    assert solo_static.is_supported(CPU, PostprocessConfig())
+    assert not solo_static.is_supported(CPU, PostprocessConfig(nms="greedy"))
 
 
 @torch.no_grad()

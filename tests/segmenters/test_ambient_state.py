@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ from helpers.smooth_images import smooth_images
 
 from solo_infer import PostprocessConfig, load_image, load_model
 from solo_infer.config.solo import LITE0
+from solo_infer.inference import solo_static
 from solo_infer.inference.preprocess import plan, prepare
-from solo_infer.inference.solo_static import StaticDetector
 from solo_infer.segmenters.auto import build_segmenter
 
 IMAGE = smooth_images(1)[0]
@@ -72,9 +73,8 @@ def run(name):
 @torch.no_grad()
 def detect_static(model, inputs, geometry):
     """Return the detections by the path of GPUs, which ``detect`` runs in the same surroundings."""
-    model._static_detector = StaticDetector()
-    model._static_detector.is_supported = lambda *_: True
-    return model.detect(inputs, [geometry])[0]
+    with patch.object(solo_static, "is_supported", return_value=True):
+        return model.detect(inputs, [geometry])[0]
 
 
 @pytest.fixture(scope="module")
