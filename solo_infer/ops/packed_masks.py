@@ -67,13 +67,18 @@ def popcount(packed: Tensor) -> Tensor:
 
 def union_rows(packed: Tensor) -> Tensor:
     """Return the union (N, B) of the rows of packed masks (N, H, B)."""
-    while packed.shape[1] > 1:
-        half = packed.shape[1] // 2
-        merged = packed[:, :half] | packed[:, -half:]
-        if packed.shape[1] % 2:
-            merged = torch.cat([merged, packed[:, half : half + 1]], dim=1)
+    return _union(packed, dim=1)
+
+
+def _union(packed: Tensor, dim: int) -> Tensor:
+    """Return the union of packed masks along an axis, which is removed."""
+    while packed.shape[dim] > 1:
+        length = packed.shape[dim]
+        merged = packed.narrow(dim, 0, length // 2) | packed.narrow(dim, length - length // 2, length // 2)
+        if length % 2:
+            merged = torch.cat([merged, packed.narrow(dim, length // 2, 1)], dim=dim)
         packed = merged
-    return packed[:, 0]
+    return packed.select(dim, 0)
 
 
 def mask_boxes(packed: Tensor, width: int) -> Tensor:
@@ -86,7 +91,7 @@ def mask_boxes(packed: Tensor, width: int) -> Tensor:
     Returns:
         (N, 4) float32 x1 y1 x2 y2 with exclusive right and bottom edges; zeros for empty masks.
     """
-    columns, rows = unpack(union_rows(packed), width), packed.any(dim=2)
+    columns, rows = unpack(union_rows(packed), width), _union(packed, dim=2) > 0
     edges = []
     for occupied in (columns, rows):
         first = occupied.int().argmax(dim=1)

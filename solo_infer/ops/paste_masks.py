@@ -5,7 +5,8 @@ original size of the image, all bilinearly.
 
 On the CPU this is computed as two matrix products. Each step is linear and acts on rows and columns
 separately, so that all steps together are one matrix for the rows and one for the columns. A row of such a
-matrix has two or three nonzero entries, so the products are restricted to bands of the matrices.
+matrix has two or three nonzero entries, so the masks are cut into tiles, each of which is a product of small
+parts of the matrices. Only the tiles that contain a part of the outline of a mask are computed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from solo_infer.runtime.neutral_state import neutral_state
 
 # Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
-# Bytes of the float32 pixels of one tile of several masks: they stay in the cache.
-_TILE_BYTES = 2 << 20
-# Least output rows and columns of a tile, multiples of 8, and its least inputs along a side: small enough to
-# skip the background of a mask, large enough to be efficient.
-_TILE_ROWS, _TILE_COLUMNS = 64, 128
-_TILE_INPUTS = 8
+# Bytes of the float32 pixels of tiles that are computed at a time: they stay in the cache.
+_TILES_BYTES = 2 << 20
+# Least output rows and columns of a tile (the latter a multiple of 8), and about its least inputs on a side.
+# Smaller tiles contain fewer pixels that are not near an outline, larger ones are computed more efficiently.
+_TILE_ROWS, _TILE_COLUMNS = 16, 32
+_TILE_INPUTS = 4
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -54,7 +55,7 @@ def paste_masks(soft: Tensor, padded: Size, resized: Size, original: Size, thres
         original: (height, width) of the image.
         threshold: Pixels with a greater score are inside, at least 0.
     """
-    paste = _paste_by_bands if soft.device.type == "cpu" else _paste_by_interpolation
+    paste = _paste_by_tiles if soft.device.type == "cpu" else _paste_by_interpolation
     packed = paste(soft, padded, resized, original, threshold)
     return PastedMasks(packed, packed_masks.mask_boxes(packed, original[1]))
 
@@ -74,69 +75,99 @@ def _paste_by_interpolation(
     return torch.cat(packed)
 
 
-def _paste_by_bands(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
-    """Return packed masks, computed by products with banded matrices, for one tile of all masks at a time.
+def _paste_by_tiles(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
+    """Return packed masks, computed tile by tile.
 
-    An output pixel is a mean of inputs, so that only outputs near an input above the threshold can be inside.
+    An output pixel is a weighted mean of inputs. A tile is inside the mask if all of its inputs are above the
+    threshold, and outside of it if none are; only the other tiles are computed.
     """
-    _, rows = _bands(soft.shape[1], padded[0], resized[0], original[0], multiple=1)
-    width, columns = _bands(soft.shape[2], padded[1], resized[1], original[1], multiple=8)
-    packed = torch.zeros((len(soft), original[0], width // 8), dtype=torch.uint8, device=soft.device)
-    above = soft > threshold
-    for band in rows:
-        strip = above[:, band.inputs].any(dim=1)
-        for column_band in columns:
-            used = torch.nonzero(strip[:, column_band.inputs].any(dim=1)).flatten()
-            length = max(_TILE_BYTES // (4 * len(band.matrix) * len(column_band.matrix)), 1)
-            for masks in used.split(length) if len(used) else ():
-                _paste_tile(soft, masks, band, column_band, threshold, packed)
-    return packed
+    rows = _tiles(soft.shape[1], padded[0], resized[0], original[0], _TILE_ROWS, multiple=1)
+    columns = _tiles(soft.shape[2], padded[1], resized[1], original[1], _TILE_COLUMNS, multiple=8)
+    any_above, all_above = _inputs_above(packed_masks.pack(soft > threshold), rows, columns)
+    packed = _fill_tiles(all_above, rows.length, columns.length // 8)
+    _compute_tiles(soft, torch.nonzero(any_above & ~all_above), rows, columns, threshold, packed)
+    return _crop(packed.flatten(3).flatten(1, 2), original)
 
 
-def _paste_tile(
-    soft: Tensor, masks: Tensor, rows: _Band, columns: _Band, threshold: float, packed: Tensor
-) -> None:
-    """Write the pixels of a band of rows and a band of columns of some masks (k,) int64."""
-    index = slice(None) if len(masks) == len(soft) else masks  # a slice copies nothing
-    widened = torch.matmul(soft[index, rows.inputs, columns.inputs], columns.matrix.T)
-    inside = torch.matmul(rows.matrix, widened) > threshold
-    outputs = slice(columns.outputs.start // 8, columns.outputs.stop // 8)
-    packed[index, rows.outputs, outputs] = packed_masks.pack(inside)
+class _Tiles(NamedTuple):
+    """Consecutive outputs of a resize along one side, cut into tiles of equal length."""
 
-
-class _Band(NamedTuple):
-    """Consecutive outputs of a resize, with the inputs that contribute to them."""
-
-    outputs: slice
-    inputs: slice
-    matrix: Tensor  # (outputs, inputs) float32
+    length: int  # outputs of a tile; the last one may extend beyond the image
+    first: Tensor  # (tiles,) int64, first input of each tile
+    weights: Tensor  # (tiles, length, inputs) float32 of the inputs from the first one; 0 beyond the image
+    covers: Tensor  # (padded soft side, tiles) float32, 1 for the inputs of a tile
 
 
 @lru_cache(maxsize=32)
 @neutral_state()
-def _bands(soft: int, padded: int, resized: int, original: int, multiple: int) -> tuple[int, list[_Band]]:
-    """Return the output length, zero-padded to a multiple (1 for rows, 8 for columns), and the bands."""
-    matrix = _resize_matrix(soft, padded, resized, original)
-    matrix = F.pad(matrix, (0, 0, 0, -original % multiple))
-    length = max(_TILE_COLUMNS if multiple > 1 else _TILE_ROWS, _TILE_INPUTS * original // soft // 8 * 8)
-    bands = []
-    for start in range(0, len(matrix), length):
-        rows = matrix[start : start + length]
-        used = torch.nonzero(rows.any(dim=0)).flatten()
-        inputs = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append(_Band(slice(start, start + len(rows)), inputs, rows[:, inputs].contiguous()))
-    return len(matrix), bands
-
-
-def _resize_matrix(soft: int, padded: int, resized: int, original: int) -> Tensor:
-    """Return the matrix (original, soft) float32 that pastes one side of the masks.
+def _tiles(soft: int, padded: int, resized: int, original: int, least: int, multiple: int) -> _Tiles:
+    """Return the tiles of one side of the masks.
 
     Args:
         soft: Length of the side of the soft masks.
         padded: Length of the side of the network input.
         resized: Length of the part of the network input that the image fills.
         original: Length of the side of the image.
+        least: Least length of a tile.
+        multiple: Number that the length of a tile is a multiple of.
     """
+    length = max(least, _TILE_INPUTS * original // soft // multiple * multiple)
+    matrix = F.pad(_resize_matrix(soft, padded, resized, original), (0, 0, 0, -original % length))
+    matrix = matrix.unflatten(0, (-1, length))
+    is_used = matrix.any(dim=1).int()
+    first, last = is_used.argmax(dim=1), soft - 1 - is_used.flip(1).argmax(dim=1)
+    inputs = int((last - first).max()) + 1
+    first = first.clamp(max=soft - inputs)
+    index = first[:, None] + torch.arange(inputs, dtype=torch.int64, device="cpu")
+    weights = matrix.gather(2, index[:, None].expand(-1, length, -1))
+    covers = torch.zeros((len(first), soft + -soft % 8), dtype=torch.float32, device="cpu")
+    return _Tiles(length, first, weights, covers.scatter_(1, index, 1.0).T.contiguous())
+
+
+def _inputs_above(above: Tensor, rows: _Tiles, columns: _Tiles) -> tuple[Tensor, Tensor]:
+    """Return whether any and whether all inputs of each tile are above the threshold, (K, r, c) bool.
+
+    Args:
+        above: (K, h, ceil(w / 8)) uint8, packed inputs above the threshold.
+        rows: Tiles of the r rows.
+        columns: Tiles of the c columns.
+    """
+    any_in_rows = all_in_rows = above[:, rows.first]
+    for offset in range(1, rows.weights.shape[2]):
+        row = above[:, rows.first + offset]
+        any_in_rows, all_in_rows = any_in_rows | row, all_in_rows & row
+    counts = packed_masks.unpack_float(torch.stack([any_in_rows, all_in_rows])) @ columns.covers
+    return counts[0] > 0, counts[1] == columns.weights.shape[2]
+
+
+def _fill_tiles(is_inside: Tensor, height: int, width: int) -> Tensor:
+    """Return packed tiles (K, r, height, c, width) uint8 with all bits set where a tile is inside."""
+    row = is_inside.to(torch.uint8).neg_()[:, :, None, :, None].expand(-1, -1, -1, -1, width).flatten(3)
+    return row.expand(-1, -1, height, -1).contiguous().unflatten(3, (-1, width))
+
+
+def _compute_tiles(
+    soft: Tensor, tiles: Tensor, rows: _Tiles, columns: _Tiles, threshold: float, packed: Tensor
+) -> None:
+    """Write some tiles, given as masks, rows and columns of tiles (n, 3) int64, some at a time."""
+    windows = soft.unfold(1, rows.weights.shape[2], 1).unfold(2, columns.weights.shape[2], 1)
+    for chunk in tiles.split(max(_TILES_BYTES // (4 * rows.length * columns.length), 1)):
+        mask, row, column = chunk.unbind(dim=1)
+        inputs = windows[mask, rows.first[row], columns.first[column]]
+        scores = rows.weights[row] @ inputs @ columns.weights[column].mT
+        packed[mask, row, :, column] = packed_masks.pack(scores > threshold)
+
+
+def _crop(packed: Tensor, size: Size) -> Tensor:
+    """Return packed masks of a size; the bits after the last pixel are 0."""
+    height, width = size
+    packed = packed[:, :height, : (width + 7) // 8].contiguous()
+    packed[:, :, -1] &= (0xFF << -width % 8) & 0xFF
+    return packed
+
+
+def _resize_matrix(soft: int, padded: int, resized: int, original: int) -> Tensor:
+    """Return the matrix (original, soft) float32 that pastes one side of the masks; see ``_tiles``."""
     impulses = torch.eye(soft, dtype=torch.float32, device="cpu")[:, None]
     maps = F.interpolate(impulses, size=padded, mode="linear", align_corners=False)[..., :resized]
     return F.interpolate(maps, size=original, mode="linear", align_corners=False)[:, 0].T.contiguous()

@@ -62,17 +62,32 @@ def test_mask_in_the_padding_only_is_empty():
     assert not pasted.packed.any() and pasted.boxes.tolist() == [[0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("settings", [{"ROWS": 8, "COLUMNS": 16}, {"ROWS": 512, "COLUMNS": 8}, {"BYTES": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"TILE_ROWS": 1, "TILE_COLUMNS": 8}, {"TILE_ROWS": 512}, {"TILES_BYTES": 1}]
+)
 def test_size_of_tiles_does_not_change_masks(monkeypatch, settings):
     arguments = random_masks((20, 24)), (80, 96), (77, 91), (145, 202), 0.5
     expected = paste_masks(*arguments).packed
     for name, value in settings.items():
-        monkeypatch.setattr(paste_masks_module, f"_TILE_{name}", value)
-    paste_masks_module._bands.cache_clear()
+        monkeypatch.setattr(paste_masks_module, f"_{name}", value)
+    paste_masks_module._tiles.cache_clear()
     try:
         assert torch.equal(paste_masks(*arguments).packed, expected)
     finally:
-        paste_masks_module._bands.cache_clear()
+        paste_masks_module._tiles.cache_clear()
+
+
+@pytest.mark.parametrize("original", [(145, 202), (300, 411), (60, 72), (1100, 1399)])
+def test_disks_and_full_masks(original):
+    """Most of their pixels are in tiles that are not computed, because all inputs are inside or outside."""
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(48.0), indexing="ij")
+    disk = ((12.5 - ((y - 17.2) ** 2 + (x - 22.9) ** 2).sqrt()) / 3 + 0.5).clamp(0, 1)
+    soft = torch.stack([disk, torch.ones(40, 48), 1 - disk])
+    sizes = (160, 192), (151, 190), original
+    packed = paste_masks(soft, *sizes, 0.4).packed
+    scores = reference_scores(soft, *sizes)
+    assert torch.equal(packed, packed_masks.pack(scores > 0.4))
+    assert packed_masks.popcount(packed.flatten(1))[1] == original[0] * original[1]
 
 
 def test_small_masks_in_a_large_image():
@@ -110,12 +125,12 @@ def test_cached_matrices_ignore_the_default_dtype_and_device():
     soft = random_masks((6, 9))
     sizes = (24, 36), (23, 35), (40, 41)
     expected = paste_masks(soft, *sizes, 0.5)
-    paste_masks_module._bands.cache_clear()
+    paste_masks_module._tiles.cache_clear()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
             pasted = paste_masks(soft, *sizes, 0.5)
     finally:
         torch.set_default_dtype(torch.float32)
-        paste_masks_module._bands.cache_clear()
+        paste_masks_module._tiles.cache_clear()
     assert all(map(torch.equal, pasted, expected))

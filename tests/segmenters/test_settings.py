@@ -16,7 +16,7 @@ from solo_infer.errors import ConfigError, KeywordError
 from solo_infer.inference.preprocess import plan
 from solo_infer.models.yolact.anchors import _anchors
 from solo_infer.ops.greedy_nms import greedy_nms
-from solo_infer.ops.paste_masks import _bands
+from solo_infer.ops.paste_masks import _tiles
 from solo_infer.results.result_list import ResultList
 from solo_infer.segmenters.tiny import Tiny
 
@@ -143,7 +143,7 @@ def test_many_sizes_keep_bounded_resources(models):
         if side <= 32 * 8:
             for name in ("tiny", "original"):
                 models[name](image, input_size=side)
-    for cache in (_anchors, _bands):
+    for cache in (_anchors, _tiles):
         assert cache.cache_info().maxsize <= 64 and cache.cache_info().currsize <= 64
 
 
