@@ -12,6 +12,7 @@ import importlib
 import inspect
 import logging
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -100,7 +101,8 @@ def is_compiling() -> bool:
     """Return whether ``torch.compile`` or ``torch.export`` is tracing, with tensors that have no values."""
     if hasattr(torch.compiler, "is_compiling"):  # torch 2.3 or newer
         return torch.compiler.is_compiling()
-    return torch._dynamo.is_compiling()
+    # Importing the compiler takes seconds; what has not been imported is not tracing.
+    return "torch._dynamo" in sys.modules and torch._dynamo.is_compiling()
 
 
 def _device_of(

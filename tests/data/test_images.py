@@ -369,9 +369,10 @@ def test_negative_bit_and_nested_tensors() -> None:
         negated = torch.complex(torch.zeros_like(image), -image).conj().imag
         assert negated.is_neg() and negated.shape == image.shape
         assert np.array_equal(load_image(negated).pixels, load_image(image).pixels)
-    for layout in (torch.strided, torch.jagged) if hasattr(torch, "jagged") else (torch.strided,):
+    layouts = [{}, {"layout": torch.jagged}] if hasattr(torch, "jagged") else [{}]
+    for layout in layouts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nested tensors are a prototype
-            nested = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=layout)
+            nested = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], **layout)
         with pytest.raises(ImageError, match="nested tensor is not an image"):
             load_image(nested)

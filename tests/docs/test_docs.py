@@ -17,6 +17,7 @@ from helpers.documentation import (
     run_command,
     solo_infer_arguments,
 )
+from helpers.exporters import require_exporter
 from helpers.paths import ROOT
 
 from solo_infer.cli.main import build_parser
@@ -70,6 +71,7 @@ def test_every_block_has_a_known_mark():
 def test_page_runs_from_top_to_bottom(page, workspace, monkeypatch, capsys):
     if "onnx" in page.read_text(encoding="utf-8"):
         pytest.importorskip("onnxruntime")
+        require_exporter()
     if "clip.mp4" in page.read_text(encoding="utf-8"):
         pytest.importorskip("av")
     for block in read_blocks(page):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from helpers.exporters import require_exporter
 from helpers.models import small_tiny_config, small_tiny_network
 
 from solo_infer import SOLO, YOLACT, load_model
@@ -46,6 +47,7 @@ def tiny_files(small_tiny, tmp_path_factory):
 
     The model is traced and converted once, which takes seconds.
     """
+    require_exporter()
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("trace", "to_onnx"):
@@ -291,12 +293,21 @@ def test_torch_program_of_any_size(tiny_files, small_tiny, photo):
 @pytest.mark.parametrize("head", ["solo", "decoupled", "decoupled_light", "solov2"])
 def test_every_head_is_traced_for_one_size(head, small_models, photo):
     """The program that torch.export writes gives the results of the module."""
+    require_exporter()
     detector = build_detector(small_models[head])
     program = trace(detector, ExportedConfig(small_models[head].config, (96, 160))).module()
     inputs = inputs_of(small_models[head], photo)
     with torch.no_grad():
         for output, expected in zip(program(inputs), detector(inputs), strict=True):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_old_torch_cannot_export_detections(small_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, f: None)
+    path = tmp_path / "tiny.onnx"
+    with pytest.raises(ExportError, match="expected torch 2.6 or later.*--format onnx-heads"):
+        export_model(small_tiny, path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_chains_of_suppressions():

@@ -208,7 +208,7 @@ def static_models(small_models, monkeypatch, recording):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_replays_equal_the_dynamic_path(head, static_models, small_models, recording):
-    images = smooth_images(2)
+    images = smooth_images(2, seed=1)  # no mask score is near the threshold, with old versions of torch too
     for _ in range(3):
         for image in images:
             assert_close(static_models[head](image), small_models[head], image)

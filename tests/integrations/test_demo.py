@@ -5,7 +5,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jsonschema
 import pytest
 from helpers.paths import EXAMPLES
 from helpers.results import assert_same, make_result
@@ -18,6 +17,8 @@ from solo_infer.integrations.self_contained import SelfContained, without_extern
 from solo_infer.results.formats.result_json import schema
 
 pytest_plugins = ["helpers.command_line_fixtures"]
+
+jsonschema = pytest.importorskip("jsonschema")
 
 CHROMIUM = Path("/usr/bin/chromium")
 STREET = EXAMPLES / "street.jpg"

@@ -7,7 +7,6 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jsonschema
 import numpy as np
 import pytest
 from helpers.paths import EXAMPLES
@@ -21,6 +20,8 @@ from solo_infer.integrations import demo_page
 from solo_infer.integrations.demo import Demo
 from solo_infer.integrations.self_contained import without_external_elements
 from solo_infer.results.formats.result_json import schema
+
+jsonschema = pytest.importorskip("jsonschema")
 
 CHROMIUM = Path("/usr/bin/chromium")
 STREET = EXAMPLES / "street.jpg"
