@@ -21,14 +21,13 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
+from loads import LOADS
 from peak_memory import make_image
 
 from solo_infer import load_model
@@ -37,38 +36,6 @@ from solo_infer.models.optimized import halved_p2, upsampled_conv, winograd_conv
 from solo_infer.runtime import thread_pool
 from solo_infer.runtime.cpu import cpu_name
 from solo_infer.segmenters.base import Segmenter
-
-_GROUPS = Path("/sys/fs/cgroup")
-
-
-@contextlib.contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """Run processes that never wait."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def quota_of_one_cpu() -> Iterator[None]:
-    """Move this process to a control group that may use one CPU, of version 2 or 1."""
-    parent = _GROUPS / "cpu" if (_GROUPS / "cpu/cpu.cfs_quota_us").exists() else _GROUPS
-    group = parent / f"busy_machine_{os.getpid()}"
-    group.mkdir()
-    try:
-        if (group / "cpu.max").exists():
-            (group / "cpu.max").write_text("100000 100000")
-        else:
-            (group / "cpu.cfs_quota_us").write_text("100000")
-        (group / "cgroup.procs").write_text(f"{os.getpid()}")
-        yield
-    finally:
-        (parent / "cgroup.procs").write_text(f"{os.getpid()}")
-        group.rmdir()
 
 
 @contextlib.contextmanager
@@ -104,12 +71,6 @@ VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "bands": contextlib.nullcontext,
 }
 QUOTA_VARIANTS = {**VARIANTS, "one thread": one_thread}
-LOADS = {
-    "0": (lambda: busy_processes(0), VARIANTS),
-    "1": (lambda: busy_processes(1), VARIANTS),
-    "2": (lambda: busy_processes(2), VARIANTS),
-    "quota": (quota_of_one_cpu, QUOTA_VARIANTS),
-}
 
 
 def measure(model: Segmenter, image: object, variants: dict, runs: int) -> dict[str, object]:
@@ -165,10 +126,10 @@ def main() -> None:
         if args.input_size:
             model = model.with_settings(input_size=args.input_size)
         for load in args.load:
-            context, variants = LOADS[load]
+            variants = QUOTA_VARIANTS if load == "quota" else VARIANTS
             before = os.getloadavg()[0]
             try:
-                with context():
+                with LOADS[load]():
                     figures = measure(model, image, variants, args.runs)
             except PermissionError as error:
                 figures = {"skipped": str(error)}

@@ -14,7 +14,7 @@ import importlib.machinery
 import json
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ import torch
 
 from solo_infer.config import PRESETS, ModelConfig
 from solo_infer.data import images
-from solo_infer.data.images import ImageSource
+from solo_infer.data.images import ImageSource, LoadedImage
 from solo_infer.diagnostics.benchmark import (
     Measurement,
     describe_environment,
@@ -147,13 +147,12 @@ def measure_mmdet(
     Raises:
         ConfigError: mmdet is not installed or has no such model.
     """
-    detector, pipeline = _build_detector(model), _build_pipeline(model.config)
+    run_mmdet = mmdet_runner(model)
     image = images.load_image(source)
-    bgr = image.pixels[..., ::-1].copy()
     for _ in range(warmup):
-        _run(detector, pipeline, bgr, model.device)
+        run_mmdet(image)
     reset_peak_memory(model.device)
-    outputs = [_run(detector, pipeline, bgr, model.device) for _ in range(runs)]
+    outputs = [run_mmdet(image) for _ in range(runs)]
     total = percentiles([sum(seconds.values()) for seconds, _, _ in outputs])
     stages, candidates, instances = outputs[0]
     return Measurement(
@@ -173,6 +172,22 @@ def measure_mmdet(
         peak_memory=peak_memory(model.device),
         environment={**describe_environment(model.device), "mmdet": _import_mmdet().__version__},
     )
+
+
+def mmdet_runner(model: Segmenter) -> Callable[[LoadedImage], tuple[dict[str, float], int, int]]:
+    """Return a function that runs mmdet with the weights, thresholds and device of a model on an image.
+
+    The function returns the seconds of each stage, the number of candidates and the number of instances.
+
+    Raises:
+        ConfigError: mmdet is not installed or has no such model.
+    """
+    detector, pipeline = _build_detector(model), _build_pipeline(model.config)
+
+    def run(image: LoadedImage) -> tuple[dict[str, float], int, int]:
+        return _run(detector, pipeline, image.pixels[..., ::-1].copy(), model.device)
+
+    return run
 
 
 def _import_mmdet() -> Any:

@@ -56,37 +56,35 @@ def preprocess(
     Returns:
         (N, 3, *padded) in channels_last format; 0 in the padding.
     """
-    inputs = []
-    for image, size in zip(images, sizes, strict=True):
+    inputs = torch.zeros((len(images), *padded, 3), dtype=torch.float32, device=device)
+    for image, size, output in zip(images, sizes, inputs, strict=True):
         planes = upload(image, device).permute(2, 0, 1)
         if round_to_uint8:
             planes = resize_bilinear_uint8(planes, *size)
         else:
             planes = F.interpolate(planes[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-        inputs.append(normalize_and_pad(planes, padded, mean, std))
-    return torch.stack(inputs).to(dtype).contiguous(memory_format=torch.channels_last)
+        output[: size[0], : size[1]] = normalize(planes.permute(1, 2, 0), mean, std)
+    return inputs.to(dtype).permute(0, 3, 1, 2)
 
 
-def normalize_and_pad(planes: Tensor, padded: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalize an image and pad it with zeros at the right and bottom.
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return an image (H, W, 3) in 0..255, of any data type, minus the mean and divided by the deviation.
 
     Args:
-        planes: (3, h, w) in 0..255, of any data type.
-        padded: (height, width) of the result.
+        pixels: The image.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
 
     Returns:
-        (3, *padded) float32.
+        (H, W, 3) float32.
     """
-    mean_column, std_column = (
-        torch.tensor(values, dtype=torch.float32, device=planes.device)[:, None, None]
+    width = pixels.shape[1]
+    # One row of numbers for each row of pixels: an axis of three channels is too short to vectorize.
+    mean_row, std_row = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).repeat(width)
         for values in (mean, std)
     )
-    result = torch.zeros((3, *padded), dtype=torch.float32, device=planes.device)
-    height, width = planes.shape[1:]
-    result[:, :height, :width] = (planes.float() - mean_column).div_(std_column)
-    return result
+    return (pixels.flatten(1).float() - mean_row).div_(std_row).unflatten(1, (width, 3))
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

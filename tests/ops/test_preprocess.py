@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from solo_infer.ops.cv2_resize import resize_bilinear_uint8
-from solo_infer.ops.preprocess import normalize_and_pad, preprocess, upload
+from solo_infer.ops.preprocess import normalize, preprocess, upload
 
 CPU = torch.device("cpu")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -52,11 +52,12 @@ def test_batch_equals_the_steps(round_to_uint8, dtype):
         assert torch.equal(result, expected.to(dtype))
 
 
-def test_normalize_and_pad_accepts_float_images():
-    planes = random_image(5, 7).permute(2, 0, 1)
-    padded = normalize_and_pad(planes.float(), (8, 8), MEAN, STD)
-    assert padded.dtype == torch.float32
-    assert torch.equal(padded, normalize_and_pad(planes, (8, 8), MEAN, STD))
+def test_normalize_accepts_float_images():
+    pixels = random_image(5, 7)
+    normalized = normalize(pixels.float(), MEAN, STD)
+    assert normalized.shape == (5, 7, 3) and normalized.dtype == torch.float32
+    assert torch.equal(normalized, normalize(pixels, MEAN, STD))
+    assert torch.equal(normalized, (pixels - torch.tensor(MEAN)) / torch.tensor(STD))
 
 
 def test_upload_to_the_cpu_copies_nothing():
