@@ -15,6 +15,7 @@ SUMMARY = "Export a model to ONNX, OpenVINO or torch.export"
 EXAMPLES = (
     "solo-infer export tiny --output tiny.onnx",
     "solo-infer export tiny --output tiny.xml --input-size 512 512",
+    "solo-infer export tiny --output tiny.onnx --photo-size 480 640",
     "solo-infer export decoupled_light_r50_3x --output light.onnx --input-size 512 864 --opset 11",
 )
 HEADS_FORMAT = "onnx-heads"
@@ -57,6 +58,15 @@ def add_parser(subparsers: Any) -> None:
         help="the network input is uint8 RGB pixels, which the graph normalizes; not with onnx-heads",
     )
 
+    output.add_argument(
+        "--photo-size",
+        type=options.positive_int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width in pixels of the photos that the graph takes (uint8 RGB, N x H x W x 3) and "
+        "resizes, instead of network inputs; not with onnx-heads",
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     """Export one model."""
@@ -74,6 +84,10 @@ def _find_misuse(args: argparse.Namespace, is_heads: bool) -> str | None:
         return "raw outputs of the heads (onnx-heads, opset 11 or 13) require --input-size H W"
     if is_heads and args.pixels:
         return "--pixels is not available with raw outputs of the heads (onnx-heads, opset 11 or 13)"
+    if is_heads and args.photo_size:
+        return "--photo-size is not available with raw outputs of the heads (onnx-heads, opset 11 or 13)"
+    if args.photo_size and (args.input_size or args.pixels):
+        return "--photo-size sets the size of the network input and takes pixels: no --input-size or --pixels"
     if is_heads and args.opset == 18:
         return "--format onnx-heads requires --opset 11 or 13"
     if not is_heads and args.opset in HEADS_OPSETS:
@@ -98,6 +112,7 @@ def _export_model(args: argparse.Namespace) -> Path:
         format=args.format,
         size=args.input_size and tuple(args.input_size),
         pixels=args.pixels,
+        photo_size=args.photo_size and tuple(args.photo_size),
         source=args.model,
     )
 

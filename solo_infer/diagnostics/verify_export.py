@@ -15,7 +15,6 @@ from solo_infer.diagnostics import procedural_weights
 from solo_infer.diagnostics.pairing import pair_with, reference_of
 from solo_infer.diagnostics.parity import Check
 from solo_infer.errors import ConfigError
-from solo_infer.inference.preprocess import prepare
 from solo_infer.segmenters.auto import load_model
 from solo_infer.segmenters.base import Segmenter
 from solo_infer.segmenters.engine_model import EngineModel
@@ -55,11 +54,15 @@ def verify_file(
     if not isinstance(exported, EngineModel):
         raise ConfigError(f"{os.fspath(path)} is not an exported model: expected an .onnx or .xml file.")
     model = _load_reference(exported, reference)
-    loaded = load_image(image) if image is not None else LoadedImage(procedural_photo(), "procedural photo")
+    size = exported.session.exported.photo_size or (480, 640)
+    loaded = (
+        load_image(image) if image is not None else LoadedImage(procedural_photo(*size), "procedural photo")
+    )
     geometry = exported._plan(loaded.pixels)
-    inputs = prepare([loaded.pixels], [geometry], exported.config.preprocessing, torch.device("cpu"))
-    (expected,) = model.detect(inputs, [geometry])
-    (found,) = cast(Segmenter, exported).detect(inputs, [geometry])
+    (expected,), (found,) = (
+        segmenter.detect(segmenter._prepare([loaded.pixels], [geometry]), [geometry])
+        for segmenter in (model, cast(Segmenter, exported))
+    )
     if not len(expected.scores) and not len(found.scores):
         raise ConfigError(
             f"Neither model finds an instance in {loaded.name}: pass an image that has some (--image FILE)."
@@ -92,7 +95,8 @@ def _load_reference(exported: EngineModel, reference: str | os.PathLike[str] | N
     return model
 
 
-def procedural_photo() -> np.ndarray:
-    """Return an image (480, 640, 3) uint8 of blocks of random colors."""
-    blocks = procedural_weights.uniform("verify/export", (12, 16, 3)) * 256
-    return np.repeat(np.repeat(blocks.astype(np.uint8), 40, axis=0), 40, axis=1)
+def procedural_photo(height: int = 480, width: int = 640) -> np.ndarray:
+    """Return an image (height, width, 3) uint8 of blocks of random colors."""
+    blocks = (procedural_weights.uniform("verify/export", (12, 16, 3)) * 256).astype(np.uint8)
+    rows, columns = np.arange(height) * 12 // height, np.arange(width) * 16 // width
+    return blocks[rows[:, None], columns]

@@ -21,11 +21,12 @@ from torch import nn
 
 from solo_infer._version import __version__
 from solo_infer.config.families import family_of
-from solo_infer.config.validation import require_bools, require_choice, require_instance, require_path
+from solo_infer.config.validation import is_int, require_bools, require_choice, require_instance, require_path
 from solo_infer.errors import ExportError
 from solo_infer.export.detection_graph import NormalizedPixels, TupleOutputs
 from solo_infer.export.onnx import DIVISOR, check_size
-from solo_infer.inference.engines.metadata import INPUT_NAME, OUTPUT_NAMES, ExportedConfig
+from solo_infer.export.photo_input import PhotoDetector
+from solo_infer.inference.engines.metadata import INPUT_NAME, MAX_SIDE, OUTPUT_NAMES, ExportedConfig
 from solo_infer.inference.engines.onnx_file import import_onnx
 from solo_infer.runtime.atomic_files import write_whole
 from solo_infer.runtime.messages import first_line, quoted, shortened
@@ -50,6 +51,7 @@ def export_model(
     format: Format | None = None,
     size: tuple[int, int] | None = None,
     pixels: bool = False,
+    photo_size: tuple[int, int] | None = None,
     source: str = "",
 ) -> Path:
     """Write a model with its post-processing as one file, which ``load_model`` and other programs run.
@@ -68,6 +70,9 @@ def export_model(
             32; YOLACT has one size.
         pixels: Whether the network input is uint8 RGB pixels, which the graph normalizes, instead of
             normalized float32.
+        photo_size: (height, width) in pixels of the photos that the graph takes instead of network inputs:
+            "images" is (N, H, W, 3) uint8 RGB, which the graph resizes, normalizes and pads. Boxes and masks
+            are those of the network input, whose size follows.
         source: Name or path of the model, with which ``solo-infer verify`` compares the file.
 
     Returns:
@@ -85,9 +90,9 @@ def export_model(
     kind = format_of(target, format)
     for file in (target, *([target.with_suffix(".bin")] if kind == "openvino" else [])):
         require_writable("path", file, error_type=ExportError)
-    exported = ExportedConfig(model.config, _check_size(model, size), pixels, source)
+    exported = _exported_config(model, size, pixels, photo_size, source)
     write = _WRITERS[kind]
-    program = trace(build_detector(model, pixels), exported)
+    program = trace(build_detector(model, pixels, exported.photo_size), exported)
     try:
         write(program, exported.to_metadata(__version__), target)
     except OSError as error:
@@ -112,12 +117,15 @@ def format_of(path: Path, format: str | None) -> str:
     return by_suffix
 
 
-def build_detector(model: Segmenter, pixels: bool = False) -> nn.Module:
+def build_detector(
+    model: Segmenter, pixels: bool = False, photo_size: tuple[int, int] | None = None
+) -> nn.Module:
     """Return the module of a model that is exported: network inputs to ``GraphDetections``, in float32.
 
     Args:
         model: Model, on any device.
         pixels: Whether the module takes pixels instead of normalized values.
+        photo_size: (height, width) in pixels of the photos that the module takes instead of network inputs.
 
     Raises:
         ExportError: The family cannot be exported, or the network has deformable convolutions.
@@ -128,6 +136,8 @@ def build_detector(model: Segmenter, pixels: bool = False) -> nn.Module:
     # A copy, because moving and casting change the weights of a module in place.
     network = copy.deepcopy(model.network).cpu().float().eval()
     detector = family.load("detector")(network, model.config)
+    if photo_size is not None:
+        return PhotoDetector(detector, model.config.preprocessing, photo_size).eval()
     whole = NormalizedPixels(detector, model.config.preprocessing) if pixels else detector
     return whole.eval()
 
@@ -152,11 +162,15 @@ def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
         units = {2: Dim("height_32", min=2, max=_MAX_UNITS), 3: Dim("width_32", min=2, max=_MAX_UNITS)}
         dynamic |= {axis: DIVISOR * unit for axis, unit in units.items()}
     # With one image, a batch of any size would become a constant.
-    shape = (2 if any_batch else 1, 3, *(exported.size or _EXAMPLE_SIZE))
-    dtype = torch.uint8 if exported.takes_pixels else torch.float32
-    images = torch.zeros(shape, dtype=dtype, device="cpu")
+    images, dtype = 2 if any_batch else 1, torch.uint8
+    if exported.photo_size is not None:
+        shape: tuple[int, ...] = (images, *exported.photo_size, 3)
+    else:
+        shape = (images, 3, *(exported.size or _EXAMPLE_SIZE))
+        dtype = torch.uint8 if exported.takes_pixels else torch.float32
+    example = torch.zeros(shape, dtype=dtype, device="cpu")
     try:
-        return export(TupleOutputs(detector), (images,), dynamic_shapes=(dynamic,), strict=False)
+        return export(TupleOutputs(detector), (example,), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # its classes differ between versions
         advice = (
             " Pass a fixed size of the network input (--input-size H W)." if exported.size is None else ""
@@ -236,6 +250,29 @@ _WRITERS: dict[str, Callable[[Any, dict[str, str], Path], None]] = {
     "openvino": _write_openvino,
     "torch": _write_torch,
 }
+
+
+def _exported_config(
+    model: Segmenter,
+    size: tuple[int, int] | None,
+    pixels: bool,
+    photo_size: tuple[int, int] | None,
+    source: str,
+) -> ExportedConfig:
+    """Return the metadata of the file that the arguments of ``export_model`` describe."""
+    if photo_size is None:
+        return ExportedConfig(model.config, _check_size(model, size), pixels, source)
+    if size is not None or pixels:
+        raise ExportError(
+            "photo_size is given with size or pixels: the size of the network input follows from that of the "
+            "photo, and the graph takes its pixels. Leave them out."
+        )
+    is_pair = isinstance(photo_size, tuple | list) and len(photo_size) == 2 and all(map(is_int, photo_size))
+    if not is_pair or not all(0 < side <= MAX_SIDE for side in photo_size):
+        raise ExportError(
+            f"photo_size={quoted(photo_size)}: expected (height, width) of 1 to {MAX_SIDE} pixels."
+        )
+    return ExportedConfig.of_photos(model.config, (photo_size[0], photo_size[1]), source)
 
 
 def _check_size(model: Segmenter, size: Any) -> tuple[int, int] | None:

@@ -296,6 +296,10 @@ class Segmenter(Publishing, LoadedModel):
         """Return the sizes of an image (H, W, 3)."""
         return plan(pixels, self.config.preprocessing)
 
+    def _prepare(self, pixels: Sequence[np.ndarray], geometries: Sequence[Geometry]) -> Tensor:
+        """Return what ``detect`` takes of images (H, W, 3) uint8 with equal network inputs."""
+        return prepare(pixels, geometries, self.config.preprocessing, self.device, self.input_dtype)
+
     def _settings(self, thresholds: BasePostprocessConfig | None) -> BasePostprocessConfig:
         """Return the post-processing settings of a call; raise ConfigError for those of another family."""
         config = self.config if thresholds is None else replace(self.config, thresholds=thresholds)
@@ -309,8 +313,7 @@ class Segmenter(Publishing, LoadedModel):
         stopwatch: Stopwatch,
     ) -> list[Result]:
         """Segment images that share a forward pass."""
-        pixels = [image.pixels for image in batch]
-        inputs = prepare(pixels, geometries, self.config.preprocessing, self.device, self.input_dtype)
+        inputs = self._prepare([image.pixels for image in batch], geometries)
         stopwatch.mark("preprocess")
         detections = self.detect(inputs, geometries, thresholds=thresholds, stopwatch=stopwatch)
         return make_results(batch, detections, self.config.categories, stopwatch, self._display_threshold)

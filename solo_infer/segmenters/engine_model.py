@@ -19,7 +19,7 @@ from torch import Tensor
 
 from solo_infer.config import BasePostprocessConfig, ModelConfig
 from solo_infer.config.display import DISPLAY_THRESHOLD
-from solo_infer.errors import ConfigError, DeviceError, ExportError
+from solo_infer.errors import ConfigError, DeviceError, ExportError, ImageError
 from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.engines.sessions import SUFFIXES, EngineSession
 from solo_infer.inference.preprocess import Geometry, plan, plan_fixed_size, to_pixels
@@ -204,7 +204,24 @@ class EngineModel:
 
     def _plan(self, pixels: np.ndarray) -> Geometry:
         size, preprocessing = self.session.exported.size, self.config.preprocessing
+        photo_size = self.session.exported.photo_size
+        if photo_size is not None:
+            if pixels.shape[:2] != photo_size:
+                raise ImageError(
+                    f"The image has {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width): "
+                    f"{self.session.path} takes photos of {photo_size[0]} x {photo_size[1]}. Export "
+                    "the model without --photo-size for images of any size."
+                )
+            return plan(pixels, preprocessing)
         return plan(pixels, preprocessing) if size is None else plan_fixed_size(pixels, size, preprocessing)
+
+    def _prepare(self, pixels: Sequence[np.ndarray], geometries: Sequence[Geometry]) -> Tensor:
+        """Return what the file takes: photos (N, H, W, 3) uint8, or network inputs (N, 3, H, W)."""
+        if self.session.exported.photo_size is not None:
+            return torch.from_numpy(np.stack(pixels))
+        inputs = super()._prepare(pixels, geometries)  # type: ignore[misc]
+        is_uint8 = self.session.exported.takes_pixels
+        return to_pixels(inputs, self.config.preprocessing) if is_uint8 else inputs
 
     def _detect(
         self, inputs: Tensor, geometries: Sequence[Geometry], thresholds: Any, stopwatch: Stopwatch
@@ -212,8 +229,6 @@ class EngineModel:
         """Return the detections of each image; images run one after the other."""
         results = []
         for image, geometry in zip(inputs.split(1), geometries, strict=True):
-            if self.session.exported.takes_pixels:
-                image = to_pixels(image, self.config.preprocessing)
             outputs = self.session.run(image.contiguous().numpy())
             stopwatch.mark("engine")
             results.append(self._to_detections(outputs, geometry, thresholds))
@@ -257,6 +272,7 @@ class EngineModel:
 
     def __repr__(self) -> str:
         architecture, size = self.config.architecture, self.session.exported.size
+        size = self.session.exported.photo_size or size
         shape = "any size" if size is None else f"{size[0]} x {size[1]}"
         dtype = str(self.dtype).removeprefix("torch.")
         return (

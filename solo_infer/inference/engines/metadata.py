@@ -13,10 +13,11 @@ from solo_infer.runtime.messages import quoted, shortened
 
 CONFIG_KEY, SIZE_KEY, VERSION_KEY = "solo_infer.config", "solo_infer.size", "solo_infer.version"
 OUTPUTS_KEY, INPUT_KEY, SOURCE_KEY = "solo_infer.outputs", "solo_infer.input", "solo_infer.source"
-KEYS = (CONFIG_KEY, SIZE_KEY, VERSION_KEY, OUTPUTS_KEY, INPUT_KEY, SOURCE_KEY)
+PHOTO_KEY = "solo_infer.photo_size"
+KEYS = (CONFIG_KEY, SIZE_KEY, VERSION_KEY, OUTPUTS_KEY, INPUT_KEY, SOURCE_KEY, PHOTO_KEY)
 
 DETECTIONS, HEADS = "detections", "heads"  # what a file computes
-NORMALIZED, PIXELS = "normalized", "pixels"  # what it takes
+NORMALIZED, PIXELS, PHOTOS = "normalized", "pixels", "photos"  # what it takes
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("scores", "labels", "boxes", "masks", "counts")  # of DETECTIONS
 MAX_VALUE_CHARACTERS = 1 << 20
@@ -32,12 +33,15 @@ class ExportedConfig:
         size: (height, width) of the network input in pixels. None for any multiples of 32.
         takes_pixels: Whether the network input is uint8 RGB pixels instead of normalized values.
         source: Name or path of the model that was exported, "" if it has none.
+        photo_size: (height, width) in pixels of the photos that the file takes instead of network inputs;
+            ``size`` follows from it. None for a file that takes network inputs.
     """
 
     config: ModelConfig
     size: tuple[int, int] | None
     takes_pixels: bool = False
     source: str = ""
+    photo_size: tuple[int, int] | None = None
 
     def to_metadata(self, version: str) -> dict[str, str]:
         """Return the metadata of a file that returns detections.
@@ -45,13 +49,15 @@ class ExportedConfig:
         Args:
             version: Version of this library.
         """
+        takes = PHOTOS if self.photo_size else PIXELS if self.takes_pixels else NORMALIZED
         return {
             CONFIG_KEY: json.dumps(self.config.to_dict()),
             SIZE_KEY: json.dumps(self.size),
             VERSION_KEY: version,
             OUTPUTS_KEY: DETECTIONS,
-            INPUT_KEY: PIXELS if self.takes_pixels else NORMALIZED,
+            INPUT_KEY: takes,
             SOURCE_KEY: self.source,
+            PHOTO_KEY: json.dumps(self.photo_size),
         }
 
     @classmethod
@@ -80,23 +86,42 @@ class ExportedConfig:
         except (ConfigError, ValueError, RecursionError) as error:
             raise ExportError(f"{CONFIG_KEY} is wrong: {shortened(error)}") from error
         takes = metadata.get(INPUT_KEY, NORMALIZED)
-        if takes not in (NORMALIZED, PIXELS):
-            raise ExportError(f"{INPUT_KEY}={quoted(takes)}: expected {NORMALIZED!r} or {PIXELS!r}.")
+        if takes not in (NORMALIZED, PIXELS, PHOTOS):
+            raise ExportError(
+                f"{INPUT_KEY}={quoted(takes)}: expected {NORMALIZED!r}, {PIXELS!r} or {PHOTOS!r}."
+            )
+        size, photo_size = (_read_size(key, metadata.get(key, "null")) for key in (SIZE_KEY, PHOTO_KEY))
+        if takes == PHOTOS and size != (photo_size and _input_size(config, photo_size)):
+            raise ExportError(f"{PHOTO_KEY}={photo_size} does not belong to {SIZE_KEY}={size}.")
         return cls(
-            config, _read_size(metadata.get(SIZE_KEY, "null")), takes == PIXELS, metadata.get(SOURCE_KEY, "")
+            config,
+            size,
+            takes == PIXELS,
+            metadata.get(SOURCE_KEY, ""),
+            photo_size if takes == PHOTOS else None,
         )
 
+    @classmethod
+    def of_photos(cls, config: ModelConfig, photo_size: tuple[int, int], source: str = "") -> ExportedConfig:
+        """Return the metadata of a file that takes photos of (height, width)."""
+        return cls(config, _input_size(config, photo_size), source=source, photo_size=photo_size)
 
-def _read_size(text: str) -> tuple[int, int] | None:
+
+def _input_size(config: ModelConfig, photo_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) of the network input for a photo of (height, width)."""
+    return config.preprocessing.padded_shape(*config.preprocessing.resized_shape(*photo_size))
+
+
+def _read_size(key: str, text: str) -> tuple[int, int] | None:
     """Return the (height, width) of the metadata, None for any size."""
     try:
         size = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{SIZE_KEY}={quoted(text)}: expected [height, width] or null.") from error
+        raise ExportError(f"{key}={quoted(text)}: expected [height, width] or null.") from error
     if size is None:
         return None
     if not (isinstance(size, list) and len(size) == 2 and all(is_int(side) for side in size)):
-        raise ExportError(f"{SIZE_KEY}={quoted(text)}: expected [height, width] or null.")
+        raise ExportError(f"{key}={quoted(text)}: expected [height, width] or null.")
     if not all(0 < side <= MAX_SIDE for side in size):
-        raise ExportError(f"{SIZE_KEY}={quoted(text)}: expected 1 to {MAX_SIDE} pixels.")
+        raise ExportError(f"{key}={quoted(text)}: expected 1 to {MAX_SIDE} pixels.")
     return size[0], size[1]

@@ -65,7 +65,8 @@ class EngineSession(ABC):
         """Return the outputs of the model by name.
 
         Args:
-            inputs: (N, 3, H, W) float32, or uint8 if the model takes pixels.
+            inputs: (N, 3, H, W) float32, or uint8 if the model takes pixels; (N, H, W, 3) uint8 if it takes
+                photos.
 
         Raises:
             ExportError: The engine refuses the input or fails.
