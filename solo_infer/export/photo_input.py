@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from solo_infer.export.detection_graph import GraphDetections
 from solo_infer.ops.cv2_resize import tables
 
 Size = tuple[int, int]  # (height, width) in pixels
+_MAX_BITS = 22  # of torch's weights
 
 
 class PhotoDetector(nn.Module):
@@ -45,10 +47,10 @@ def _resize(config: PreprocessConfig, photo: Size, resized: Size) -> nn.Module:
     """Return the module that resizes photos as ``inference.preprocess.prepare`` does."""
     is_reduced = photo[0] > resized[0] or photo[1] > resized[1]
     if config.antialias and is_reduced:
-        return LinearResize(photo, resized, antialias=True, rounded=True)
+        return AntialiasedResize(photo, resized)
     if config.round_to_uint8:
         return IntegerResize(photo, resized)
-    return LinearResize(photo, resized, antialias=False, rounded=False)
+    return FloatResize(photo, resized)
 
 
 class IntegerResize(nn.Module):
@@ -85,33 +87,81 @@ def _divide(values: Tensor, divisor: int) -> Tensor:
     return values.div(divisor, rounding_mode="floor")
 
 
-class LinearResize(nn.Module):
-    """Bilinear resize of images as two matrix products.
+class AntialiasedResize(nn.Module):
+    """Torch's antialiased bilinear resize of uint8 images, bit for bit; see ``fixed_point_weights``.
 
     Args:
         photo: Size of the images.
         resized: New size.
-        antialias: Whether to average over all pixels of a reduced image.
-        rounded: Whether to round to whole numbers. An antialiased image then differs by at most 1 from
-            torch's, which rounds after each direction.
     """
 
-    def __init__(self, photo: Size, resized: Size, *, antialias: bool, rounded: bool) -> None:
+    def __init__(self, photo: Size, resized: Size) -> None:
         super().__init__()
-        self.rounded = rounded
+        self.bits = []
         for name, old, new in zip(("rows", "columns"), photo, resized, strict=True):
-            self.register_buffer(name, _matrix(old, new, antialias), persistent=False)
+            weights, bits = fixed_point_weights(old, new)
+            self.bits.append(bits)
+            # Products of bytes with a byte of the weights are exact in float32, and fast.
+            self.register_buffer(f"{name}_high", (weights >> 8).float(), persistent=False)
+            self.register_buffer(f"{name}_low", (weights & 0xFF).float(), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels (N, 3, H, W) uint8 to (N, 3, h, w) float32 in 0..255, whole numbers."""
+        row_bits, column_bits = self.bits
+        high, low = (pixels.float() @ self.get_buffer(f"columns_{part}").T for part in ("high", "low"))
+        reduced = _from_fixed_point(high, low, column_bits)
+        high, low = (self.get_buffer(f"rows_{part}") @ reduced for part in ("high", "low"))
+        return _from_fixed_point(high, low, row_bits)
+
+
+def _from_fixed_point(high: Tensor, low: Tensor, bits: int) -> Tensor:
+    """Return the rounded means, float32 in 0..255, of sums of the high and the low bytes of weights."""
+    sums = high.int() * 256 + low.int() + (1 << (bits - 1))
+    return _divide(sums, 1 << bits).clamp(0, 255).float()
+
+
+def fixed_point_weights(old: int, new: int) -> tuple[Tensor, int]:
+    """Return the weights of torch's antialiased bilinear reduction of one side of a uint8 image.
+
+    Each new pixel is a mean of old ones with a triangle of weights as wide as the reduction. Torch computes
+    it in whole numbers with as many bits as fit 16, columns first, and rounds after each side.
+
+    Args:
+        old: Length of the side in pixels.
+        new: New length, at most the old one.
+
+    Returns:
+        (new, old) int32 weights; the number of bits that stands for 1.
+    """
+    scale = old / new
+    centers = (np.arange(new) + 0.5) * scale
+    first = np.maximum((centers - scale + 0.5).astype(np.int64), 0)[:, None]
+    end = np.minimum((centers + scale + 0.5).astype(np.int64), old)[:, None]
+    position = np.arange(old)
+    weights = np.maximum(1 - np.abs(position - centers[:, None] + 0.5) / scale, 0)
+    weights = np.where((position >= first) & (position < end), weights, 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    bits = 0
+    while bits < _MAX_BITS and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    return torch.from_numpy((weights * (1 << bits) + 0.5).astype(np.int32)), bits
+
+
+class FloatResize(nn.Module):
+    """Bilinear resize without rounding, as two matrix products.
+
+    Args:
+        photo: Size of the images.
+        resized: New size.
+    """
+
+    def __init__(self, photo: Size, resized: Size) -> None:
+        super().__init__()
+        for name, old, new in zip(("rows", "columns"), photo, resized, strict=True):
+            impulses = torch.eye(old, dtype=torch.float32, device="cpu")[None]
+            matrix = F.interpolate(impulses, size=new, mode="linear", align_corners=False)[0]
+            self.register_buffer(name, matrix.T.contiguous(), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (N, 3, H, W) uint8 to (N, 3, h, w) float32 in 0..255."""
-        resized = self.get_buffer("rows") @ pixels.float() @ self.get_buffer("columns").T
-        return resized.round().clamp(0, 255) if self.rounded else resized
-
-
-def _matrix(old: int, new: int, antialias: bool) -> Tensor:
-    """Return the matrix (new, old) float32 that resizes one side of an image."""
-    impulses = torch.eye(old, dtype=torch.float32, device="cpu")[None, None]
-    resized = F.interpolate(
-        impulses, size=(new, old), mode="bilinear", antialias=antialias, align_corners=False
-    )
-    return resized[0, 0]
+        return self.get_buffer("rows") @ pixels.float() @ self.get_buffer("columns").T
