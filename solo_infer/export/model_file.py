@@ -38,7 +38,9 @@ Format = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[str, str] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 OPSET = 18  # the first one that torch's exporter writes without a conversion
 _EXAMPLE_SIZE = (96, 160)  # of the network input that a graph of any size is traced with
-_MAX_UNITS = 256  # greatest side of a network input of any size, in units of 32 pixels
+# Sides of a network input of any size, in units of 32 pixels. torch.export tells sides of one pixel, which the
+# last level of 64 pixels has, from longer ones; engines take them too.
+_MIN_UNITS, _MAX_UNITS = 3, 256
 _MAX_BATCH = 1024
 _TORCH_VERSION = "2.6"  # the first one whose exporter takes a traced program
 
@@ -159,7 +161,10 @@ def trace(detector: nn.Module, exported: ExportedConfig) -> Any:
     any_batch = detector.takes_any_batch
     dynamic: dict[int, Any] = {0: Dim("batch", min=1, max=_MAX_BATCH)} if any_batch else {}
     if exported.size is None:
-        units = {2: Dim("height_32", min=2, max=_MAX_UNITS), 3: Dim("width_32", min=2, max=_MAX_UNITS)}
+        units = {
+            axis: Dim(name, min=_MIN_UNITS, max=_MAX_UNITS)
+            for axis, name in ((2, "height_32"), (3, "width_32"))
+        }
         dynamic |= {axis: DIVISOR * unit for axis, unit in units.items()}
     # With one image, a batch of any size would become a constant.
     images, dtype = 2 if any_batch else 1, torch.uint8

@@ -47,8 +47,26 @@ def test_options_reach_the_exporter(run, saved, tmp_path, monkeypatch):
     target = tmp_path / "model.xml"
     code, out, _ = run("export", saved, "--output", target, "--input-size", 64, 96, "--pixels")
     assert (code, out) == (0, f"{target}\n")
-    options = {"format": None, "size": (64, 96), "pixels": True, "source": str(saved)}
+    options = {"format": None, "size": (64, 96), "pixels": True, "photo_size": None, "source": str(saved)}
     assert calls == [(target, options)]
+    assert run("export", saved, "--output", target, "--photo-size", 48, 64)[0] == 0
+    assert calls[1][1] == {**options, "size": None, "pixels": False, "photo_size": (48, 64)}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--pixels",), "--photo-size sets the size of the network input and takes pixels"),
+        (("--input-size", 64, 96), "--photo-size sets the size of the network input"),
+        (
+            ("--format", "onnx-heads", "--input-size", 64, 96),
+            "--photo-size is not available with raw outputs",
+        ),
+    ],
+)
+def test_photo_size_excludes_others(run, saved, tmp_path, arguments, words):
+    code, _, err = run("export", saved, "--output", tmp_path / "x.onnx", "--photo-size", 48, 64, *arguments)
+    assert code == 2 and words in err
 
 
 def test_export_errors(run, saved, tmp_path):

@@ -291,15 +291,34 @@ def test_torch_program_of_any_size(tiny_files, small_tiny, photo):
 
 
 @pytest.mark.parametrize("head", ["solo", "decoupled", "decoupled_light", "solov2"])
-def test_every_head_is_traced_for_one_size(head, small_models, photo):
-    """The program that torch.export writes gives the results of the module."""
+def test_every_head_is_traced_for_any_size(head, small_models):
+    """The program that torch.export writes gives the results of the module, also at sizes of no example."""
     require_exporter()
     detector = build_detector(small_models[head])
-    program = trace(detector, ExportedConfig(small_models[head].config, (96, 160))).module()
-    inputs = inputs_of(small_models[head], photo)
-    with torch.no_grad():
-        for output, expected in zip(program(inputs), detector(inputs), strict=True):
-            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    program = trace(detector, ExportedConfig(small_models[head].config, None)).module()
+    for size in ((96, 160), (160, 96), (192, 224), (512, 864)):
+        inputs = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0]))
+        with torch.no_grad():
+            for output, expected in zip(program(inputs), detector(inputs), strict=True):
+                torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_file_of_a_head_takes_any_size(small_models, tmp_path, photo):
+    require_exporter()
+    model = small_models["decoupled_light"]
+    exported = load_model(export_model(model, tmp_path / "light.onnx"))
+    for image in (photo, np.rot90(photo).copy(), photo[:60, :60]):
+        result, expected = exported(image), model(image)
+        assert len(result) == len(expected) > 5
+        assert torch.equal(result.labels, expected.labels)
+        torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-4)
+    detector = build_detector(model)
+    for size in ((64, 320), (224, 32)):  # P6 has sides of one pixel
+        inputs = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        outputs = exported.session.run(inputs.numpy())
+        with torch.no_grad():
+            scores = detector(inputs).scores
+        torch.testing.assert_close(torch.from_numpy(outputs["scores"]), scores, rtol=0, atol=1e-4)
 
 
 def test_old_torch_cannot_export_detections(small_tiny, tmp_path, monkeypatch):

@@ -115,7 +115,15 @@ def coordinates(feature: Tensor, axes: str) -> Tensor:
         (1, len(axes), H, W), from -1 to 1 inclusive over the padded map.
     """
     height, width = feature.shape[-2:]
-    x = torch.linspace(-1, 1, width, dtype=torch.float32, device=feature.device)
-    y = torch.linspace(-1, 1, height, dtype=torch.float32, device=feature.device)
+    x, y = (_even_steps(length, feature.device) for length in (width, height))
     maps = {"x": x.expand(height, width), "y": y[:, None].expand(height, width)}
     return torch.stack([maps[axis] for axis in axes])[None].to(feature.dtype)
+
+
+def _even_steps(count: int, device: torch.device) -> Tensor:
+    """Return numbers (count,) float32 from -1 to 1."""
+    if isinstance(count, int):
+        return torch.linspace(-1, 1, count, dtype=torch.float32, device=device)
+    # Linspace would fix a side that torch.export traces as a symbol to the size of the example.
+    index = torch.arange(count, dtype=torch.float32, device=device)
+    return 2 * index / index[-1:].clamp(min=1) - 1

@@ -49,7 +49,10 @@ class PyramidNeck(FeaturePyramidNetwork):
 
     def extra_level(self, p5: Tensor) -> Tensor:
         """Return P6."""
-        return self.layer_blocks[-1](p5) if self.extra_conv else p5[..., ::2, ::2]
+        if self.extra_conv:
+            return self.layer_blocks[-1](p5)
+        # Every second pixel. A strided view would fix torch.export to inputs like the example.
+        return F.max_pool2d(p5, kernel_size=1, stride=2)
 
 
 class SOLONeck(PyramidNeck):
