@@ -38,7 +38,7 @@ Format = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[str, str] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 OPSET = 18  # the first one that torch's exporter writes without a conversion
 _EXAMPLE_SIZE = (96, 160)  # of the network input that a graph of any size is traced with
-# Sides of a network input of any size, in units of 32 pixels. torch.export tells sides of one pixel, which the
+# Sides of a network input of any size, in units of 32 pixels. To torch.export, sides of one pixel, which the
 # last level of 64 pixels has, from longer ones; engines take them too.
 _MIN_UNITS, _MAX_UNITS = 3, 256
 _MAX_BATCH = 1024
