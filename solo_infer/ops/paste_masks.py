@@ -22,7 +22,7 @@ from solo_infer.ops import packed_masks
 from solo_infer.ops.dispatch import triton_kernel
 from solo_infer.runtime.neutral_state import neutral_state
 
-# Bytes of float32 maps in one chunk; a chunk needs about four times this.
+# Bytes of float32 maps, or of packed masks on the CPU, in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
 # Bytes of the float32 pixels of tiles that are computed at a time: they stay in the cache.
 _TILES_BYTES = 2 << 20
@@ -83,10 +83,15 @@ def _paste_by_tiles(soft: Tensor, padded: Size, resized: Size, original: Size, t
     """
     rows = _tiles(soft.shape[1], padded[0], resized[0], original[0], _TILE_ROWS, multiple=1)
     columns = _tiles(soft.shape[2], padded[1], resized[1], original[1], _TILE_COLUMNS, multiple=8)
-    any_above, all_above = _inputs_above(packed_masks.pack(soft > threshold), rows, columns)
-    packed = _fill_tiles(all_above, rows.length, columns.length // 8)
-    _compute_tiles(soft, torch.nonzero(any_above & ~all_above), rows, columns, threshold, packed)
-    return _crop(packed.flatten(3).flatten(1, 2), original)
+    packed = soft.new_empty((len(soft), original[0], (original[1] + 7) // 8), dtype=torch.uint8)
+    step = max(_CHUNK_BYTES // (len(rows.first) * rows.length * len(columns.first) * columns.length // 8), 1)
+    for chunk, out in zip(soft.split(step), packed.split(step), strict=True):
+        any_above, all_above = _inputs_above(packed_masks.pack(chunk > threshold), rows, columns)
+        tiles = _fill_tiles(all_above, rows.length, columns.length // 8)
+        _compute_tiles(chunk, torch.nonzero(any_above & ~all_above), rows, columns, threshold, tiles)
+        out.copy_(tiles.flatten(3).flatten(1, 2)[:, : original[0], : out.shape[2]])
+    packed[:, :, -1] &= (0xFF << -original[1] % 8) & 0xFF  # the bits after the last pixel
+    return packed
 
 
 class _Tiles(NamedTuple):
@@ -156,14 +161,6 @@ def _compute_tiles(
         inputs = windows[mask, rows.first[row], columns.first[column]]
         scores = rows.weights[row] @ inputs @ columns.weights[column].mT
         packed[mask, row, :, column] = packed_masks.pack(scores > threshold)
-
-
-def _crop(packed: Tensor, size: Size) -> Tensor:
-    """Return packed masks of a size; the bits after the last pixel are 0."""
-    height, width = size
-    packed = packed[:, :height, : (width + 7) // 8].contiguous()
-    packed[:, :, -1] &= (0xFF << -width % 8) & 0xFF
-    return packed
 
 
 def _resize_matrix(soft: int, padded: int, resized: int, original: int) -> Tensor:

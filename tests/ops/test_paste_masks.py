@@ -109,9 +109,10 @@ def test_masks_do_not_depend_on_the_others():
 
 def test_chunks_give_equal_masks(monkeypatch):
     arguments = random_masks((8, 8)), (32, 32), (27, 31), (45, 52), 0.5
-    interpolated = _paste_by_interpolation(*arguments)
+    interpolated, packed = _paste_by_interpolation(*arguments), paste_masks(*arguments).packed
     monkeypatch.setattr(paste_masks_module, "_CHUNK_BYTES", 1)
     assert torch.equal(_paste_by_interpolation(*arguments), interpolated)
+    assert torch.equal(paste_masks(*arguments).packed, packed)
 
 
 @pytest.mark.parametrize("paste", [paste_masks, lambda *arguments: (_paste_by_interpolation(*arguments),)])
