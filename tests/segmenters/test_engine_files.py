@@ -104,7 +104,7 @@ def without(name):
         ({**METADATA, "solo_infer.config": "null"}, "solo_infer.config is wrong"),
         ({**METADATA, "solo_infer.outputs": "heads"}, "ExportedModel"),
         (without("solo_infer.outputs"), "ExportedModel"),
-        ({**METADATA, "solo_infer.input": "jpeg"}, "expected 'normalized' or 'pixels'"),
+        ({**METADATA, "solo_infer.input": "jpeg"}, "expected 'normalized', 'pixels' or 'photos'"),
         ({**METADATA, "solo_infer.size": "[96]"}, "height, width"),
         ({**METADATA, "solo_infer.size": "[96, 1e9]"}, "height, width"),
         ({**METADATA, "solo_infer.size": "[0, 96]"}, "1 to 16384 pixels"),
