@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from mmdet_baseline import mmdet_runner
 
 from solo_infer import load_image, load_model
 from solo_infer.data.images import LoadedImage
+from solo_infer.diagnostics.packages import installed_version
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.errors import ConfigError
 from solo_infer.runtime.cpu import cpu_name
@@ -114,7 +114,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "image": list(image.pixels.shape[:2]),
         "runs": options.runs,
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: installed_version(package) for package in _PACKAGES},
         "auto": str(choose_dtype(torch.device("cpu"))),
         "results": [],
     }
@@ -129,13 +129,6 @@ def main() -> None:
             report["results"].append({"model": name, "load": load, **figures})
             print(json.dumps(report["results"][-1]), file=sys.stderr)
     print(json.dumps(report, indent=2))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

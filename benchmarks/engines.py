@@ -18,7 +18,6 @@ import platform
 import statistics
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ import torch
 from solo_infer import load_image, load_model
 from solo_infer.diagnostics.benchmark import percentiles
 from solo_infer.diagnostics.device_checks import cpu_name
+from solo_infer.diagnostics.packages import installed_version
 from solo_infer.diagnostics.pairing import pair_with, reference_of
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.export.model_file import export_model
@@ -112,7 +112,7 @@ def main():
         "threads": torch.get_num_threads(),
         "runs": args.runs,
         "images": {Path(image.name).name: list(image.pixels.shape[:2]) for image in images},
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: installed_version(name) for name in packages},
     }
     with tempfile.TemporaryDirectory() as folder:
         report["models"] = {name: measure(name, images, args.runs, folder) for name in args.model}
@@ -124,13 +124,6 @@ def main():
             print(
                 f"{name:<22}{title:<22}{values['milliseconds']['median']:>9.1f} ms{values['speedup']:>7.2f}x"
             )
-
-
-def _version(package):
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

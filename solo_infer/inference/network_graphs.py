@@ -21,7 +21,7 @@ Output = TypeVar("Output")
 
 
 @contextmanager
-def raw_outputs(
+def run_network(
     graphs: GraphCache,
     forward: Callable[[Network, Tensor, Stopwatch], Output],
     network: Network,

@@ -12,7 +12,7 @@ from torch import Tensor
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.cuda_graphs import GraphCache
 from solo_infer.inference.detections import Detections, empty_detections
-from solo_infer.inference.network_graphs import raw_outputs
+from solo_infer.inference.network_graphs import run_network
 from solo_infer.inference.nms import compared_labels, nms_function
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.tiny.head import CellPredictions
@@ -57,7 +57,7 @@ def detect_batch(
         class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
         stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
     """
-    with raw_outputs(graphs, _forward, network, inputs, stopwatch) as output:
+    with run_network(graphs, _forward, network, inputs, stopwatch) as output:
         detections = decode_output(output, geometries, thresholds, class_mask)
     stopwatch.mark("post")
     return detections

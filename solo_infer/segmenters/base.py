@@ -330,7 +330,8 @@ class Segmenter(Publishing, LoadedModel):
         """Return the detections of each image of a batch of network inputs.
 
         Args:
-            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
+            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``, or what the file of an exported model
+                takes.
             geometries: Sizes of the images.
             thresholds: Post-processing settings. Defaults to the model's own.
             stopwatch: Marks the stages "backbone", "pyramid", "classes", "masks" and "post".
@@ -352,5 +353,6 @@ class Segmenter(Publishing, LoadedModel):
         """Return the number of (cell or anchor, class) pairs above ``score_thr`` of each image.
 
         Args:
-            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``.
+            inputs: (N, 3, H, W) from ``inference.preprocess.prepare``, or what the file of an exported model
+                takes.
         """

@@ -205,15 +205,15 @@ class EngineModel:
     def _plan(self, pixels: np.ndarray) -> Geometry:
         size, preprocessing = self.session.exported.size, self.config.preprocessing
         photo_size = self.session.exported.photo_size
-        if photo_size is not None:
-            if pixels.shape[:2] != photo_size:
-                raise ImageError(
-                    f"The image has {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width): "
-                    f"{self.session.path} takes photos of {photo_size[0]} x {photo_size[1]}. Export "
-                    "the model without --photo-size for images of any size."
-                )
+        if photo_size is not None and pixels.shape[:2] != photo_size:
+            raise ImageError(
+                f"The image has {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width): "
+                f"{self.session.path} takes photos of {photo_size[0]} x {photo_size[1]}. Export "
+                "the model without --photo-size for images of any size."
+            )
+        if size is None or photo_size is not None:
             return plan(pixels, preprocessing)
-        return plan(pixels, preprocessing) if size is None else plan_fixed_size(pixels, size, preprocessing)
+        return plan_fixed_size(pixels, size, preprocessing)
 
     def _prepare(self, pixels: Sequence[np.ndarray], geometries: Sequence[Geometry]) -> Tensor:
         """Return what the file takes: photos (N, H, W, 3) uint8, or network inputs (N, 3, H, W)."""
