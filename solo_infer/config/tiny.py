@@ -8,7 +8,13 @@ from typing import ClassVar
 from solo_infer.config.architecture import ArchitectureConfig, Preset
 from solo_infer.config.preprocess import PreprocessConfig
 from solo_infer.config.solo import PostprocessConfig
-from solo_infer.config.validation import require, require_choice, require_positive_ints, require_unit_interval
+from solo_infer.config.validation import (
+    require,
+    require_choice,
+    require_non_negative_ints,
+    require_positive_ints,
+    require_unit_interval,
+)
 
 # Channels of the stem and of the three stages of ShuffleNetV2 (arXiv 1807.11164, table 5).
 SHUFFLENET_CHANNELS = {
@@ -28,6 +34,7 @@ class TinyConfig(ArchitectureConfig):
         pyramid_channels: Channels of the feature pyramid and of the branches of the head, an even number.
         mask_channels: Channels inside the mask branch.
         mask_features: Channels of the mask features, which the predicted kernels combine.
+        mask_context_blocks: Residual blocks of the mask branch that see a wide context, at least 0.
         distance_bins: Bins of the distribution over each distance from a cell to a side of its object: 0, 1,
             ... times the stride.
     """
@@ -39,12 +46,14 @@ class TinyConfig(ArchitectureConfig):
     pyramid_channels: int = 128
     mask_channels: int = 48
     mask_features: int = 32
+    mask_context_blocks: int = 0
     distance_bins: int = 8
 
     def __post_init__(self) -> None:
         require_choice("backbone", self.backbone, SHUFFLENET_CHANNELS)
         names = ("num_classes", "pyramid_channels", "mask_channels", "mask_features")
         require_positive_ints({name: getattr(self, name) for name in (*names, "distance_bins")})
+        require_non_negative_ints({"mask_context_blocks": self.mask_context_blocks})
         channels, bins = self.pyramid_channels, self.distance_bins
         require(channels % 2 == 0, f"pyramid_channels={channels}: expected an even number.")
         require(bins > 1, f"distance_bins={bins}: expected at least 2.")

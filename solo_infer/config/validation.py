@@ -21,6 +21,7 @@ _LIMITS = {
     "pyramid_channels": _CHANNELS,
     "head_channels": _CHANNELS,
     "mask_channels": _CHANNELS,
+    "mask_context_blocks": 64,
     "num_protos": _CHANNELS,
     "short_side": _PIXELS,
     "short_sides": _PIXELS,

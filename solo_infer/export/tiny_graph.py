@@ -17,7 +17,8 @@ from solo_infer.export.detection_graph import (
     suppress,
 )
 from solo_infer.inference.nms import compared_labels
-from solo_infer.inference.tiny import cell_mask_logits, class_scores, soft_masks
+from solo_infer.inference.tiny import class_scores, duplicate_weights, merge_cells
+from solo_infer.inference.tiny_masks import cell_mask_logits, inside_threshold, soft_masks
 from solo_infer.models.optimized.optimize import fold_batch_norm
 from solo_infer.models.tiny.masks import MASK_STRIDE, decode_boxes
 from solo_infer.models.tiny.network import TinyNetwork
@@ -54,14 +55,17 @@ class TinyDetector(nn.Module):
         found = best_candidates(class_scores(cells.class_logits), settings.score_thr, settings.nms_pre)
         points = self.network.points(levels)[found.cells]
         boxes = decode_boxes(rows_of(cells.distance_logits, found.cells), points)
-        scores = found.scores * found.valid
-        scores = scores * self._kept_by_boxes(boxes, compared_labels(found.labels, settings))
+        valid_scores = found.scores * found.valid
+        groups = compared_labels(found.labels, settings)
+        ious = pairwise_iou(boxes)
+        scores = valid_scores * self._kept_by_boxes(ious, groups)
         scores, index = scores.topk(min(MASK_CAPACITY, settings.nms_pre), dim=1)
         labels = found.labels.gather(1, index)
-        kernels = rows_of(cells.kernels, found.cells.gather(1, index))
-        logits = cell_mask_logits(kernels, rows_of(boxes, index), features)
+        compared = groups.gather(1, index)[:, :, None] == groups[:, None]
+        weights = duplicate_weights(rows_of(ious, index) * compared, valid_scores, index)
+        logits = cell_mask_logits(*merge_cells(weights, rows_of(cells.kernels, found.cells), boxes), features)
         soft = logits.sigmoid()
-        inside = soft > settings.mask_thr
+        inside = soft > inside_threshold(settings.mask_thr)
         areas = inside.sum(dim=(2, 3)).float()
         maskness = (soft * inside).sum(dim=(2, 3)) / areas.clamp(min=1)
         scores, best = suppress(inside.float(), areas, labels, scores * maskness, settings)
@@ -69,7 +73,7 @@ class TinyDetector(nn.Module):
         bounds = mask_bounds(masks_of(inside, best), MASK_STRIDE)
         return pack_detections(scores, labels.gather(1, best), bounds, soft_masks(chosen))
 
-    def _kept_by_boxes(self, boxes: Tensor, groups: Tensor) -> Tensor:
-        """Return which candidates (N, K) of boxes (N, K, 4), best first, the NMS of boxes keeps, 1 or 0."""
-        ious = pairs_in_order(pairwise_iou(boxes), groups)
-        return greedy_keep((ious > self.thresholds.box_iou).float())
+    def _kept_by_boxes(self, ious: Tensor, groups: Tensor) -> Tensor:
+        """Return which candidates (N, K), best first, NMS of boxes with IoUs (N, K, K) keeps, 1 or 0."""
+        ordered = pairs_in_order(ious, groups)
+        return greedy_keep((ordered > self.thresholds.box_iou).float())

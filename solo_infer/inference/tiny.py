@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,18 +14,15 @@ from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.network_graphs import run_network
 from solo_infer.inference.nms import compared_labels, nms_function
 from solo_infer.inference.preprocess import Geometry
+from solo_infer.inference.tiny_masks import cell_masks, paste_soft_masks
 from solo_infer.models.tiny.head import CellPredictions
-from solo_infer.models.tiny.masks import decode_boxes, mask_logits, pixels_in_boxes
+from solo_infer.models.tiny.masks import decode_boxes
 from solo_infer.models.tiny.network import TinyNetwork, TinyOutput
-from solo_infer.ops.box_nms import box_nms
-from solo_infer.ops.mask_statistics import mask_statistics
-from solo_infer.ops.paste_masks import PastedMasks, paste_masks
+from solo_infer.ops.box_nms import box_nms, box_overlaps
 from solo_infer.runtime.stopwatch import Stopwatch
 
-# A mask ends where the box of its cell, widened by a fraction of its sides and by input pixels, ends.
-_MARGIN, _MARGIN_PIXELS = 0.2, 8.0
-# Logits are clipped to this before masks are resized, so that one pixel cannot outweigh its neighbors.
-_LOGIT_LIMIT = 15.0
+# Cells of a kept box and of the boxes with at least this IoU that NMS removes see the same object.
+_DUPLICATE_IOU = 0.75
 
 
 class Instances(NamedTuple):
@@ -34,7 +30,7 @@ class Instances(NamedTuple):
 
     scores: Tensor  # (K,) float32, descending
     labels: Tensor  # (K,) int64
-    mask_logits: Tensor  # (K, h, w) float32 at stride 4
+    soft: Tensor  # (K, h, w) float32 soft masks at stride 4, see ``soft_masks``
 
 
 def detect_batch(
@@ -115,19 +111,22 @@ def find_instances(
         thresholds: Post-processing settings.
     """
     index, labels, candidate_scores = _best_candidates(scores, thresholds)
+    if not len(index):
+        return Instances(candidate_scores, labels, scores.new_zeros((0, *features.shape[-2:])))
     boxes = decode_boxes(cells.distance_logits[index], points[index])
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
     groups = compared_labels(labels, thresholds)
     kept = _box_nms(boxes, candidate_scores, groups, thresholds.box_iou)
-    index, labels, candidate_scores, boxes = index[kept], labels[kept], candidate_scores[kept], boxes[kept]
-    logits = cell_mask_logits(cells.kernels[index], boxes, features)
-    if not len(logits):
-        return Instances(candidate_scores, labels, logits)
-    areas, sums, packed = mask_statistics(logits.sigmoid(), thresholds.mask_thr)
+    overlaps = box_overlaps(boxes[kept], boxes) * (groups[kept][:, None] == groups)
+    weights = duplicate_weights(overlaps, candidate_scores, kept)
+    kernels, boxes = merge_cells(weights, cells.kernels[index], boxes)
+    labels, candidate_scores = labels[kept], candidate_scores[kept]
+    masks = cell_masks(kernels, boxes, features)
+    areas, sums, packed = masks.statistics(thresholds.mask_thr)
     maskness = sums / areas.clamp(min=1)  # mean mask score inside the mask
     filled = torch.nonzero(areas).flatten()
     if not len(filled):
-        return Instances(candidate_scores[filled], labels[filled], logits[filled])
+        return Instances(candidate_scores[filled], labels[filled], masks.soft(filled))
     result = nms_function(thresholds)(
         packed[filled],
         areas[filled],
@@ -137,7 +136,37 @@ def find_instances(
         max_num=thresholds.max_per_image,
         filter_thr=thresholds.filter_thr,
     )
-    return Instances(result.scores, result.labels, logits[filled[result.keep]])
+    return Instances(result.scores, result.labels, masks.soft(filled[result.keep]))
+
+
+def duplicate_weights(overlaps: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
+    """Return the weights (..., M, K) of K candidates in the masks of the M kept ones; each row adds up to 1.
+
+    The candidates whose boxes nearly coincide with a kept one take part with the square of the product of
+    score and IoU: the mean of several masks of an object is better than the one with the best score.
+
+    Args:
+        overlaps: (..., M, K) float32 IoU of the boxes, 0 if NMS does not compare the candidates.
+        scores: (..., K) float32 of the candidates.
+        kept: (..., M) int64 candidates that NMS keeps.
+    """
+    itself = kept[..., None] == torch.arange(overlaps.shape[-1], dtype=torch.int64, device=kept.device)
+    close = torch.where(overlaps > _DUPLICATE_IOU, overlaps, 0.0)
+    shares = torch.where(itself, 1.0, close) * scores[..., None, :]
+    least = torch.finfo(torch.float32).tiny
+    weights = (shares / shares.amax(dim=-1, keepdim=True).clamp(min=least)).square()
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=least)
+
+
+def merge_cells(weights: Tensor, kernels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean kernels (..., M, C + 6) and boxes (..., M, 4) of candidates, float32.
+
+    Args:
+        weights: (..., M, K) from ``duplicate_weights``.
+        kernels: (..., K, C + 6) predicted kernels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2.
+    """
+    return weights @ kernels.float(), weights @ boxes
 
 
 def _box_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -162,49 +191,9 @@ def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple
     return cells[best], labels[best], values[best]
 
 
-def cell_mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
-    """Return the mask logits (..., K, h, w) float32 of cells, clipped, and lowest far outside of their boxes.
-
-    Args:
-        kernels: (..., K, C + 6) predicted kernels.
-        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
-        features: (..., C, h, w) mask features of the images.
-    """
-    logits = mask_logits(kernels, boxes, features)
-    margin = _MARGIN * (boxes[..., 2:] - boxes[..., :2]) + _MARGIN_PIXELS
-    widened = torch.cat([boxes[..., :2] - margin, boxes[..., 2:] + margin], dim=-1)
-    outside = ~pixels_in_boxes(widened, logits.shape[-2], logits.shape[-1])
-    return logits.clamp_(-_LOGIT_LIMIT, _LOGIT_LIMIT).masked_fill_(outside, -_LOGIT_LIMIT)
-
-
 def _full_size(instances: Instances, geometry: Geometry, mask_thr: float) -> Detections:
     """Return instances with packed masks and boxes at the original size of the image."""
     if not len(instances.scores):
         return empty_detections(geometry.original, instances.scores.device)
-    packed, boxes = paste_soft_masks(soft_masks(instances.mask_logits), geometry, mask_thr)
+    packed, boxes = paste_soft_masks(instances.soft, geometry, mask_thr)
     return Detections(instances.scores, instances.labels, boxes, packed)
-
-
-def soft_masks(logits: Tensor) -> Tensor:
-    """Return clipped mask logits as soft masks in 0..1, which are linear in the logit and 0.5 at 0.
-
-    Logits are resized, not scores: between two pixels, the outline then lies where the nearly linear logit
-    crosses the threshold.
-    """
-    return logits / (2 * _LOGIT_LIMIT) + 0.5
-
-
-def paste_soft_masks(soft: Tensor, geometry: Geometry, mask_thr: float) -> PastedMasks:
-    """Return packed masks and boxes of soft masks (K, h, w) at the original size of the image.
-
-    Args:
-        soft: From ``soft_masks``.
-        geometry: Sizes of the image.
-        mask_thr: Mask score that a pixel of a mask must exceed, 0..1.
-    """
-    threshold = min(max(_logit(mask_thr) / (2 * _LOGIT_LIMIT) + 0.5, 0.0), 1.0)
-    return paste_masks(soft, geometry.padded, geometry.resized, geometry.original, threshold)
-
-
-def _logit(score: float) -> float:
-    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

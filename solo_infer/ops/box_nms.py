@@ -38,11 +38,11 @@ def box_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 def box_overlaps(first: Tensor, second: Tensor) -> Tensor:
     """Return the IoU (N, M) of boxes (N, 4) and (M, 4) x1 y1 x2 y2, computed as by torchvision's NMS."""
-    low = torch.maximum(first[:, None, :2], second[:, :2])
-    high = torch.minimum(first[:, None, 2:], second[:, 2:])
-    width, height = (high - low).clamp(min=0).unbind(dim=-1)
-    common = width * height
-    areas, other_areas = (
-        (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (first, second)
-    )
-    return common / (areas[:, None] + other_areas - common)
+    left, top, right, bottom = first[:, :, None].unbind(dim=1)
+    other_left, other_top, other_right, other_bottom = second.T.contiguous()
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp_(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp_(min=0)
+    common = width.mul_(height)
+    areas = (right - left) * (bottom - top)
+    other_areas = (other_right - other_left) * (other_bottom - other_top)
+    return common / (areas + other_areas - common)

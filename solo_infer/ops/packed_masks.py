@@ -54,11 +54,20 @@ def _bits_of_bytes(device: torch.device) -> Tensor:
 
 def popcount(packed: Tensor) -> Tensor:
     """Return the number of set bits (...) int64 in packed masks (..., B)."""
+    return count_bits(as_words(packed))
+
+
+def as_words(packed: Tensor) -> Tensor:
+    """Return packed masks (..., B) as words (..., ceil(B / 8)) int64, the last one filled up with zeros."""
     padding = -packed.shape[-1] % 8
     if padding:
         packed = F.pad(packed, (0, padding))
+    return packed.reshape(-1).contiguous().view(torch.int64).view(*packed.shape[:-1], packed.shape[-1] // 8)
+
+
+def count_bits(words: Tensor) -> Tensor:
+    """Return the number of set bits (...) int64 in words (..., W) int64."""
     # Parallel sums of bits, pairs and nibbles in words of 64 bits (Warren, "Hacker's Delight", 5-1).
-    words = packed.reshape(-1).contiguous().view(torch.int64).view(*packed.shape[:-1], packed.shape[-1] // 8)
     words = words - ((words >> 1) & 0x5555555555555555)
     words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
     words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F

@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,10 +23,11 @@ from solo_infer.ops import packed_masks
 from solo_infer.ops.dispatch import triton_kernel
 from solo_infer.runtime.neutral_state import neutral_state
 
-# Bytes of float32 maps, or of packed masks on the CPU, in one chunk; a chunk needs about four times this.
+# Bytes of float32 maps in one chunk; a chunk needs about four times this.
 _CHUNK_BYTES = 64 << 20
+_CHUNK_MASKS = 256  # masks whose tiles are chosen at a time on the CPU
 # Bytes of the float32 pixels of tiles that are computed at a time: they stay in the cache.
-_TILES_BYTES = 2 << 20
+_TILES_BYTES = 4 << 20
 # Least output rows and columns of a tile (the latter a multiple of 8), and about its least inputs on a side.
 # Smaller tiles contain fewer pixels that are not near an outline, larger ones are computed more efficiently.
 _TILE_ROWS, _TILE_COLUMNS = 16, 32
@@ -55,8 +57,9 @@ def paste_masks(soft: Tensor, padded: Size, resized: Size, original: Size, thres
         original: (height, width) of the image.
         threshold: Pixels with a greater score are inside, at least 0.
     """
-    paste = _paste_by_tiles if soft.device.type == "cpu" else _paste_by_interpolation
-    packed = paste(soft, padded, resized, original, threshold)
+    if soft.device.type == "cpu":
+        return _paste_by_tiles(soft, padded, resized, original, threshold)
+    packed = _paste_by_interpolation(soft, padded, resized, original, threshold)
     return PastedMasks(packed, packed_masks.mask_boxes(packed, original[1]))
 
 
@@ -75,23 +78,96 @@ def _paste_by_interpolation(
     return torch.cat(packed)
 
 
-def _paste_by_tiles(soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float) -> Tensor:
-    """Return packed masks, computed tile by tile.
+def _paste_by_tiles(
+    soft: Tensor, padded: Size, resized: Size, original: Size, threshold: float
+) -> PastedMasks:
+    """Compute masks tile by tile.
 
     An output pixel is a weighted mean of inputs. A tile is inside the mask if all of its inputs are above the
     threshold, and outside of it if none are; only the other tiles are computed.
     """
     rows = _tiles(soft.shape[1], padded[0], resized[0], original[0], _TILE_ROWS, multiple=1)
     columns = _tiles(soft.shape[2], padded[1], resized[1], original[1], _TILE_COLUMNS, multiple=8)
-    packed = soft.new_empty((len(soft), original[0], (original[1] + 7) // 8), dtype=torch.uint8)
-    step = max(_CHUNK_BYTES // (len(rows.first) * rows.length * len(columns.first) * columns.length // 8), 1)
-    for chunk, out in zip(soft.split(step), packed.split(step), strict=True):
-        any_above, all_above = _inputs_above(packed_masks.pack(chunk > threshold), rows, columns)
-        tiles = _fill_tiles(all_above, rows.length, columns.length // 8)
-        _compute_tiles(chunk, torch.nonzero(any_above & ~all_above), rows, columns, threshold, tiles)
-        out.copy_(tiles.flatten(3).flatten(1, 2)[:, : original[0], : out.shape[2]])
-    packed[:, :, -1] &= (0xFF << -original[1] % 8) & 0xFF  # the bits after the last pixel
-    return packed
+    canvas = _Canvas(len(soft), original, rows.length, columns.length)
+    for start in range(0, len(soft), _CHUNK_MASKS):
+        masks = soft[start : start + _CHUNK_MASKS]
+        any_above, all_above = _inputs_above(packed_masks.pack(masks > threshold), rows, columns)
+        canvas.fill(_offset(torch.nonzero(all_above), start))
+        for tiles in torch.nonzero(any_above & ~all_above).split(_tiles_at_once(rows, columns)):
+            scores = _tile_scores(masks, tiles, rows, columns)
+            canvas.write(_offset(tiles, start), packed_masks.pack(scores > threshold))
+    return PastedMasks(canvas.packed, canvas.boxes())
+
+
+def _offset(tiles: Tensor, start: int) -> Tensor:
+    return tiles + tiles.new_tensor([start, 0, 0])
+
+
+class _Canvas:
+    """Packed masks at the size of an image, written tile by tile. Tiles may extend beyond the image.
+
+    Args:
+        count: Number of masks K.
+        size: Height and width of the image in pixels.
+        rows: Rows of a tile.
+        columns: Columns of a tile, a multiple of 8.
+
+    Attributes:
+        packed: (K, height, ceil(width / 8)) uint8.
+    """
+
+    def __init__(self, count: int, size: Size, rows: int, columns: int) -> None:
+        # NumPy's zeros take memory where something is written: a few pages for small objects.
+        self.packed = torch.from_numpy(np.zeros((count, size[0], (size[1] + 7) // 8), np.uint8))
+        self._size, self._rows, self._columns = size, rows, columns
+        self._first = torch.full((count, 2), torch.inf, dtype=torch.float32, device="cpu")  # x, y
+        self._end = torch.zeros((count, 2), dtype=torch.float32, device="cpu")
+
+    def fill(self, tiles: Tensor) -> None:
+        """Set all pixels of some tiles, given as masks, rows and columns of tiles (n, 3) int64."""
+        in_rows, in_columns = (
+            (torch.arange(size + -size % length, dtype=torch.int64, device="cpu") < size).view(-1, length)
+            for size, length in zip(self._size, (self._rows, self._columns), strict=True)
+        )
+        row_bits, column_bits = in_rows.to(torch.uint8).neg_(), packed_masks.pack(in_columns)
+        _, row, column = tiles.unbind(dim=1)
+        self.write(tiles, row_bits[row][:, :, None] & column_bits[column][:, None])
+
+    def write(self, tiles: Tensor, bits: Tensor) -> None:
+        """Write some tiles.
+
+        Args:
+            tiles: (n, 3) int64 masks, rows and columns of tiles.
+            bits: (n, rows, columns / 8) uint8, packed; 0 beyond the image.
+        """
+        mask, row, column = tiles.unbind(dim=1)
+        row_parts = _parts(self.packed.shape[1], self._rows)
+        for first_row, row_count, height in row_parts:
+            in_rows = (row >= first_row) & (row < first_row + row_count)
+            for first_column, column_count, width in _parts(self.packed.shape[2], bits.shape[2]):
+                in_columns = (column >= first_column) & (column < first_column + column_count)
+                chosen = torch.nonzero(in_rows & in_columns).flatten()
+                part = self.packed.narrow(1, first_row * self._rows, row_count * height)
+                part = part.narrow(2, first_column * bits.shape[2], column_count * width)
+                part = part.unflatten(2, (column_count, width)).unflatten(1, (row_count, height))
+                index = mask[chosen], row[chosen] - first_row, column[chosen] - first_column
+                part[index[0], index[1], :, index[2]] = bits[chosen, :height, :width]
+        boxes = packed_masks.mask_boxes(bits, self._columns)
+        filled = boxes[:, 2] > 0
+        corners = torch.stack([column * self._columns, row * self._rows], dim=1)[filled]
+        owners = mask[filled, None].expand(-1, 2)
+        self._first.scatter_reduce_(0, owners, boxes[filled, :2] + corners, "amin")
+        self._end.scatter_reduce_(0, owners, boxes[filled, 2:] + corners, "amax")
+
+    def boxes(self) -> Tensor:
+        """Return the boxes (K, 4) float32 x1 y1 x2 y2 of the masks, zeros for empty ones."""
+        return torch.cat([self._first.minimum(self._end), self._end], dim=1)
+
+
+def _parts(size: int, length: int) -> list[tuple[int, int, int]]:
+    """Cut a side into tiles, and return first tile, number and length of the whole and of the cut tiles."""
+    whole, rest = divmod(size, length)
+    return [part for part in ((0, whole, length), (whole, 1, rest)) if part[1] * part[2]]
 
 
 class _Tiles(NamedTuple):
@@ -145,22 +221,16 @@ def _inputs_above(above: Tensor, rows: _Tiles, columns: _Tiles) -> tuple[Tensor,
     return counts[0] > 0, counts[1] == columns.weights.shape[2]
 
 
-def _fill_tiles(is_inside: Tensor, height: int, width: int) -> Tensor:
-    """Return packed tiles (K, r, height, c, width) uint8 with all bits set where a tile is inside."""
-    row = is_inside.to(torch.uint8).neg_()[:, :, None, :, None].expand(-1, -1, -1, -1, width).flatten(3)
-    return row.expand(-1, -1, height, -1).contiguous().unflatten(3, (-1, width))
+def _tiles_at_once(rows: _Tiles, columns: _Tiles) -> int:
+    return max(_TILES_BYTES // (4 * rows.length * columns.length), 1)
 
 
-def _compute_tiles(
-    soft: Tensor, tiles: Tensor, rows: _Tiles, columns: _Tiles, threshold: float, packed: Tensor
-) -> None:
-    """Write some tiles, given as masks, rows and columns of tiles (n, 3) int64, some at a time."""
+def _tile_scores(soft: Tensor, tiles: Tensor, rows: _Tiles, columns: _Tiles) -> Tensor:
+    """Return the scores (n, rows, columns) of tiles (n, 3) int64: masks, rows and columns of tiles."""
     windows = soft.unfold(1, rows.weights.shape[2], 1).unfold(2, columns.weights.shape[2], 1)
-    for chunk in tiles.split(max(_TILES_BYTES // (4 * rows.length * columns.length), 1)):
-        mask, row, column = chunk.unbind(dim=1)
-        inputs = windows[mask, rows.first[row], columns.first[column]]
-        scores = rows.weights[row] @ inputs @ columns.weights[column].mT
-        packed[mask, row, :, column] = packed_masks.pack(scores > threshold)
+    mask, row, column = tiles.unbind(dim=1)
+    inputs = windows[mask, rows.first[row], columns.first[column]]
+    return rows.weights[row] @ inputs @ columns.weights[column].mT
 
 
 def _resize_matrix(soft: int, padded: int, resized: int, original: int) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from solo_infer.config import TinyConfig, TinyPostprocessConfig
 from solo_infer.inference.detections import Detections
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.tiny import class_scores, detect_batch, paste_soft_masks
+from solo_infer.inference.tiny import class_scores, detect_batch
+from solo_infer.inference.tiny_masks import paste_soft_masks
 from solo_infer.models.tiny.network import TinyNetwork
 from solo_infer.runtime.stopwatch import Stopwatch
 from solo_infer.segmenters.engine_model import EngineModel

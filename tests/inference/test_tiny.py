@@ -8,7 +8,8 @@ import torch
 
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.tiny import cell_mask_logits, class_scores, decode_output, find_instances
+from solo_infer.inference.tiny import class_scores, decode_output, duplicate_weights, find_instances
+from solo_infer.inference.tiny_masks import cell_mask_logits, cell_masks
 from solo_infer.models.tiny.head import CellPredictions
 from solo_infer.models.tiny.masks import decode_boxes, mask_logits
 from solo_infer.models.tiny.network import TinyOutput
@@ -46,9 +47,9 @@ def test_duplicates_are_removed_by_their_boxes_before_masks_are_computed(monkeyp
 
     def count(kernels, boxes, features):
         counts.append(len(boxes))
-        return mask_logits(kernels, boxes, features)
+        return cell_masks(kernels, boxes, features)
 
-    monkeypatch.setattr("solo_infer.inference.tiny.mask_logits", count)
+    monkeypatch.setattr("solo_infer.inference.tiny.cell_masks", count)
     boxes, logits = [BOX, NEAR, OTHER], [[2.0, -9], [1.0, -9], [0.0, -9]]
     for limit, expected in ((0.6, 2), (0.98, 3), (1.0, 3)):
         assert len(instances_of(boxes, logits, box_iou=limit).scores) == expected
@@ -77,7 +78,31 @@ def test_masks_that_overlap_are_suppressed(nms):
     assert len(kept.scores) == 2
     assert (kept.scores.diff() <= 0).all()
     expected = mask_logits(torch.zeros(2, 8), torch.tensor([NEAR, OTHER]), FEATURES)
-    assert torch.equal(kept.mask_logits > 0, expected > 0)
+    assert torch.equal(kept.soft > 0.5, expected > 0)
+
+
+def test_cells_of_one_object_are_merged():
+    """The mask is that of the mean box and kernel, weighted with the squares of scores and IoUs."""
+    logits = [[2.0, -9], [1.0, -9], [0.0, -9]]
+    kept = instances_of([BOX, NEAR, OTHER], logits, box_iou=0.6)
+    scores = class_scores(torch.tensor(logits))[:2, 0]
+    iou = 62 * 48 / (64 * 48)
+    weights = (scores * torch.tensor([1.0, iou])).square()
+    left = float((weights * torch.tensor([8.0, 10.0])).sum() / weights.sum())
+    box = torch.tensor([[left, 8, 72, 56]])
+    assert torch.equal(kept.soft[0] > 0.5, mask_logits(torch.zeros(1, 8), box, FEATURES)[0] > 0)
+    alone = instances_of([NEAR, BOX], [[2.0, -9], [-9, 1.0]], box_iou=0.6)
+    expected = mask_logits(torch.zeros(2, 8), torch.tensor([NEAR, BOX]), FEATURES)
+    assert torch.equal(alone.soft > 0.5, expected > 0)  # other classes are other objects
+
+
+def test_weights_of_duplicates():
+    overlaps = torch.tensor([[1.0, 0.9, 0.74, 0.0], [0.0, 0.0, 0.0, math.nan]])
+    weights = duplicate_weights(overlaps, torch.tensor([1e-30, 1e-30, 1.0, 0.0]), torch.tensor([0, 3]))
+    assert weights[0].tolist() == pytest.approx([1 / 1.81, 0.81 / 1.81, 0.0, 0.0])
+    assert weights[1].tolist() == [0.0, 0.0, 0.0, 0.0]  # a candidate without a score
+    weights = duplicate_weights(overlaps, torch.tensor([0.5, 0.5, 1.0, 0.1]), torch.tensor([0, 3]))
+    assert weights[1].tolist() == [0.0, 0.0, 0.0, 1.0]  # an empty box
 
 
 def test_scores_are_products_of_class_scores_and_maskness():
@@ -109,7 +134,7 @@ def test_empty_masks_are_no_instances(nms, filter_thr):
     instances = instances_of([outside, OTHER], [[2.0, -9], [1.0, -9]], points, nms=nms, filter_thr=filter_thr)
     assert len(instances.scores) == 1
     instances = instances_of([outside], [[2.0, -9]], points[:1], nms=nms, filter_thr=filter_thr)
-    assert len(instances.scores) == 0 and instances.mask_logits.shape == (0, 16, 24)
+    assert len(instances.scores) == 0 and instances.soft.shape == (0, 16, 24)
 
 
 def test_masks_end_where_the_widened_box_ends():
@@ -117,7 +142,7 @@ def test_masks_end_where_the_widened_box_ends():
     kernels[0, 2] = 50.0  # the constant term: inside everywhere
     box = torch.tensor([[32.0, 24.0, 52.0, 44.0]])
     (logits,) = cell_mask_logits(kernels, box, FEATURES)
-    margin = 0.2 * 20 + 8
+    margin = 4
     for row in range(16):
         for column in range(24):
             x, y = 4 * column + 2, 4 * row + 2

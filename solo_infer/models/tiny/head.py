@@ -11,9 +11,11 @@ from torch.nn.functional import leaky_relu
 
 from solo_infer.config.tiny import TINY_STRIDES, TinyConfig
 from solo_infer.models.backbones.shufflenet import quarter
-from solo_infer.models.layers.leaky_conv import SLOPE, conv3x3, pointwise
+from solo_infer.models.layers.leaky_conv import SLOPE, conv3x3, depthwise, pointwise
 from solo_infer.models.tiny.masks import NUM_SHAPE_TERMS
 from solo_infer.models.tiny.neck import SeparableConv, resize_like
+
+_CONTEXT_EXPANSION = 3  # channels inside a context block, per channel outside
 
 
 class CellPredictions(NamedTuple):
@@ -76,6 +78,7 @@ class MaskBranch(nn.Module):
         width = config.mask_channels
         self.from_pyramid = nn.ModuleList(pointwise(config.pyramid_channels, width) for _ in range(3))
         self.coarse1, self.coarse2 = conv3x3(width, width), conv3x3(width, width)
+        self.context = nn.Sequential(*(ContextBlock(width) for _ in range(config.mask_context_blocks)))
         self.to_fine = pointwise(width, width)
         self.detail = conv3x3(stem_channels, width, stride=2)
         self.quarter = pointwise(stem_channels, width)
@@ -86,10 +89,25 @@ class MaskBranch(nn.Module):
         """Map the stem's map at stride 2 and P3, P4, P5 to mask features (N, C, H / 4, W / 4)."""
         p3, p4, p5 = (conv(x) for conv, x in zip(self.from_pyramid, levels, strict=True))
         x = self.coarse1(_leaky_relu(p3 + resize_like(p4, p3) + resize_like(p5, p3)))
-        x = _leaky_relu(x + self.coarse2(_leaky_relu(x)))
+        x = self.context(_leaky_relu(x + self.coarse2(_leaky_relu(x))))
         detail = self.detail(stem) + self.quarter(quarter(stem))
         x = self.fine1(_leaky_relu(resize_like(self.to_fine(x), detail) + detail))
         return self.out(_leaky_relu(x + self.fine2(_leaky_relu(x))))
+
+
+class ContextBlock(nn.Module):
+    """Residual block with a wide view: 1x1 convolution to more channels, depthwise 5x5, 1x1 back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = _CONTEXT_EXPANSION * channels
+        self.expand = pointwise(channels, wide, leaky=True)
+        self.depthwise = depthwise(wide, 5, leaky=True)
+        self.project = pointwise(wide, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        return x + self.project(self.depthwise(self.expand(x)))
 
 
 def _leaky_relu(x: Tensor) -> Tensor:

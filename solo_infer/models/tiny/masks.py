@@ -61,12 +61,21 @@ def mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
         boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
         features: (..., C, h, w) mask features of the images.
     """
-    channels, height, width = features.shape[-3:]
-    shape = shape_weights(kernels[..., channels:], boxes)
-    weights = torch.cat([kernels[..., :channels].float(), shape], dim=-1)
+    height, width = features.shape[-2:]
     coordinates = coordinate_maps(height, width, features.device).expand(*features.shape[:-3], -1, -1, -1)
     maps = torch.cat([features.float(), coordinates], dim=-3)
-    return (weights @ maps.flatten(-2)).unflatten(-1, (height, width))
+    return (mask_weights(kernels, boxes) @ maps.flatten(-2)).unflatten(-1, (height, width))
+
+
+def mask_weights(kernels: Tensor, boxes: Tensor) -> Tensor:
+    """Return the weights (..., K, C + 6) float32 of mask features and coordinate maps.
+
+    Args:
+        kernels: (..., K, C + 6) predicted kernels.
+        boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
+    """
+    weights, terms = kernels.float().tensor_split([-NUM_SHAPE_TERMS], dim=-1)
+    return torch.cat([weights, shape_weights(terms, boxes)], dim=-1)
 
 
 def coordinate_maps(height: int, width: int, device: torch.device) -> Tensor:

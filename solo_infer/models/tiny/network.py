@@ -17,7 +17,7 @@ from solo_infer.models.backbones.shufflenet import ShuffleNet
 from solo_infer.models.base import SegmentationNetwork
 from solo_infer.models.layers.leaky_conv import SLOPE
 from solo_infer.models.target import Target, check_targets
-from solo_infer.models.tiny.head import CellPredictions, MaskBranch, TinyHead
+from solo_infer.models.tiny.head import CellPredictions, ContextBlock, MaskBranch, TinyHead
 from solo_infer.models.tiny.masks import cell_points
 from solo_infer.models.tiny.neck import GhostPAN
 
@@ -102,7 +102,9 @@ class TinyNetwork(SegmentationNetwork):
                 nn.init.normal_(layer.get_parameter("weight"), std=INIT_STD)
                 nn.init.constant_(layer.get_parameter("bias"), bias)
         nn.init.normal_(self.mask_branch.out.weight, std=0.05)
-        for residual in (self.mask_branch.coarse2, self.mask_branch.fine2):
+        blocks = (module for module in self.mask_branch.modules() if isinstance(module, ContextBlock))
+        projections = (block.project for block in blocks)
+        for residual in (self.mask_branch.coarse2, self.mask_branch.fine2, *projections):
             nn.init.zeros_(residual.weight)
 
     def class_rows(self, labels: Sequence[int]) -> dict[str, list[int]]:

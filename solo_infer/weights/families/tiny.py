@@ -21,9 +21,11 @@ LIMITS = {
     "pyramid_channels": 1 << 12,
     "mask_channels": 1 << 12,
     "mask_features": 1 << 12,
+    "mask_context_blocks": 1 << 8,
     "distance_bins": 1 << 10,
 }
 
+_CONTEXT_BLOCK = re.compile(r"mask_branch\.context\.(\d{1,9})\.")
 _HEAD = re.compile(r"head\.(?:class_tower|class_out|kernel_out)\.|mask_branch\.")
 
 
@@ -52,6 +54,7 @@ def infer_preset(state_dict: Mapping[str, Tensor]) -> Preset:
     )
     kernels = size(r"head\.kernel_out\.\d+\.\w+", published.mask_features + NUM_SHAPE_TERMS)
     distances = size(r"head\.distance_out\.\d+\.\w+", 4 * published.distance_bins)
+    blocks = (int(match[1]) for match in map(_CONTEXT_BLOCK.match, state_dict) if match)
     architecture = replace(
         published,
         backbone=backbone,
@@ -59,6 +62,7 @@ def infer_preset(state_dict: Mapping[str, Tensor]) -> Preset:
         pyramid_channels=size(r"neck\.lateral\.\d+\.\w+", published.pyramid_channels),
         mask_channels=size(r"mask_branch\.(?:coarse|fine)\d\.\w+", published.mask_channels),
         mask_features=max(kernels - NUM_SHAPE_TERMS, 1),
+        mask_context_blocks=max(blocks, default=-1) + 1,
         distance_bins=max(distances // 4, 2),
     )
     return replace(preset, architecture=architecture)
