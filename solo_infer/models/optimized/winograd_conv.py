@@ -15,6 +15,7 @@ from solo_infer.ops.dispatch import is_compiling
 # Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
 # (benchmarks/NOTES.md).
 MIN_CHANNELS = 256
+_ONE_MORE_CHANNEL = (0, 0, 0, 0, 0, 1)  # padding of axis -3 at its end
 
 
 class WinogradConv2d(nn.Module):
@@ -42,9 +43,14 @@ class WinogradConv2d(nn.Module):
             extra: (N or 1, c, H, W) each, further channels of the maps; few.
         """
         if not maps or not can_use_winograd(maps[0]):
+            weight = self.weight
+            if extra and weight.shape[1] % 2 and maps[0].device.type == "cpu":
+                # oneDNN's matrix units read pairs of channels in half precision: another one, of zeros.
+                weight = F.pad(weight, _ONE_MORE_CHANNEL)
+                extra = [F.pad(channels, _ONE_MORE_CHANNEL) for channels in extra]
             if extra:
                 maps = [append_channels(x, channels) for x, channels in zip(maps, extra, strict=True)]
-            return [F.conv2d(x, self.weight, self.bias, padding=1) for x in maps]
+            return [F.conv2d(x, weight, self.bias, padding=1) for x in maps]
         channels = maps[0].shape[1]
         transformed = self._transformed
         if transformed is None or transformed.shape[1] != channels:

@@ -41,17 +41,36 @@ def test_other_dtypes_use_the_plain_convolution(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("coordinates", [1, 2])  # of Decoupled SOLO, of SOLO
 @torch.no_grad()
-def test_levels_with_extra_channels(dtype):
-    conv = random_conv(258).to(dtype)
+def test_levels_with_extra_channels(dtype, coordinates):
+    conv = random_conv(256 + coordinates).to(dtype)
     winograd = WinogradConv2d(conv)
     maps = [random_maps((256, *size), count=2, dtype=dtype) for size in SIZES]
-    extra = [random_maps((2, *size), dtype=dtype, seed=4) for size in SIZES]
+    extra = [random_maps((coordinates, *size), dtype=dtype, seed=4) for size in SIZES]
     expected = [conv(append_channels(x, channels)) for x, channels in zip(maps, extra, strict=True)]
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
     for _ in range(2):  # the second time with the cached transformed weight
         assert_close_outputs(winograd.forward_levels(maps, extra), expected, tolerance)
     assert winograd.forward_levels([]) == []
+
+
+@torch.no_grad()
+def test_half_precision_reads_an_even_number_of_channels(monkeypatch):
+    channels = []
+
+    def convolve(x, weight, *args, **kwargs):
+        assert x.shape[1] == weight.shape[1]
+        channels.append(x.shape[1])
+        return conv2d(x, weight, *args, **kwargs)
+
+    conv2d = torch.nn.functional.conv2d
+    monkeypatch.setattr("solo_infer.models.optimized.winograd_conv.F.conv2d", convolve)
+    for coordinates in (1, 2):
+        winograd = WinogradConv2d(random_conv(256 + coordinates).bfloat16())
+        maps = [random_maps((256, 9, 8), dtype=torch.bfloat16)]
+        winograd.forward_levels(maps, [random_maps((coordinates, 9, 8), dtype=torch.bfloat16)])
+    assert channels == [258, 258]
 
 
 def test_gradients_use_the_plain_convolution():
