@@ -27,7 +27,7 @@ from solo_infer.runtime.neutral_state import neutral_state
 _CHUNK_BYTES = 64 << 20
 _CHUNK_MASKS = 256  # masks whose tiles are chosen at a time on the CPU
 # Bytes of the float32 pixels of tiles that are computed at a time: they stay in the cache.
-_TILES_BYTES = 4 << 20
+_TILES_BYTES = 3 << 20
 # Least output rows and columns of a tile (the latter a multiple of 8), and about its least inputs on a side.
 # Smaller tiles contain fewer pixels that are not near an outline, larger ones are computed more efficiently.
 _TILE_ROWS, _TILE_COLUMNS = 16, 32
@@ -92,15 +92,12 @@ def _paste_by_tiles(
     for start in range(0, len(soft), _CHUNK_MASKS):
         masks = soft[start : start + _CHUNK_MASKS]
         any_above, all_above = _inputs_above(packed_masks.pack(masks > threshold), rows, columns)
-        canvas.fill(_offset(torch.nonzero(all_above), start))
+        canvas.fill(start, all_above)
         for tiles in torch.nonzero(any_above & ~all_above).split(_tiles_at_once(rows, columns)):
+            mask, row, column = tiles.unbind(dim=1)
             scores = _tile_scores(masks, tiles, rows, columns)
-            canvas.write(_offset(tiles, start), packed_masks.pack(scores > threshold))
+            canvas.write(mask + start, row, column, packed_masks.pack(scores > threshold))
     return PastedMasks(canvas.packed, canvas.boxes())
-
-
-def _offset(tiles: Tensor, start: int) -> Tensor:
-    return tiles + tiles.new_tensor([start, 0, 0])
 
 
 class _Canvas:
@@ -119,45 +116,65 @@ class _Canvas:
     def __init__(self, count: int, size: Size, rows: int, columns: int) -> None:
         # NumPy's zeros take memory where something is written: a few pages for small objects.
         self.packed = torch.from_numpy(np.zeros((count, size[0], (size[1] + 7) // 8), np.uint8))
-        self._size, self._rows, self._columns = size, rows, columns
+        self._tile = torch.tensor([columns, rows], dtype=torch.int64, device="cpu")  # x, y
+        self._image = torch.tensor([size[1], size[0]], dtype=torch.int64, device="cpu")
+        self._row_parts = _parts(size[0], rows)
+        self._column_parts = _parts(self.packed.shape[2], columns // 8)
+        self._last_byte = (0xFF << -size[1] % 8) & 0xFF  # without the bits after the last pixel
         self._first = torch.full((count, 2), torch.inf, dtype=torch.float32, device="cpu")  # x, y
         self._end = torch.zeros((count, 2), dtype=torch.float32, device="cpu")
 
-    def fill(self, tiles: Tensor) -> None:
-        """Set all pixels of some tiles, given as masks, rows and columns of tiles (n, 3) int64."""
-        in_rows, in_columns = (
-            (torch.arange(size + -size % length, dtype=torch.int64, device="cpu") < size).view(-1, length)
-            for size, length in zip(self._size, (self._rows, self._columns), strict=True)
-        )
-        row_bits, column_bits = in_rows.to(torch.uint8).neg_(), packed_masks.pack(in_columns)
-        _, row, column = tiles.unbind(dim=1)
-        self.write(tiles, row_bits[row][:, :, None] & column_bits[column][:, None])
+    def fill(self, start: int, is_inside: Tensor) -> None:
+        """Set all pixels of some tiles of adjacent masks; to be called before ``write``.
 
-    def write(self, tiles: Tensor, bits: Tensor) -> None:
+        Args:
+            start: The first of the masks.
+            is_inside: (k, rows of tiles, columns of tiles) bool.
+        """
+        # Whole rows of tiles are written at a time: the other tiles of the row are still empty.
+        mask, row = torch.nonzero(is_inside.any(dim=2), as_tuple=True)
+        bits = is_inside[mask, row].to(torch.uint8).neg_().repeat_interleave(int(self._tile[0]) // 8, dim=1)
+        bits = bits[:, : self.packed.shape[2]]
+        bits[:, -1] &= self._last_byte
+        for first, count, height in self._row_parts:
+            chosen = torch.nonzero((row >= first) & (row < first + count)).flatten()
+            part = self.packed.narrow(1, first * int(self._tile[1]), count * height)
+            part = part.unflatten(1, (count, height))
+            part[mask[chosen] + start, row[chosen] - first] = bits[chosen, None]
+        mask, row, column = torch.nonzero(is_inside, as_tuple=True)
+        corners = torch.stack([column, row], dim=1) * self._tile
+        self._extend(mask + start, corners, torch.minimum(corners + self._tile, self._image))
+
+    def write(self, mask: Tensor, row: Tensor, column: Tensor, bits: Tensor) -> None:
         """Write some tiles.
 
         Args:
-            tiles: (n, 3) int64 masks, rows and columns of tiles.
+            mask: (n,) int64 masks.
+            row: (n,) int64 rows of tiles.
+            column: (n,) int64 columns of tiles.
             bits: (n, rows, columns / 8) uint8, packed; 0 beyond the image.
         """
-        mask, row, column = tiles.unbind(dim=1)
-        row_parts = _parts(self.packed.shape[1], self._rows)
-        for first_row, row_count, height in row_parts:
+        rows, width = bits.shape[1:]
+        for first_row, row_count, part_rows in self._row_parts:
             in_rows = (row >= first_row) & (row < first_row + row_count)
-            for first_column, column_count, width in _parts(self.packed.shape[2], bits.shape[2]):
+            for first_column, column_count, part_width in self._column_parts:
                 in_columns = (column >= first_column) & (column < first_column + column_count)
                 chosen = torch.nonzero(in_rows & in_columns).flatten()
-                part = self.packed.narrow(1, first_row * self._rows, row_count * height)
-                part = part.narrow(2, first_column * bits.shape[2], column_count * width)
-                part = part.unflatten(2, (column_count, width)).unflatten(1, (row_count, height))
-                index = mask[chosen], row[chosen] - first_row, column[chosen] - first_column
-                part[index[0], index[1], :, index[2]] = bits[chosen, :height, :width]
-        boxes = packed_masks.mask_boxes(bits, self._columns)
-        filled = boxes[:, 2] > 0
-        corners = torch.stack([column * self._columns, row * self._rows], dim=1)[filled]
-        owners = mask[filled, None].expand(-1, 2)
-        self._first.scatter_reduce_(0, owners, boxes[filled, :2] + corners, "amin")
-        self._end.scatter_reduce_(0, owners, boxes[filled, 2:] + corners, "amax")
+                part = self.packed.narrow(1, first_row * rows, row_count * part_rows)
+                part = part.narrow(2, first_column * width, column_count * part_width)
+                part = part.unflatten(2, (column_count, part_width)).unflatten(1, (row_count, part_rows))
+                tile_rows, tile_columns = row[chosen] - first_row, column[chosen] - first_column
+                part[mask[chosen], tile_rows, :, tile_columns] = bits[chosen, :part_rows, :part_width]
+        boxes = packed_masks.mask_boxes(bits, int(self._tile[0]))
+        filled = torch.nonzero(boxes[:, 2]).flatten()
+        corners = (torch.stack([column, row], dim=1) * self._tile)[filled]
+        self._extend(mask[filled], corners + boxes[filled, :2], corners + boxes[filled, 2:])
+
+    def _extend(self, mask: Tensor, first: Tensor, end: Tensor) -> None:
+        """Extend the boxes of masks (n,) to first and end pixels (n, 2) x y, exclusive ends."""
+        owners = mask[:, None].expand(-1, 2)
+        self._first.scatter_reduce_(0, owners, first.float(), "amin")
+        self._end.scatter_reduce_(0, owners, end.float(), "amax")
 
     def boxes(self) -> Tensor:
         """Return the boxes (K, 4) float32 x1 y1 x2 y2 of the masks, zeros for empty ones."""
