@@ -8,8 +8,9 @@ control group) the variants of one network run in turn, in one process:
 
 - plain: all convolutions by oneDNN,
 - shared: Winograd convolutions, each of whose operations runs on all threads,
-- bands: Winograd convolutions in bands, on threads that compute with one thread each (what the library does),
-- one thread: "bands" with ``torch.set_num_threads(1)``, with a quota only (what the command line does).
+- bands: Winograd convolutions in bands, on threads that compute with one thread each,
+- one thread: "bands" with ``torch.set_num_threads(1)``,
+- adapted: "bands" with as many threads as the load leaves CPUs (what the library does).
 
 Ratios are medians of the ratios to "plain" of the same round. Weights are procedural. Prints JSON.
 """
@@ -33,7 +34,7 @@ from peak_memory import make_image
 from solo_infer import load_model
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.models.optimized import halved_p2, upsampled_conv, winograd_conv
-from solo_infer.runtime import thread_pool
+from solo_infer.runtime import environment, thread_pool
 from solo_infer.runtime.cpu import cpu_name
 from solo_infer.segmenters.base import Segmenter
 
@@ -65,19 +66,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def adapted() -> Iterator[None]:
+    """Adapt the number of threads to the load."""
+    with mock.patch.dict(os.environ, {environment.ADAPT_THREADS: "1"}):
+        yield
+
+
 VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "plain": plain,
     "shared": shared,
     "bands": contextlib.nullcontext,
+    "one thread": one_thread,
+    "adapted": adapted,
 }
-QUOTA_VARIANTS = {**VARIANTS, "one thread": one_thread}
 
 
-def measure(model: Segmenter, image: object, variants: dict, runs: int) -> dict[str, object]:
+def measure(model: Segmenter, image: object, runs: int) -> dict[str, object]:
     """Return the seconds of each variant, and the medians of the ratios to the first one."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for index in range(runs + 1):
-        for name, variant in variants.items():
+        for name, variant in VARIANTS.items():
             with variant():
                 start = time.perf_counter()
                 model(image)
@@ -108,29 +117,27 @@ def main() -> None:
     parser.add_argument("--input-size", type=int, nargs=2, metavar=("SHORT", "LONG"), help="network input")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    environment = {
-        name: value for name, value in os.environ.items() if name.startswith(("OMP", "GOMP", "KMP"))
-    }
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("OMP", "GOMP", "KMP"))}
     report = {
         "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "environment": environment,
+        "environment": variables,
         "bands_supported": thread_pool.can_limit_threads(),
         "results": [],
     }
+    os.environ[environment.ADAPT_THREADS] = "0"
     image = make_image(*args.size)
     for name in args.model:
         model = procedural_model(name) if name in models else load_model(name, device="cpu")
         if args.input_size:
             model = model.with_settings(input_size=args.input_size)
         for load in args.load:
-            variants = QUOTA_VARIANTS if load == "quota" else VARIANTS
             before = os.getloadavg()[0]
             try:
                 with LOADS[load]():
-                    figures = measure(model, image, variants, args.runs)
+                    figures = measure(model, image, args.runs)
             except PermissionError as error:
                 figures = {"skipped": str(error)}
             result = {"model": name, "load": load, "load_average_before": round(before, 1), **figures}

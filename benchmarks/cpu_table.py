@@ -35,6 +35,7 @@ from solo_infer.segmenters.auto_dtype import choose_dtype
 
 MODELS = ("solo_r50", "decoupled_r50", "decoupled_light_r50", "solov2_r50", "yolact_r50", "tiny")
 MASK_RCNN = "maskrcnn_resnet50_fpn"
+VARIANTS = ("mmdet", "torchvision", "float32", "bfloat16")
 _PACKAGES = ("solo-infer", "torch", "torchvision", "mmdet")
 
 Run = Callable[[], object]
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument(
         "--load", nargs="+", choices=LOADS, default=list(LOADS), help="busy processes, or quota"
     )
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     image = load_image(options.image)
@@ -119,7 +121,7 @@ def main() -> None:
         "results": [],
     }
     for name in options.model:
-        variants = variants_of(name, image)
+        variants = {key: run for key, run in variants_of(name, image).items() if key in options.variants}
         for load in options.load:
             try:
                 with LOADS[load]():

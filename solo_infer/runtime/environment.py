@@ -23,6 +23,7 @@ HOME = "SOLO_INFER_HOME"
 MIRROR = "SOLO_INFER_MIRROR"
 OFFLINE = "SOLO_INFER_OFFLINE"
 TIMEOUT = "SOLO_INFER_TIMEOUT"
+ADAPT_THREADS = "SOLO_INFER_ADAPT_THREADS"
 
 _OFFLINE_VARIABLES = (OFFLINE, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 OFFLINE_NAMES = ", ".join(_OFFLINE_VARIABLES[:-1]) + f" and {_OFFLINE_VARIABLES[-1]}"  # for messages
@@ -33,6 +34,11 @@ _FALSE = {"", "0", "false", "no", "off"}
 _MAX_TIMEOUT = (
     86_400.0  # seconds; the system calls refuse numbers that do not fit into 32 bits of milliseconds
 )
+
+
+def adapts_threads() -> bool:
+    """Return whether predictions may use fewer threads on a busy machine; ``SOLO_INFER_ADAPT_THREADS``."""
+    return os.environ.get(ADAPT_THREADS, "1").strip().lower() not in _FALSE
 
 
 def cache_home() -> Path:

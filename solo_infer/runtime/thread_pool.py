@@ -13,12 +13,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
 Task = Callable[[], object]
+
+# Functions that set the number of threads of the calling thread, and what removes the limit of the second.
+_OPENMP, _MKL = "omp_set_num_threads", "MKL_Set_Num_Threads_Local"
+_NO_LOCAL_LIMIT = 0
 
 _THREAD_COUNT = re.compile(r"(?:at::get_num_threads|omp_get_max_threads|mkl_get_max_threads)\(\) : (\d+)")
 
@@ -131,23 +136,47 @@ def can_limit_threads() -> bool:
     return states == [True]
 
 
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let the calling thread compute with a number of threads, where ``can_limit_threads()``.
+
+    Args:
+        count: Number of threads, at least 1.
+    """
+    before = torch.get_num_threads()
+    _set_threads(count, count)
+    try:
+        yield
+    finally:
+        _set_threads(before, _NO_LOCAL_LIMIT)
+
+
 def _use_one_thread() -> None:
     """Let the calling thread compute with one thread."""
+    _set_threads(1, 1)
+
+
+def _set_threads(openmp: int, mkl: int) -> None:
+    """Set the numbers of threads of the calling thread in OpenMP and in MKL."""
     torch.get_num_threads()  # sets the defaults of this thread, which the calls below change
-    for function in _thread_functions():
-        function(1)
+    functions = _thread_functions()
+    for name, count in ((_OPENMP, openmp), (_MKL, mkl)):
+        if name in functions:
+            functions[name](count)
 
 
 @cache
-def _thread_functions() -> tuple[Callable[[int], object], ...]:
-    """Return the functions that set the number of threads of the calling thread."""
+def _thread_functions() -> dict[str, Callable[[int], object]]:
+    """Return the functions that set the number of threads of the calling thread, by their names."""
     libraries = []
     for path in (None, *Path(torch.__file__).parent.glob("lib/*torch_cpu.*")):
         try:
             libraries.append(ctypes.CDLL(None if path is None else str(path)))
         except (OSError, TypeError):  # TypeError: Windows has no namespace of the whole process
             continue
-    functions: list[Callable[[int], object]] = []
-    for name in ("omp_set_num_threads", "MKL_Set_Num_Threads_Local"):
-        functions += [getattr(library, name) for library in libraries if hasattr(library, name)][:1]
-    return tuple(functions)
+    functions: dict[str, Callable[[int], object]] = {}
+    for name in (_OPENMP, _MKL):
+        library = next((library for library in libraries if hasattr(library, name)), None)
+        if library is not None:
+            functions[name] = getattr(library, name)
+    return functions

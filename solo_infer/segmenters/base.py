@@ -29,6 +29,7 @@ from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.ops.preprocess import upload
 from solo_infer.results.result import Result
 from solo_infer.results.result_list import ResultList
+from solo_infer.runtime.busy_cpus import suitable_threads
 from solo_infer.runtime.device import require_compile
 from solo_infer.runtime.neutral_state import neutral_state
 from solo_infer.runtime.stopwatch import Stopwatch
@@ -283,12 +284,13 @@ class Segmenter(Publishing, LoadedModel):
         geometries = [self._plan(image.pixels) for image in batch]
         results: dict[int, Result] = {}
         for members in forward_groups(geometries, self.device):
-            group = self._predict_group(
-                [batch[index] for index in members],
-                [geometries[index] for index in members],
-                settings,
-                Stopwatch(self.device if synchronize else None),
-            )
+            with suitable_threads(self.device):
+                group = self._predict_group(
+                    [batch[index] for index in members],
+                    [geometries[index] for index in members],
+                    settings,
+                    Stopwatch(self.device if synchronize else None),
+                )
             results.update(zip(members, group, strict=True))
         return [results[index] for index in range(len(batch))]
 
