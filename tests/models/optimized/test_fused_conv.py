@@ -38,6 +38,24 @@ def test_values(leaky, memory_format):
 
 
 @needs_fusion
+@pytest.mark.parametrize("channels, size", [(32, (20, 30)), (33, (20, 30)), (64, (10, 16)), (64, (10, 17))])
+@pytest.mark.parametrize("leaky", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_small_pointwise_convolutions(channels, size, leaky, dtype):
+    """Those of few channels or pixels are matrix products."""
+    if not can_fuse(CPU, dtype):
+        pytest.skip("this processor has no convolutions in this dtype")
+    conv = pointwise(channels, 24, leaky=leaky).to(dtype)
+    x = random_maps((channels, *size), dtype=dtype)
+    output = FusedConv2d(conv)(x)
+    expected = copy.deepcopy(conv).float()(x.float())
+    limit = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(output.float(), expected, rtol=limit, atol=limit)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_fusion
 def test_gradients_flow_through_the_plain_convolution():
     conv = LeakyConv2d(4, 6, 1)
     x = random_maps((4, 3, 3)).requires_grad_(True)
