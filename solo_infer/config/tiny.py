@@ -85,7 +85,7 @@ class TinyPostprocessConfig(PostprocessConfig):
 
 TINY_PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        TinyConfig(),
+        TinyConfig(mask_context_blocks=3),
         PreprocessConfig(short_side=512, long_side=512, antialias=True),
         TinyPostprocessConfig(),
     )

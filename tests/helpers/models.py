@@ -129,7 +129,13 @@ def small_tiny_config(backbone="shufflenet_1x"):
     """Return the configuration of a Tiny model of three classes that runs in milliseconds."""
     return ModelConfig(
         TinyConfig(
-            backbone, num_classes=3, pyramid_channels=16, mask_channels=8, mask_features=8, distance_bins=6
+            backbone,
+            num_classes=3,
+            pyramid_channels=16,
+            mask_channels=8,
+            mask_features=8,
+            mask_context_blocks=1,
+            distance_bins=6,
         ),
         PreprocessConfig(short_side=96, long_side=160),
         TinyPostprocessConfig(),

@@ -87,7 +87,7 @@ def test_missing_branches_start_anew(tmp_path):
 def test_smaller_networks_are_recognized(tmp_path):
     network = source(backbone="shufflenet_1x", pyramid_channels=96)
     architecture = converted(arrays_of(network), tmp_path).config.architecture
-    assert architecture == TinyConfig(backbone="shufflenet_1x", pyramid_channels=96)
+    assert architecture == TinyConfig(backbone="shufflenet_1x", pyramid_channels=96, mask_context_blocks=3)
 
 
 def test_unknown_arrays_are_refused(tmp_path):

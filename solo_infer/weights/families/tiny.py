@@ -21,11 +21,11 @@ LIMITS = {
     "pyramid_channels": 1 << 12,
     "mask_channels": 1 << 12,
     "mask_features": 1 << 12,
-    "mask_context_blocks": 1 << 8,
     "distance_bins": 1 << 10,
 }
 
 _CONTEXT_BLOCK = re.compile(r"mask_branch\.context\.(\d{1,9})\.")
+_MAX_CONTEXT_BLOCKS = 64  # the greatest number of TinyConfig
 _HEAD = re.compile(r"head\.(?:class_tower|class_out|kernel_out)\.|mask_branch\.")
 
 
@@ -62,7 +62,7 @@ def infer_preset(state_dict: Mapping[str, Tensor]) -> Preset:
         pyramid_channels=size(r"neck\.lateral\.\d+\.\w+", published.pyramid_channels),
         mask_channels=size(r"mask_branch\.(?:coarse|fine)\d\.\w+", published.mask_channels),
         mask_features=max(kernels - NUM_SHAPE_TERMS, 1),
-        mask_context_blocks=max(blocks, default=-1) + 1,
+        mask_context_blocks=min(max(blocks, default=-1) + 1, _MAX_CONTEXT_BLOCKS),
         distance_bins=max(distances // 4, 2),
     )
     return replace(preset, architecture=architecture)

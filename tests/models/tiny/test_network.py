@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ MODULES = {
     ),
     *(f"head.{layer}_out.#" for layer in ("class", "distance", "kernel")),
     "mask_branch.from_pyramid.#",
+    *(f"mask_branch.context.#.{layer}" for layer in ("expand", "depthwise", "project")),
     *(f"mask_branch.{layer}" for layer in ("coarse#", "fine#", "to_fine", "detail", "quarter", "out")),
 }
 
@@ -57,7 +59,7 @@ def level_sizes(size):
 
 def test_parameter_count_of_the_preset():
     network = build_network(PRESETS["tiny"].architecture, device="meta")
-    assert sum(parameter.numel() for parameter in network.parameters()) == 2_756_656
+    assert sum(parameter.numel() for parameter in network.parameters()) == 2_809_936
 
 
 def test_names_of_tensors_are_stable():
@@ -65,7 +67,7 @@ def test_names_of_tensors_are_stable():
     modules = {re.sub(r"\d+", "#", name.rpartition(".")[0]) for name in state_dict}
     assert modules == MODULES
     assert {name.rpartition(".")[2] for name in state_dict} == {"weight", "bias"}
-    assert len(state_dict) == 290
+    assert len(state_dict) == 308
 
 
 @pytest.mark.parametrize("backbone", ["shufflenet_1x", "shufflenet_1.5x"])
@@ -137,6 +139,21 @@ def test_initial_weights_give_the_prior_score_and_leave_the_backbone():
         output = network(random_maps((3, 64, 96)))
     assert output.cells.class_logits.sigmoid().mean().item() == pytest.approx(FOCAL_PRIOR, rel=0.5)
     assert not network.mask_branch.coarse2.weight.any() and not network.mask_branch.fine2.weight.any()
+    assert not network.mask_branch.context[0].project.weight.any()
+
+
+@torch.no_grad()
+def test_new_context_blocks_change_nothing():
+    config = small_tiny_config().architecture
+    without = build_network(replace(config, mask_context_blocks=0))
+    torch.manual_seed(0)
+    without.init_weights()
+    network = build_network(replace(config, mask_context_blocks=2))
+    network.init_weights()
+    missing, unexpected = network.load_state_dict(without.state_dict(), strict=False)
+    assert len(missing) == 12 and not unexpected
+    images = random_maps((3, 64, 96))
+    assert torch.equal(network(images).features, without(images).features)
 
 
 def test_class_rows_are_those_of_every_level():

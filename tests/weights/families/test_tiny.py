@@ -25,7 +25,17 @@ SMALL = {"num_classes": 3, "pyramid_channels": 16, "mask_channels": 8, "mask_fea
 
 
 @pytest.mark.parametrize("backbone", ["shufflenet_1x", "shufflenet_1.5x"])
-@pytest.mark.parametrize("changes", [{}, SMALL, {"num_classes": 1}, {"distance_bins": 2, "mask_features": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        SMALL,
+        {"num_classes": 1},
+        {"distance_bins": 2, "mask_features": 1},
+        {"mask_context_blocks": 0},
+        {"mask_context_blocks": 11},
+    ],
+)
 def test_architecture_is_inferred(backbone: str, changes: dict[str, Any]) -> None:
     architecture = replace(TINY, backbone=backbone, **changes)  # type: ignore[type-var]
     config = infer_config(NamedTensors(empty_state_dict(architecture)))
@@ -111,6 +121,15 @@ def test_hostile_sizes_in_a_file_are_refused_quickly(layers: str, size: int) -> 
         match(state_dict)
         return
     with pytest.raises(CheckpointError, match=r"x\.pth"):
+        match(state_dict)
+
+
+def test_hostile_numbers_of_blocks_are_refused_quickly() -> None:
+    state_dict = empty_state_dict(TINY)
+    for name in list(state_dict):
+        if name.startswith("mask_branch.context.2."):
+            state_dict[name.replace("2", "999999999", 1)] = state_dict.pop(name)
+    with pytest.raises(CheckpointError, match=r"x\.pth.*mask_branch\.context\.2"):
         match(state_dict)
 
 
