@@ -30,6 +30,7 @@ KERNELS = ("gaussian", "linear")
 # Bytes of masks that are unpacked to float32 at the same time. On the CPU they fit the cache.
 _UNPACKED_BYTES_CPU = 8 << 20
 _UNPACKED_BYTES = 128 << 20
+_FEW_MASKS = 1024  # masks whose pairs are looked at one by one
 _PAIRS_BYTES = 1 << 20  # of packed masks that are compared pair by pair: more take longer than a product
 
 
@@ -179,11 +180,10 @@ def same_label_intersections(packed: Tensor, labels: Tensor) -> Tensor:
         (P, P) float32.
     """
     intersections = torch.zeros((len(labels), len(labels)), dtype=torch.float32, device=packed.device)
-    words = packed_masks.as_words(packed)
-    touched = (words != 0).float()
-    close = (touched @ touched.T > 0) & (labels[:, None] == labels)
-    rows, columns = torch.nonzero(close.triu(), as_tuple=True)
-    if len(rows) * packed.shape[1] <= _PAIRS_BYTES:
+    pairs = _close_pairs(packed, labels) if len(labels) <= _FEW_MASKS else None
+    if pairs is not None and len(pairs[0]) * packed.shape[1] <= _PAIRS_BYTES:
+        rows, columns = pairs
+        words = packed_masks.as_words(packed)
         counts = packed_masks.count_bits(words[rows] & words[columns]).float()
         intersections[rows, columns] = intersections[columns, rows] = counts
         return intersections
@@ -195,6 +195,14 @@ def same_label_intersections(packed: Tensor, labels: Tensor) -> Tensor:
             counts.addmm_(pixels, pixels.T)
         intersections[members[:, None], members] = counts
     return intersections
+
+
+def _close_pairs(packed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of the pairs of masks of equal label that touch the same word of 64 pixels."""
+    touched = (packed_masks.as_words(packed) != 0).float()
+    close = (touched @ touched.T > 0) & (labels[:, None] == labels)
+    rows, columns = torch.nonzero(close.triu(), as_tuple=True)
+    return rows, columns
 
 
 def pairwise_intersections(packed: Tensor) -> Tensor:
