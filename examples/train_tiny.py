@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from solo_infer import SOLO, PreprocessConfig
-from solo_infer.config import COCO
+from solo_infer.config import COCO, find_preset
 from solo_infer.models.tiny.losses import tiny_losses
 from solo_infer.models.tiny.network import TinyNetwork
 from solo_infer.segmenters.auto import build_segmenter
@@ -94,9 +94,19 @@ def read_sets(path):
     return datasets, frozenset(excluded)
 
 
+def with_context_blocks(model):
+    """Return a model with the context blocks of the preset; new ones change nothing at first."""
+    count = find_preset("tiny").architecture.mask_context_blocks
+    architecture = replace(model.config.architecture, mask_context_blocks=count)
+    network = TinyNetwork(architecture)
+    network.init_weights()
+    network.load_state_dict(model.network.state_dict(), strict=False)
+    return build_segmenter(replace(model.config, architecture=architecture), network.eval())
+
+
 def main(start, sets, output, settings=SETTINGS):
     settings = json.loads(Path(settings).read_text())
-    model = SOLO.from_pretrained(start)
+    model = with_context_blocks(SOLO.from_pretrained(start))
     preprocessing = PreprocessConfig(**settings["preprocessing"])
     model = build_segmenter(replace(model.config, preprocessing=preprocessing), model.network)
     teacher = SOLO.from_pretrained(start).network.to(memory_format=torch.channels_last)

@@ -19,15 +19,16 @@ from solo_infer.models.tiny.masks import (
     coordinate_maps,
     mask_logits,
     mask_weights,
-    pixels_in_boxes,
 )
 from solo_infer.ops.mask_statistics import MaskStatistics, mask_statistics
 from solo_infer.ops.paste_masks import PastedMasks, paste_masks
 from solo_infer.runtime.neutral_state import neutral_state
 
-# Input pixels by which a mask may extend beyond the box of its cell. More lets masks leak into neighbors:
-# AP falls by 0.1 with a fifth of the sides and 8 pixels.
+# Boxes are not exact, but masks leak into neighbors. Beyond some input pixels around its box, the logit of a
+# mask falls, by ``_SLOPE`` over the length of a side; a tenth of the sides farther, it is the lowest.
 _MARGIN = 4.0
+_SLOPE, _REACH = 20.0, 0.1
+_MIN_SIDE = 8.0  # input pixels; the sides of smaller boxes count as this
 # Logits are clipped to this before masks are resized, so that one pixel cannot outweigh its neighbors.
 _LOGIT_LIMIT = 15.0
 # Score of the pixels that the lowest logit stands for. They are outside, whatever the threshold.
@@ -96,22 +97,15 @@ class _TiledMasks:
     def __init__(self, kernels: Tensor, boxes: Tensor, features: Tensor) -> None:
         self._count = len(boxes)
         self._rows, self._columns = features.shape[-2] // _TILE, features.shape[-1] // _TILE
-        limits = _widened(boxes)
-        touched = _touched_tiles(limits, self._rows, self._columns)
+        touched = _touched_tiles(_widened(boxes), self._rows, self._columns)
         self._tiles, self._masks = torch.nonzero(touched, as_tuple=True)  # (P,), tile by tile
         logits = _tile_logits(mask_weights(kernels, boxes), _feature_tiles(features), touched)
         logits = logits.unflatten(1, (_TILE, _TILE))
-        outside = ~self._pixels_in(limits)
-        self._logits = logits.clamp_(-_LOGIT_LIMIT, _LOGIT_LIMIT).masked_fill_(outside, -_LOGIT_LIMIT)
-
-    def _pixels_in(self, limits: Tensor) -> Tensor:
-        """Return which pixels of each pair are in the limits of its mask, (P, 8, 8) bool."""
-        offsets = torch.arange(_TILE, dtype=torch.float32, device=limits.device) + 0.5
+        offsets = torch.arange(_TILE, dtype=torch.float32, device=boxes.device) + 0.5
         row = self._tiles.div(self._columns, rounding_mode="floor")
         y = (offsets + row[:, None] * _TILE) * MASK_STRIDE
         x = (offsets + (self._tiles - row * self._columns)[:, None] * _TILE) * MASK_STRIDE
-        left, top, right, bottom = limits[self._masks, :, None].unbind(dim=1)
-        return ((y > top) & (y < bottom))[:, :, None] & ((x > left) & (x < right))[:, None]
+        self._logits = _confined(logits, x, y, boxes[self._masks])
 
     def statistics(self, threshold: float) -> MaskStatistics:
         parts = mask_statistics(self._logits.sigmoid(), inside_threshold(threshold))
@@ -198,12 +192,41 @@ def cell_mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor
         features: (..., C, h, w) mask features of the images.
     """
     logits = mask_logits(kernels, boxes, features)
-    outside = ~pixels_in_boxes(_widened(boxes), logits.shape[-2], logits.shape[-1])
+    y, x = (
+        (torch.arange(side, dtype=torch.float32, device=boxes.device) + 0.5) * MASK_STRIDE
+        for side in logits.shape[-2:]
+    )
+    return _confined(logits, x, y, boxes)
+
+
+def _confined(logits: Tensor, x: Tensor, y: Tensor, boxes: Tensor) -> Tensor:
+    """Return the logits (..., h, w), lower beyond the boxes, and clipped; the argument is overwritten.
+
+    Args:
+        logits: (..., h, w) float32 mask logits.
+        x: (..., w) float32 centers of the columns in input pixels.
+        y: (..., h) float32 centers of the rows.
+        boxes: (..., 4) float32 x1 y1 x2 y2 in input pixels.
+    """
+    left, top, right, bottom = boxes[..., None].unbind(dim=-2)
+    beyond_x, outside_x = _beyond(x, left, right)
+    beyond_y, outside_y = _beyond(y, top, bottom)
+    logits -= _SLOPE * (beyond_y[..., None] + beyond_x[..., None, :])
+    outside = outside_y[..., None] | outside_x[..., None, :]
     return logits.clamp_(-_LOGIT_LIMIT, _LOGIT_LIMIT).masked_fill_(outside, -_LOGIT_LIMIT)
 
 
+def _beyond(positions: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far positions are beyond an interval and a margin, in its lengths, and whether too far."""
+    distance = torch.maximum(low - positions, positions - high) - _MARGIN
+    length = high - low
+    return distance.clamp(min=0) / length.clamp(min=_MIN_SIDE), distance >= _REACH * length
+
+
 def _widened(boxes: Tensor) -> Tensor:
-    return torch.cat([boxes[..., :2] - _MARGIN, boxes[..., 2:] + _MARGIN], dim=-1)
+    """Return the boxes (..., 4) outside of which masks have the lowest logit."""
+    margin = _REACH * (boxes[..., 2:] - boxes[..., :2]) + _MARGIN
+    return torch.cat([boxes[..., :2] - margin, boxes[..., 2:] + margin], dim=-1)
 
 
 def inside_threshold(mask_thr: float) -> float:

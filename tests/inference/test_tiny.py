@@ -137,19 +137,20 @@ def test_empty_masks_are_no_instances(nms, filter_thr):
     assert len(instances.scores) == 0 and instances.soft.shape == (0, 16, 24)
 
 
-def test_masks_end_where_the_widened_box_ends():
+def test_masks_fade_beyond_their_boxes():
     kernels = torch.zeros(1, 8)
     kernels[0, 2] = 50.0  # the constant term: inside everywhere
-    box = torch.tensor([[32.0, 24.0, 52.0, 44.0]])
+    box = torch.tensor([[32.0, 24.0, 72.0, 54.0]])
     (logits,) = cell_mask_logits(kernels, box, FEATURES)
-    margin = 4
+    (plain,) = mask_logits(kernels, box, FEATURES)
     for row in range(16):
         for column in range(24):
             x, y = 4 * column + 2, 4 * row + 2
-            inside = 32 - margin < x < 52 + margin and 24 - margin < y < 44 + margin
-            assert (logits[row, column] == -15.0) == (not inside)
-            assert inside <= (logits[row, column] > 0)
-    assert logits.max() == 15.0
+            # Pixels beyond a margin of 4 around the box; 40 and 30 are its sides.
+            right, down = max(32 - x, x - 72, 4) - 4, max(24 - y, y - 54, 4) - 4
+            expected = plain[row, column] - 20 * (right / 40 + down / 30)
+            expected = float(expected.clamp(-15, 15)) if right < 4 and down < 3 else -15.0
+            assert logits[row, column].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_excluded_classes_have_no_scores():

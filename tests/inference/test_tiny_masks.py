@@ -56,7 +56,7 @@ def test_tiles_are_few_for_small_boxes():
     kernels, _, features = random_cells(3)
     boxes = torch.tensor([[8.0, 8, 20, 20], [40.0, 40, 60, 60], [100.0, 60, 158, 90]])
     masks = cell_masks(kernels, boxes, features)
-    assert len(masks._logits) == 1 + 1 + 4
+    assert len(masks._logits) == 1 + 1 + 6
     assert_equal_masks(masks, cell_mask_logits(kernels, boxes, features), 0.5)
 
 

@@ -145,6 +145,21 @@ def test_distilled_network_learns_its_teacher():
         assert_close_outputs(network.eval()(images).features, teacher(images).features, 1e-5)
 
 
+def test_context_blocks_are_added_to_a_start_without_them():
+    model = init_model(small_tiny_config(), seed=1)
+    config = replace(model.config, architecture=replace(model.config.architecture, mask_context_blocks=0))
+    start = init_model(config, seed=1)
+    extended = TRAINER["with_context_blocks"](start)
+    assert extended.config.architecture == replace(config.architecture, mask_context_blocks=3)
+    images = random_maps((3, 64, 96))
+    with torch.no_grad():
+        assert torch.equal(extended.network(images).features, start.network(images).features)
+    again = TRAINER["with_context_blocks"](extended)
+    assert again.config == extended.config
+    for name, tensor in extended.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor), name
+
+
 @pytest.fixture
 def sets(tmp_path):
     """Write two training sets and a validation set, and return their file."""
@@ -178,7 +193,7 @@ def test_sets_are_read(sets):
 
 def test_example_trains_a_model(sets, tmp_path, capsys):
     config = small_tiny_config()
-    architecture = replace(config.architecture, num_classes=80)
+    architecture = replace(config.architecture, num_classes=80, mask_context_blocks=3)
     start = init_model(replace(config, architecture=architecture, categories=COCO), seed=1)
     start.save_pretrained(tmp_path / "start")
     settings = json.loads((EXAMPLES / "tiny.json").read_text())
