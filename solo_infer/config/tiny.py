@@ -76,7 +76,7 @@ class TinyPostprocessConfig(PostprocessConfig):
     score_thr: float = 0.05
     filter_thr: float = 0.01
     nms_pre: int = 300
-    box_iou: float = 0.7
+    box_iou: float = 0.65
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,7 @@ from solo_infer.ops.fast_nms import pairwise_iou
 
 # Candidates per image whose masks are computed, after the NMS of their boxes. Matrix-NMS compares all pairs
 # of them; a COCO photo has a few dozen.
-MASK_CAPACITY = 150
+MASK_CAPACITY = 200
 
 
 class TinyDetector(nn.Module):

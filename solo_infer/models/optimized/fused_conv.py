@@ -12,15 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu_, linear
 
 from solo_infer.models.layers.leaky_conv import SLOPE, LeakyConv2d
 from solo_infer.models.optimized.named_children import named_children
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.runtime.neutral_state import neutral_state
 
-# 1x1 convolutions of so few input channels or pixels are faster as matrix products: the first ones because
-# oneDNN computes them slowly, the second ones because preparing a convolution takes 0.1 ms.
+# 1x1 convolutions of so few input channels or pixels are faster as layers of oneDNN: it computes the first
+# ones slowly, and prepares a convolution of the second ones in 0.1 ms.
 _FEW_CHANNELS, _FEW_PIXELS = 32, 160
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -52,8 +51,11 @@ class FusedConv2d(nn.Module):
             return conv(x)
         x = x.contiguous(memory_format=torch.channels_last)
         if self._is_layer and (x.shape[1] <= _FEW_CHANNELS or x.numel() <= _FEW_PIXELS * x.shape[1]):
-            y = linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
-            return (leaky_relu_(y, SLOPE) if self._is_leaky else y).permute(0, 3, 1, 2)
+            pixels = x.permute(0, 2, 3, 1)
+            y = torch.ops.mkldnn._linear_pointwise(
+                pixels.flatten(0, 2), conv.weight.flatten(1), conv.bias, *self._activation, ""
+            )
+            return y.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
             x,
             conv.weight,
@@ -95,13 +97,14 @@ def _fused_operators_work(dtype: torch.dtype) -> bool:
     limit = 1e-5 if dtype == torch.float32 else 0.05
     options: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
     with torch.random.fork_rng(devices=()):  # keeps the caller's random numbers
-        wide = LeakyConv2d(channels, 24, 1, **options)
-        convs = wide, nn.Conv2d(channels, channels, 5, 2, 2, groups=channels, **options)
-    for conv in convs:
+        wide, narrow = (LeakyConv2d(width, 24, 1, **options) for width in (channels, _FEW_CHANNELS))
+        depthwise = nn.Conv2d(channels, channels, 5, 2, 2, groups=channels, **options)
+    for conv in (wide, narrow, depthwise):
         for parameter in conv.parameters():
             fill(parameter).div_(10)
         try:
-            output, expected = FusedConv2d(conv)(x), conv(x)
+            maps = x[:, : conv.in_channels]
+            output, expected = FusedConv2d(conv)(maps), conv(maps)
         except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
             _LOGGER.info("Convolutions are not fused with LeakyReLU: %s", error)
             return False
