@@ -90,8 +90,12 @@ def assert_same(result, expected, scores=1e-3, pixels=1e-3):
     assert result.image_size == expected.image_size and result.categories == expected.categories
     assert (result.labels == expected.labels).float().mean() > 0.95  # equal scores may change places
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=scores)
-    same = result.labels == expected.labels
-    assert (result.masks != expected.masks)[same].float().mean() < pixels
+    # Instances of nearly equal scores may change places: each mask has an equal one at such a score.
+    close = result.labels[:, None] == expected.labels
+    close &= (result.scores[:, None] - expected.scores).abs() <= scores
+    masks, expected_masks = (item.masks.flatten(1).float() for item in (result, expected))
+    differences = torch.cdist(masks, expected_masks, p=1) / masks.shape[1]
+    assert torch.where(close, differences, 1.0).amin(dim=1).mean() < pixels
 
 
 @pytest.mark.parametrize("family", FAMILIES)
