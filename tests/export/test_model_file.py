@@ -95,7 +95,10 @@ def assert_same(result, expected, scores=1e-3, pixels=1e-3):
     close &= (result.scores[:, None] - expected.scores).abs() <= scores
     masks, expected_masks = (item.masks.flatten(1).float() for item in (result, expected))
     differences = torch.cdist(masks, expected_masks, p=1) / masks.shape[1]
-    assert torch.where(close, differences, 1.0).amin(dim=1).mean() < pixels
+    # The last places are those of the greatest number of instances, where others of that score are left out.
+    certain = result.scores > result.scores.min() + scores
+    assert certain.float().mean() > 0.8
+    assert torch.where(close, differences, 1.0).amin(dim=1)[certain].mean() < pixels
 
 
 @pytest.mark.parametrize("family", FAMILIES)
