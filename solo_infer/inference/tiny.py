@@ -140,10 +140,11 @@ def find_instances(
 
 
 def duplicate_weights(overlaps: Tensor, scores: Tensor, kept: Tensor) -> Tensor:
-    """Return the weights (..., M, K) of K candidates in the masks of the M kept ones; each row adds up to 1.
+    """Return the weights (..., M, K) of K candidates in the masks of the M kept ones.
 
     The candidates whose boxes nearly coincide with a kept one take part with the square of the product of
-    score and IoU: the mean of several masks of an object is better than the one with the best score.
+    score and IoU: the mean of several masks of an object is better than the one with the best score. The
+    weights of a mask add up to 1, or are 0 if it has no score.
 
     Args:
         overlaps: (..., M, K) float32 IoU of the boxes, 0 if NMS does not compare the candidates.

@@ -1,4 +1,4 @@
-"""Masks of Tiny's cells, each of which ends where the box of its cell ends.
+"""Masks of Tiny's cells, each of which fades beyond the box of its cell.
 
 The plain implementation computes every mask at every pixel. On the CPU, masks are computed only in the tiles
 of 8 x 8 pixels that their boxes touch, which are a fraction of all unless objects fill the image.
@@ -184,7 +184,7 @@ def _tile_logits(weights: Tensor, tiles: Tensor, touched: Tensor) -> Tensor:
 
 
 def cell_mask_logits(kernels: Tensor, boxes: Tensor, features: Tensor) -> Tensor:
-    """Return the mask logits (..., K, h, w) float32 of cells, clipped, and lowest outside of their boxes.
+    """Return the mask logits (..., K, h, w) float32 of cells, clipped, and lower beyond their boxes.
 
     Args:
         kernels: (..., K, C + 6) kernels.

@@ -37,10 +37,9 @@ class FusedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self._is_leaky = isinstance(conv, LeakyConv2d)
-        self._activation: tuple[str, list[float]] = (
-            ("leaky_relu", [SLOPE]) if self._is_leaky else ("none", [])
-        )
+        self._activation: tuple[str, list[float]] = ("none", [])
+        if isinstance(conv, LeakyConv2d):
+            self._activation = ("leaky_relu", [SLOPE])
         is_pointwise = (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1)
         self._is_layer = is_pointwise and conv.padding == (0, 0)
 
