@@ -29,6 +29,7 @@ from solo_infer.models.optimized.compiled import compile_for_inference
 from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
+from solo_infer.models.optimized.named_children import named_children
 from solo_infer.models.optimized.optimize import (
     OptimizedNetworkCache,
     fold_batch_norm,
@@ -191,6 +192,23 @@ def test_cache_follows_replaced_children(network):
     before = cache.get()
     network.mask_head = copy.deepcopy(network.mask_head)
     assert cache.get() is not before
+
+
+def test_cache_follows_replaced_modules_and_data_below_the_children(network):
+    cache = OptimizedNetworkCache(network)
+    before = cache.get()
+    parent, name, conv = next(
+        item for item in named_children(network.backbone) if isinstance(item[2], nn.Conv2d)
+    )
+    setattr(parent, name, copy.deepcopy(conv))
+    replaced = cache.get()
+    assert replaced is not before and cache.get() is replaced
+    weight = parent.get_parameter(f"{name}.weight")
+    weight.data = weight.detach() * 2  # does not count as a change of the tensor
+    changed = cache.get()
+    assert changed is not replaced and cache.get() is changed
+    network.backbone.add_module("extra", nn.Identity())
+    assert cache.get() is not changed
 
 
 @torch.no_grad()
