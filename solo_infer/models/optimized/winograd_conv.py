@@ -19,7 +19,7 @@ _ONE_MORE_CHANNEL = (0, 0, 0, 0, 0, 1)  # padding of axis -3 at its end
 
 
 class WinogradConv2d(nn.Module):
-    """3x3 convolution with Winograd's F(4x4, 3x3) for float32 on the CPU, and torch's convolution elsewhere.
+    """3x3 convolution, by Winograd's method for float32 on the CPU, and by torch elsewhere.
 
     Args:
         conv: Convolution of stride 1 and padding 1; its weights are shared.
@@ -28,8 +28,8 @@ class WinogradConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        # Computed on first use; concurrent threads compute equal values.
-        self._transformed: Tensor | None = None
+        # By size of a tile, computed on first use; concurrent threads compute equal values.
+        self._transformed: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H, W)."""
@@ -51,10 +51,11 @@ class WinogradConv2d(nn.Module):
             if extra:
                 maps = [append_channels(x, channels) for x, channels in zip(maps, extra, strict=True)]
             return [F.conv2d(x, weight, self.bias, padding=1) for x in maps]
-        channels = maps[0].shape[1]
-        transformed = self._transformed
+        channels, tile = maps[0].shape[1], winograd.suitable_tile(maps)
+        transformed = self._transformed.get(tile)
         if transformed is None or transformed.shape[1] != channels:
-            transformed = self._transformed = winograd.transform_weight(self.weight[:, :channels])
+            transformed = winograd.transform_weight(self.weight[:, :channels], tile)
+            self._transformed[tile] = transformed
         outputs = winograd.convolve(maps, transformed, self.bias)
         for output, x in zip(outputs, extra, strict=False):
             output += F.conv2d(x, self.weight[:, channels:], padding=1)

@@ -26,7 +26,18 @@ def test_equals_the_plain_convolution(size, bias):
     x = random_maps((256, *size), count=2)
     for layout in (torch.contiguous_format, torch.channels_last):
         assert_close_outputs(winograd(x.contiguous(memory_format=layout)), conv(x), 1e-4)
-    assert winograd._transformed.shape == (36, 256, 256)
+    assert {tile: weight.shape for tile, weight in winograd._transformed.items()} == {4: (36, 256, 256)}
+
+
+@torch.no_grad()
+def test_large_maps_have_large_tiles():
+    conv = random_conv(256)
+    winograd = WinogradConv2d(conv)
+    for size in ((80, 90), (12, 12), (80, 90)):
+        x = random_maps((256, *size))
+        assert_close_outputs(winograd(x), conv(x), 1e-4)
+    shapes = {tile: weight.shape for tile, weight in winograd._transformed.items()}
+    assert shapes == {6: (64, 256, 256), 4: (36, 256, 256)}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -37,7 +48,7 @@ def test_other_dtypes_use_the_plain_convolution(dtype):
     for size in SIZES:
         x = random_maps((256, *size), dtype=dtype)
         assert torch.equal(winograd(x), conv(x))
-    assert winograd._transformed is None
+    assert not winograd._transformed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

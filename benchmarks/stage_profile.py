@@ -1,0 +1,185 @@
+"""Time, multiplications and rate of each stage of the models on the CPU, beside their lower bound.
+
+    OMP_NUM_THREADS=2 python benchmarks/stage_profile.py street.jpg --output benchmarks/stages.json
+
+GFLOP counts a multiplication and an addition as two operations, of convolutions and matrix products only:
+"direct" of the plain network, "computed" of the optimized one. The lower bound of a stage is what it computes
+at the rate of a 3x3 convolution of 256 channels by oneDNN, the fastest operation of the networks, measured
+before each model. Times are the shortest ones of all runs, from the decoded image to masks at its size.
+Weights are procedural, except for tiny's. Prints the tables in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cpu_table import MODELS
+from torch.utils.flop_counter import FlopCounterMode
+
+from solo_infer import load_image, load_model
+from solo_infer.data.images import LoadedImage
+from solo_infer.diagnostics.packages import installed_version
+from solo_infer.diagnostics.verify import procedural_model
+from solo_infer.inference.preprocess import plan, prepare
+from solo_infer.models.optimized.optimize import OptimizedNetworkCache
+from solo_infer.runtime.atomic_files import write_text
+from solo_infer.runtime.cpu import cpu_name
+from solo_infer.runtime.stopwatch import Stopwatch
+from solo_infer.segmenters.base import Segmenter
+
+_PACKAGES = ("solo-infer", "torch")
+_COLUMNS = ("milliseconds", "gflop_direct", "gflop_computed", "gflop_per_second", "lower_bound_milliseconds")
+
+
+class _FlopStopwatch(Stopwatch):
+    """Stopwatch that counts the operations between marks instead of the time."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.gflop: dict[str, float] = {}
+        self._counter, self._counted = counter, 0
+
+    def mark(self, stage: str) -> None:
+        """Add the operations since the last mark, or the start, to a stage."""
+        total = self._counter.get_total_flops()
+        self.gflop[stage] = self.gflop.get(stage, 0.0) + (total - self._counted) / 1e9
+        self._counted = total
+
+
+def _convolution_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _sum_flops(_: Any, x: Sequence[int], weight: Sequence[int], *__: Any, out_shape: Any, **___: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+# Operators of oneDNN that torch's counter does not know.
+_ONEDNN_FLOPS = {
+    torch.ops.mkldnn._convolution_pointwise: _convolution_flops,
+    torch.ops.mkldnn._convolution_pointwise_: _sum_flops,
+    torch.ops.mkldnn._linear_pointwise: _convolution_flops,
+}
+
+
+def count_gflop(model: Segmenter, image: LoadedImage) -> dict[str, float]:
+    """Return the GFLOP of each stage of a model on an image."""
+    settings = model.config.preprocessing
+    geometries = [plan(image.pixels, settings)]
+    inputs = prepare([image.pixels], geometries, settings, model.device, model.dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter does not see the operations of other threads
+    try:
+        with FlopCounterMode(display=False, custom_mapping=_ONEDNN_FLOPS) as counter:
+            stopwatch = _FlopStopwatch(counter)
+            model.detect(inputs, geometries, stopwatch=stopwatch)
+    finally:
+        torch.set_num_threads(threads)
+    return stopwatch.gflop
+
+
+def plain(model: Segmenter) -> Segmenter:
+    """Return a model that predicts with its plain network."""
+    model._optimized = OptimizedNetworkCache(model.network, lambda network: network)
+    return model
+
+
+def build(name: str) -> Segmenter:
+    """Return a model on the CPU in float32."""
+    return load_model("tiny", device="cpu") if name == "tiny" else procedural_model(name)
+
+
+def convolution_rate() -> float:
+    """Return the GFLOP/s of a 3x3 convolution of 256 channels and 100 x 152 pixels."""
+    x, weight = (
+        torch.ones(shape).contiguous(memory_format=torch.channels_last)
+        for shape in ((1, 256, 100, 152), (256, 256, 3, 3))
+    )
+    seconds = []
+    with torch.no_grad():
+        for _ in range(8):
+            start = time.perf_counter()
+            F.conv2d(x, weight, padding=1)
+            seconds.append(time.perf_counter() - start)
+    return 2 * 9 * 256 * x.numel() / min(seconds) / 1e9
+
+
+def profile(name: str, image: LoadedImage, runs: int) -> dict[str, Any]:
+    """Return the figures of each stage of a model."""
+    direct = count_gflop(plain(build(name)), image)
+    model = build(name)
+    model.predict_batch([image])
+    computed = count_gflop(model, image)
+    rate = convolution_rate()
+    timings = [model.predict_batch([image])[0].timings for _ in range(runs)]
+    stages = {}
+    for stage in timings[0]:
+        seconds = min(timing[stage] for timing in timings)
+        gflop = computed.get(stage, 0.0)
+        stages[stage] = {
+            "milliseconds": round(1000 * seconds, 1),
+            "gflop_direct": round(direct.get(stage, 0.0), 2),
+            "gflop_computed": round(gflop, 2),
+            "gflop_per_second": round(gflop / seconds, 1),
+            "lower_bound_milliseconds": round(1000 * gflop / rate, 1),
+        }
+    keys = ("milliseconds", "gflop_direct", "gflop_computed", "lower_bound_milliseconds")
+    total = {key: round(sum(stage[key] for stage in stages.values()), 1) for key in keys}
+    total["gflop_per_second"] = round(1000 * total["gflop_computed"] / total["milliseconds"], 1)
+    size = plan(image.pixels, model.config.preprocessing).padded
+    return {"input": list(size), "convolution_gflop_per_second": round(rate, 1), **stages, "total": total}
+
+
+def table(name: str, figures: dict[str, Any]) -> str:
+    """Return the figures of a model as a table in Markdown."""
+    height, width = figures["input"]
+    lines = [
+        f"{name}, {height} x {width}, convolution at {figures['convolution_gflop_per_second']} GFLOP/s",
+        "",
+        "| stage | ms | GFLOP, direct | GFLOP, computed | GFLOP/s | lower bound, ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage, values in figures.items():
+        if isinstance(values, dict):
+            lines.append(f"| {' | '.join([stage, *(str(values[key]) for key in _COLUMNS)])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Profile models on a photo."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", help="photo")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    image = load_image(options.image)
+    report: dict[str, Any] = {
+        "processor": cpu_name(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "runs": options.runs,
+        "image": list(image.pixels.shape[:2]),
+        "versions": {package: installed_version(package) for package in _PACKAGES},
+        "models": {},
+    }
+    for name in options.model:
+        report["models"][name] = profile(name, image, options.runs)
+        print(table(name, report["models"][name]), end="\n\n", flush=True)
+    if options.output:
+        write_text(options.output, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
