@@ -2,9 +2,8 @@
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). A tile of outputs is
 computed from the values of polynomials at a few points, with one matrix product over all tiles for each
-point.
-A 3x3 convolution takes 2.25 multiplications per output in tiles of 4 x 4 and 1.78 in tiles of 6 x 6 instead
-of 9. Its rounding error in float32 is about two and five times that of a direct convolution.
+point. A 3x3 convolution takes 2.25 multiplications per output in tiles of 4 x 4 and 1.78 in tiles of 6 x 6
+instead of 9. Its rounding error in float32 is about two and five times that of a direct convolution.
 
 The transforms before and after the products are products with small matrices, along the rows and along the
 columns: few operations, for which threads rarely wait for each other.

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from solo_infer.ops import winograd
+from solo_infer.runtime import scratch_memory
 from solo_infer.runtime.thread_pool import can_limit_threads
 
 
@@ -52,6 +53,16 @@ def test_images_of_a_batch_are_independent():
         torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(1))
     )
     assert torch.equal(winograd.convolve([x], transformed)[0][1:], winograd.convolve([x[1:]], transformed)[0])
+
+
+@pytest.mark.parametrize("tile", [4, 6])
+def test_values_of_borrowed_memory_do_not_matter(tile, monkeypatch):
+    x = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(1))
+    transformed = winograd.transform_weight(weight, tile)
+    (expected,) = winograd.convolve([x], transformed)
+    monkeypatch.setattr(scratch_memory, "_free", [torch.full((10**6,), float("nan"))])
+    assert torch.equal(winograd.convolve([x], transformed)[0], expected)
 
 
 def test_nan_does_not_spread_beyond_its_tile():
