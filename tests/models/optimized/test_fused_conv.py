@@ -120,15 +120,18 @@ def test_other_devices_use_plain_convolutions():
 
 @torch.no_grad()
 def test_optimized_network_in_bfloat16():
+    """Its errors are those of the plain network. One image has only a few pixels on the coarse levels."""
     network = small_tiny_network(small_tiny_config())
-    images = random_maps((3, 64, 96))
-    exact = network(images)
     half = copy.deepcopy(network).to(torch.bfloat16)
-    plain = half(images.bfloat16())
-    output = optimize_for_inference(half)(images.bfloat16())
-    for values, others, expected in zip(
-        *(flatten_tensors((o.cells, o.features)) for o in (output, plain, exact)), strict=True
-    ):
-        assert values.dtype == torch.bfloat16
-        error, plain_error = ((v.float() - expected).abs().mean() for v in (values, others))
-        assert error < 1.5 * plain_error < 0.1 * expected.abs().max()
+    optimized = optimize_for_inference(half)
+    errors, plain_errors, magnitudes = [], [], []
+    for seed in range(16):
+        images = random_maps((3, 64, 96), seed=seed)
+        exact, plain, output = (
+            torch.cat([tensor.float().flatten() for tensor in flatten_tensors((o.cells, o.features))])
+            for o in (network(images), half(images.bfloat16()), optimized(images.bfloat16()))
+        )
+        errors.append((output - exact).abs().mean())
+        plain_errors.append((plain - exact).abs().mean())
+        magnitudes.append(exact.abs().mean())
+    assert sum(errors) < 1.15 * sum(plain_errors) < 0.1 * sum(magnitudes)
