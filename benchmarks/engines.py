@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import subjects
 import torch
 
 from solo_infer import load_image, load_model
@@ -27,7 +28,6 @@ from solo_infer.diagnostics.benchmark import percentiles
 from solo_infer.diagnostics.device_checks import cpu_name
 from solo_infer.diagnostics.packages import installed_version
 from solo_infer.diagnostics.pairing import pair_with, reference_of
-from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.export.model_file import export_model
 from solo_infer.inference.detections import Detections
 from solo_infer.runtime.atomic_files import write_text
@@ -47,8 +47,7 @@ def build(name, engine, dtype, path):
     """Return a model in PyTorch, or its exported file in an engine."""
     if engine != "torch":
         return load_model(path, engine=engine, dtype=dtype)
-    model = load_model("tiny", device="cpu") if name == "tiny" else procedural_model(name)
-    return model.to("cpu", dtype)
+    return subjects.build(name, dtype=dtype)
 
 
 def compare(result, reference):

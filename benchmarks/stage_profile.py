@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cpu_table import MODELS
+from subjects import MODELS, build
 from torch.utils.flop_counter import FlopCounterMode
 
-from solo_infer import load_image, load_model
+from solo_infer import load_image
 from solo_infer.data.images import LoadedImage
 from solo_infer.diagnostics.packages import installed_version
-from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
 from solo_infer.runtime.atomic_files import write_text
@@ -91,11 +90,6 @@ def plain(model: Segmenter) -> Segmenter:
     """Return a model that predicts with its plain network."""
     model._optimized = OptimizedNetworkCache(model.network, lambda network: network)
     return model
-
-
-def build(name: str) -> Segmenter:
-    """Return a model on the CPU in float32."""
-    return load_model("tiny", device="cpu") if name == "tiny" else procedural_model(name)
 
 
 def convolution_rate() -> float:
