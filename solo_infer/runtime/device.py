@@ -121,6 +121,15 @@ def is_corex_card(index: int | None = None) -> bool:
     return is_corex() or "iluvatar" in torch.cuda.get_device_name(index).lower()
 
 
+def is_nvidia_card(index: int | None = None) -> bool:
+    """Return whether a CUDA device is an NVIDIA card: neither an Iluvatar nor an AMD one.
+
+    Args:
+        index: Index of the device. Defaults to the current one.
+    """
+    return torch.version.cuda is not None and not is_corex_card(index)
+
+
 @dataclass(frozen=True)
 class FastPaths:
     """Fast paths that a device supports. Plain PyTorch works on every device.
@@ -157,7 +166,7 @@ def fast_paths(device: torch.device) -> FastPaths:
 def _fast_paths(device_type: str, index: int | None) -> FastPaths:
     if device_type == "cpu":
         return FastPaths(triton=False, graphs=False, compile=not is_corex(), dtype=torch.float32)
-    if device_type != "cuda" or torch.version.cuda is None or is_corex_card(index):
+    if device_type != "cuda" or not is_nvidia_card(index):
         return NO_FAST_PATHS
     # Tensor cores and Triton's code generator need compute capability 7.0.
     is_modern = torch.cuda.get_device_capability(index) >= (7, 0)

@@ -6,6 +6,7 @@ that are copied to it become zeros, and products of float64 matrices raise.
 
 from importlib import metadata
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -33,6 +34,21 @@ class SimulatedCard(TorchFunctionMode):
         self.forbid_float64 = forbid_float64
         self.num_transfers = 0
         self._on_card = WeakTensorKeyDictionary()
+
+    def __enter__(self):
+        """Make parameters of tensors on the card, of which torch does not tell modes, stay there."""
+        make = torch.Tensor._make_subclass
+
+        def make_on_card(cls, data, *args):
+            return self._moved(make(cls, data, *args), data in self._on_card, False, False)
+
+        self._patch = patch.object(torch.Tensor, "_make_subclass", make_on_card)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patch.stop()
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.device, torch._C._nn._parse_to):

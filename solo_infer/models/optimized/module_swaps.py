@@ -11,7 +11,8 @@ from solo_infer.models.backbones.resnet import ResNet
 from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
 from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
 from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
-from solo_infer.models.optimized.fused_blocks import FusedBlock, can_fuse
+from solo_infer.models.optimized.fused_blocks import FusedBlock
+from solo_infer.models.optimized.fused_operators import operators_work
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
 from solo_infer.models.optimized.named_children import named_children
@@ -33,13 +34,13 @@ def swap_modules(network: _Module) -> _Module:
             child.add_module("activate", nn.Identity())
         elif isinstance(child, UpsampledConv2d) and child.kernel_size == (3, 3):
             setattr(parent, name, FastUpsampledConv2d(child))
-        elif type(child) is nn.Conv2d and is_wide(child):
+        elif type(child) is nn.Conv2d and is_wide(child) and first.device.type == "cpu":
             setattr(parent, name, WinogradConv2d(child))
     # Containers after their contents.
     for parent, name, child in named_children(network):
         if isinstance(child, ConvBranch):
             setattr(parent, name, LevelwiseConvBranch(child))
-        elif isinstance(child, BasicBlock | Bottleneck) and can_fuse(first.device, first.dtype):
+        elif isinstance(child, BasicBlock | Bottleneck) and operators_work(first.device, first.dtype):
             setattr(parent, name, FusedBlock(child))
     return halve_p2(network)
 

@@ -7,7 +7,7 @@
 - P2 of SOLO's pyramid is computed at half its size (``halved_p2``).
 - Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
-- ResNet blocks add and apply their ReLU inside a convolution on the CPU (``fused_blocks``).
+- ResNet blocks add and apply their ReLU inside a convolution (``fused_blocks``).
 - Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
 - GroupNorm and ReLU run in fused Triton kernels on CUDA (``group_norm_relu``).
 """

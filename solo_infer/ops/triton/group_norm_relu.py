@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 8192  # values of one program
+# Values of one program, and from how many values of an image on; measured on an H200 (benchmarks/NOTES.md).
+_TILE, _LARGE_TILE, _LARGE = 8192, 16384, 1 << 21
 _BLOCKS = 64  # blocks of pixels that are merged at the same time
-_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -98,7 +99,8 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     images, channels, height, width = x.shape
     pixels = height * width
     padded = triton.next_power_of_2(channels)
-    block = max(_TILE // padded, 1)
+    tile = _LARGE_TILE if pixels * channels >= _LARGE else _TILE
+    block = max(tile // padded, 1)
     blocks = triton.cdiv(pixels, block)
     means = torch.empty((images, blocks, channels), dtype=torch.float32, device=x.device)
     deviations = torch.empty_like(means)

@@ -9,12 +9,16 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from solo_infer.models import build_network
 from solo_infer.models.layers.deform_conv import DeformableConv
-from solo_infer.models.optimized import fused_blocks
-from solo_infer.models.optimized.fused_blocks import FusedBlock, can_fuse
+from solo_infer.models.optimized import fused_operators
+from solo_infer.models.optimized.fused_blocks import FusedBlock
+from solo_infer.models.optimized.fused_operators import operators_work
 from solo_infer.models.optimized.optimize import fold_batch_norm, optimize_for_inference
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d
+from solo_infer.runtime.device import full_float32, is_nvidia_card
 
 CPU = torch.device("cpu")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(1, 1), (2, 3), (7, 9), (16, 24)]
 
@@ -44,18 +48,32 @@ def random_block(block_type):
 
 @pytest.mark.parametrize("block_type", ["identity", "projected", "deformable", "basic", "basic wide"])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
 @torch.no_grad()
-def test_fused_block_equals_the_plain_block(dtype, block_type):
-    if not can_fuse(CPU, dtype):
-        pytest.skip(f"oneDNN has no fused convolutions in {dtype} on this processor")
-    block = random_block(block_type).to(dtype)
+def test_fused_block_equals_the_plain_block(device, dtype, block_type):
+    if not operators_work(torch.device(device), dtype):
+        pytest.skip(f"no fused convolutions in {dtype} on this processor or card")
+    block = random_block(block_type).to(device, dtype)
     fused = FusedBlock(block)
     for size in SIZES:
-        x = random_maps((block.conv1.weight.shape[1], *size), count=2, dtype=dtype).relu()
-        expected = block(x.clone())
-        for layout in (torch.contiguous_format, torch.channels_last):
-            out = fused(x.clone(memory_format=layout))  # the block may overwrite its input
-            assert_close_outputs(out, expected, 1e-5 if dtype == torch.float32 else 0.03)
+        x = random_maps((block.conv1.weight.shape[1], *size), count=2, dtype=dtype).relu().to(device)
+        with full_float32():
+            expected = block(x.clone())
+            for layout in (torch.contiguous_format, torch.channels_last):
+                out = fused(x.clone(memory_format=layout))  # the block may overwrite its input
+                assert_close_outputs(out, expected, 1e-5 if dtype == torch.float32 else 0.03)
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cards_fuse_unless_cudnn_is_off(dtype, monkeypatch):
+    """Where the fused operators were turned down, they would silently be missing."""
+    assert operators_work(torch.device("cuda"), dtype) == is_nvidia_card()
+    block = random_block("identity").to("cuda", dtype)
+    x = random_maps((64, 8, 8), dtype=dtype).relu().to("cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    with torch.no_grad():
+        assert torch.equal(FusedBlock(block)(x.clone()), block(x.clone()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,7 +84,7 @@ def test_backbone_with_fused_blocks(dtype):
     images = random_maps((3, 64, 96), dtype=dtype)
     before = images.clone()
     optimized = optimize_for_inference(backbone)
-    expected_type = FusedBlock if can_fuse(CPU, dtype) else Bottleneck
+    expected_type = FusedBlock if operators_work(CPU, dtype) else Bottleneck
     assert {type(module) for module in optimized.layer1} == {expected_type}
     for _ in range(2):
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
@@ -78,23 +96,23 @@ def test_blocks_are_not_fused_without_the_operators(monkeypatch):
     def missing(*_):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise_'")
 
-    monkeypatch.setattr(fused_blocks, "_add_convolution_relu", missing)
-    fused_blocks._fused_operators_work.cache_clear()
+    monkeypatch.setattr(fused_operators, "add_convolution_relu", missing)
+    fused_operators._give_expected_results.cache_clear()
     try:
-        assert not can_fuse(CPU, torch.float32)
+        assert not operators_work(CPU, torch.float32)
         optimized = optimize_for_inference(small_backbone())
         assert not any(isinstance(module, FusedBlock) for module in optimized.modules())
     finally:
-        fused_blocks._fused_operators_work.cache_clear()
+        fused_operators._give_expected_results.cache_clear()
 
 
 def test_blocks_are_not_fused_if_the_operators_give_other_results(monkeypatch):
-    monkeypatch.setattr(fused_blocks, "_fused_relu", lambda conv, x: conv(x))  # without the ReLU
-    fused_blocks._fused_operators_work.cache_clear()
+    monkeypatch.setattr(fused_operators, "convolution_relu", lambda conv, x: conv(x))  # without the ReLU
+    fused_operators._give_expected_results.cache_clear()
     try:
-        assert not can_fuse(CPU, torch.float32)
+        assert not operators_work(CPU, torch.float32)
     finally:
-        fused_blocks._fused_operators_work.cache_clear()
+        fused_operators._give_expected_results.cache_clear()
 
 
 def test_fused_blocks_are_differentiable():

@@ -76,6 +76,7 @@ def test_matrix_nms_rejects_unknown_kernel():
         ((1, 256, 9, 8), 32, torch.float32, 1e-5),
         ((1, 6, 3, 1), 2, torch.float32, 1e-5),
         ((1, 64, 80, 70), 32, torch.float32, 1e-5),
+        ((1, 256, 96, 88), 32, torch.float32, 1e-5),  # of large tiles
         ((0, 64, 2, 2), 32, torch.float32, 1e-5),
         ((2, 128, 12, 12), 32, torch.float16, 2e-3),
         ((2, 96, 5, 7), 32, torch.bfloat16, 2e-2),

@@ -25,9 +25,11 @@ KERNELS = [
     ("matrix_nms", "_decay_kernel", {"TILE": 32, "GAUSSIAN": True}),
     ("matrix_nms", "_decay_kernel", {"TILE": 32, "GAUSSIAN": False, "count": 1}),
     ("group_norm_relu", "_statistics_kernel", {"PIXELS": 32, "CHANNELS": 256}),
+    ("group_norm_relu", "_statistics_kernel", {"PIXELS": 64, "CHANNELS": 256}),
     ("group_norm_relu", "_merge_kernel", {"WIDTH": 8, "BLOCKS": 64}),
     ("group_norm_relu", "_merge_kernel", {"WIDTH": 1, "BLOCKS": 64, "pixels": 1, "blocks": 1}),
     ("group_norm_relu", "_apply_kernel", {"PIXELS": 32, "CHANNELS": 256}),
+    ("group_norm_relu", "_apply_kernel", {"PIXELS": 64, "CHANNELS": 256}),
     ("paste_masks", "_paste_kernel", {"ROWS": 8, "BYTES": 16, "FAR": 1 << 30}),
     ("mask_statistics", "_cell_kernel", {"BYTES": 128, "areas": "*i32"}),
     (

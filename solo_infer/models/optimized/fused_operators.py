@@ -1,0 +1,78 @@
+"""Convolutions that add and apply a ReLU themselves, by oneDNN on the CPU and by cuDNN on NVIDIA cards.
+
+Both libraries can do so while the result of the convolution is still in registers or in the cache. torch
+uses that in compiled programs only; its operators are outside its public interface. They are therefore
+tried first: ``operators_work`` returns whether they exist and give the results of separate operations.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solo_infer.runtime.device import full_float32, is_nvidia_card
+from solo_infer.runtime.neutral_state import neutral_state
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def convolution_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return relu(conv(x)) of a convolution in one group. ``x`` is in channels_last format."""
+    padding = cast("tuple[int, ...]", conv.padding)
+    if x.is_cuda:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, 1)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, 1, "relu", [], ""
+    )
+
+
+def add_convolution_relu(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return relu(other + conv(x)) of a convolution in one group; on the CPU it overwrites ``other``."""
+    padding = cast("tuple[int, ...]", conv.padding)
+    if x.is_cuda:
+        return torch.cudnn_convolution_add_relu(
+            x, conv.weight, other, 1.0, conv.bias, conv.stride, padding, conv.dilation, 1
+        )
+    settings = (padding, conv.stride, conv.dilation, 1)
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        other, x, conv.weight, conv.bias, *settings, "add", 1.0, "relu", [], ""
+    )
+
+
+def operators_work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether both operators work on a device in a dtype."""
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and _give_expected_results(device, dtype)
+    if device.type != "cuda" or not torch.backends.cudnn.is_available() or not is_nvidia_card(device.index):
+        return False
+    with full_float32():
+        return _give_expected_results(device, dtype)
+
+
+@cache
+@neutral_state()
+def _give_expected_results(device: torch.device, dtype: torch.dtype) -> bool:
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+        return values.to(device, dtype).contiguous(memory_format=torch.channels_last)
+
+    with torch.random.fork_rng(devices=()):  # keeps the caller's random numbers
+        conv = nn.Conv2d(16, 16, 3, padding=1, dtype=dtype, device="cpu")
+    conv = conv.to(device).to(memory_format=torch.channels_last)
+    x, other = noise(1, 16, 9, 9), noise(1, 16, 9, 9)
+    try:
+        conv.weight.copy_(noise(16, 16, 3, 3) / 12)
+        outputs = convolution_relu(conv, x), add_convolution_relu(other.clone(), conv, x)
+        expected = F.relu(conv(x)), F.relu(conv(x) + other)
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
+        _LOGGER.info("ResNet blocks are not fused on %s: %s", device, error)
+        return False
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    return all(torch.allclose(a, b, rtol=limit, atol=limit) for a, b in zip(outputs, expected, strict=True))
