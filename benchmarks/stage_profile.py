@@ -1,6 +1,7 @@
 """Time, multiplications and rate of each stage of the models on the CPU, beside their lower bound.
 
     OMP_NUM_THREADS=2 python benchmarks/stage_profile.py street.jpg --output benchmarks/stages.json
+    OMP_NUM_THREADS=2 python benchmarks/stage_profile.py street.jpg --dtype bfloat16
 
 GFLOP counts a multiplication and an addition as two operations, of convolutions and matrix products only:
 "direct" of the plain network, "computed" of the optimized one. The lower bound of a stage is what it computes
@@ -92,10 +93,10 @@ def plain(model: Segmenter) -> Segmenter:
     return model
 
 
-def convolution_rate() -> float:
+def convolution_rate(dtype: torch.dtype) -> float:
     """Return the GFLOP/s of a 3x3 convolution of 256 channels and 100 x 152 pixels."""
     x, weight = (
-        torch.ones(shape).contiguous(memory_format=torch.channels_last)
+        torch.ones(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
         for shape in ((1, 256, 100, 152), (256, 256, 3, 3))
     )
     seconds = []
@@ -107,13 +108,13 @@ def convolution_rate() -> float:
     return 2 * 9 * 256 * x.numel() / min(seconds) / 1e9
 
 
-def profile(name: str, image: LoadedImage, runs: int) -> dict[str, Any]:
+def profile(name: str, image: LoadedImage, dtype: str, runs: int) -> dict[str, Any]:
     """Return the figures of each stage of a model."""
-    direct = count_gflop(plain(build(name)), image)
-    model = build(name)
+    direct = count_gflop(plain(build(name, dtype=dtype)), image)
+    model = build(name, dtype=dtype)
     model.predict_batch([image])
     computed = count_gflop(model, image)
-    rate = convolution_rate()
+    rate = convolution_rate(model.dtype)
     timings = [model.predict_batch([image])[0].timings for _ in range(runs)]
     stages = {}
     for stage in timings[0]:
@@ -155,6 +156,7 @@ def main() -> None:
     )
     parser.add_argument("image", help="photo")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
@@ -163,13 +165,14 @@ def main() -> None:
         "processor": cpu_name(),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
         "runs": options.runs,
         "image": list(image.pixels.shape[:2]),
         "versions": {package: installed_version(package) for package in _PACKAGES},
         "models": {},
     }
     for name in options.model:
-        report["models"][name] = profile(name, image, options.runs)
+        report["models"][name] = profile(name, image, options.dtype, options.runs)
         print(table(name, report["models"][name]), end="\n\n", flush=True)
     if options.output:
         write_text(options.output, json.dumps(report, indent=1) + "\n")
