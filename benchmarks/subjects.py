@@ -1,4 +1,4 @@
-"""What the benchmarks time: models of this library, mmdet's and torchvision's, on one image."""
+"""Subjects of the benchmarks: models of this library, mmdet's and torchvision's, on one image."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_fused_block_equals_the_plain_block(device, dtype, block_type):
 @NEEDS_CUDA
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_cards_fuse_unless_cudnn_is_off(dtype, monkeypatch):
-    """Where the fused operators were turned down, they would silently be missing."""
+    """Speed would silently be missing if they did not."""
     assert operators_work(torch.device("cuda"), dtype) == is_nvidia_card()
     block = random_block("identity").to("cuda", dtype)
     x = random_maps((64, 8, 8), dtype=dtype).relu().to("cuda")
@@ -113,6 +113,19 @@ def test_blocks_are_not_fused_if_the_operators_give_other_results(monkeypatch):
         assert not operators_work(CPU, torch.float32)
     finally:
         fused_operators._give_expected_results.cache_clear()
+
+
+@torch.no_grad()
+def test_separate_operations_after_cudnn_has_failed(monkeypatch, caplog):
+    """As on a card whose cuDNN lacks the operation: here it fails because the tensors are on the CPU."""
+    monkeypatch.setattr(fused_operators, "_cudnn_failures", {})
+    conv = random_block("identity").conv1
+    x, other = random_maps((64, 8, 8)), random_maps((16, 8, 8), seed=2)
+    for _ in range(2):
+        assert torch.equal(fused_operators._on_card(conv, x, None), conv(x).relu())
+        assert torch.equal(fused_operators._on_card(conv, x, other), (conv(x) + other).relu())
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "cuDNN cannot apply a ReLU" in record.getMessage()
 
 
 def test_fused_blocks_are_differentiable():
