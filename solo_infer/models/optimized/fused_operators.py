@@ -50,6 +50,8 @@ def _on_card(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor:
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:  # cuDNN has no such operation for some shapes and cards
+            if x.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # the capture failed, perhaps for another reason
             _cudnn_failures[x.dtype] = describe_error(error)
             _LOGGER.warning(
                 "cuDNN cannot apply a ReLU inside a convolution of %s in %s, so it is applied separately: %s",
