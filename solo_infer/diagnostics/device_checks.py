@@ -15,9 +15,11 @@ from torch import Tensor
 
 from solo_infer.ops import packed_masks
 from solo_infer.ops.dtype_speed import measure_speeds
+from solo_infer.ops.native.library import kernel_library
 from solo_infer.runtime.cpu import cpu_name, has_bfloat16_units
 from solo_infer.runtime.device import DTYPES, fast_paths, is_corex_card, probe
 from solo_infer.runtime.messages import first_line
+from solo_infer.runtime.native_library import instruction_sets
 from solo_infer.segmenters.auto_dtype import (
     DtypeChoice,
     choice_of_speedup,
@@ -39,14 +41,24 @@ def describe_devices() -> list[dict[str, Any]]:
 
 
 def _describe_cpu() -> dict[str, Any]:
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
     return {
         "device": "cpu",
         "name": cpu_name(),
-        "capability": capability,
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "kernels": _kernels(),
         **_describe_dtypes_of_cpu(),
     }
+
+
+def _kernels() -> str:
+    """Return which implementation computes 3x3 convolutions in float32 on the CPU."""
+    library = kernel_library()
+    if library is not None:
+        return f"compiled for {library.instructions}"
+    if not instruction_sets():
+        return "torch (there are none for this CPU)"
+    return "torch (not installed: install solo_infer where a C++ compiler is)"
 
 
 def _describe_dtypes_of_cpu() -> dict[str, Any]:

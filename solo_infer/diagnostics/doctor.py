@@ -294,6 +294,8 @@ def _feature_lines(device: dict[str, Any]) -> list[str]:
         f"    fast paths: {', '.join(names) or 'none'}; recommended dtype {paths['dtype']}"
         + (f" ({device['dtype_reason']})" if "dtype_reason" in device else ""),
     ]
+    if kernels := device.get("kernels"):
+        lines.append(f"    3x3 convolutions in float32: {kernels}")
     if rates := device.get("rates"):
         measured = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items())
         products = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in device["product_rates"].items())

@@ -168,15 +168,26 @@ def _set_threads(openmp: int, mkl: int) -> None:
 @cache
 def _thread_functions() -> dict[str, Callable[[int], object]]:
     """Return the functions that set the number of threads of the calling thread, by their names."""
-    libraries = []
-    for path in (None, *Path(torch.__file__).parent.glob("lib/*torch_cpu.*")):
-        try:
-            libraries.append(ctypes.CDLL(None if path is None else str(path)))
-        except (OSError, TypeError):  # TypeError: Windows has no namespace of the whole process
-            continue
     functions: dict[str, Callable[[int], object]] = {}
     for name in (_OPENMP, _MKL):
-        library = next((library for library in libraries if hasattr(library, name)), None)
-        if library is not None:
+        if (library := _library_with(name)) is not None:
             functions[name] = getattr(library, name)
     return functions
+
+
+def openmp_address(name: str) -> int | None:
+    """Return the address of a function of the OpenMP library that torch uses, or None if it has none."""
+    library = _library_with(name)
+    return None if library is None else ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+
+def _library_with(function: str) -> ctypes.CDLL | None:
+    """Return the library that has a function among those that torch has loaded."""
+    for path in (None, *Path(torch.__file__).parent.glob("lib/*torch_cpu.*")):
+        try:
+            library = ctypes.CDLL(None if path is None else str(path))
+        except (OSError, TypeError):  # TypeError: Windows has no namespace of the whole process
+            continue
+        if hasattr(library, function):
+            return library
+    return None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from solo_infer.ops.dtype_speed import DtypeSpeed, measure_speeds
+from solo_infer.ops.native.library import kernel_library
 from solo_infer.runtime import environment
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.cpu import cpu_name, has_bfloat16_units
@@ -137,7 +138,10 @@ def _cached_speedup() -> float:
 
 
 def _cache_key() -> str:
-    return f"{cpu_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    library = kernel_library()
+    kernels = library.instructions if library is not None else "no"
+    threads = torch.get_num_threads()
+    return f"{cpu_name()}, torch {torch.__version__}, {kernels} kernels, {threads} threads"
 
 
 def _cache_path() -> Path:

@@ -1,26 +1,42 @@
 """Winograd convolutions beside direct ones."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
-from solo_infer.ops import winograd
+from solo_infer.ops import winograd, winograd_torch
 from solo_infer.runtime import scratch_memory
 from solo_infer.runtime.thread_pool import can_limit_threads
 
 
+@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def convolve(maps, weight, *args, **kwargs):
+    return winograd.convolve(maps, winograd.transform_weight(weight), *args, **kwargs)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (24, 24), (3, 300), (50, 76)])
 @pytest.mark.parametrize(("count", "channels", "outputs"), [(1, 32, 48), (3, 5, 2)])
-@pytest.mark.parametrize("tile", [4, 6])
-def test_convolve_equals_direct_convolution(size, count, channels, outputs, tile):
+def test_convolve_equals_direct_convolution(size, count, channels, outputs):
     generator = torch.Generator().manual_seed(hash((size, count)) % 1000)
     x = torch.randn(count, channels, *size, generator=generator)
     weight = torch.randn(outputs, channels, 3, 3, generator=generator) / (3 * channels**0.5)
     bias = torch.randn(outputs, generator=generator)
-    (result,) = winograd.convolve([x], winograd.transform_weight(weight, tile), bias)
+    (result,) = winograd.convolve([x], winograd.transform_weight(weight), bias)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert result.shape == expected.shape and result.dtype == torch.float32
-    assert (result - expected).abs().max() < (1e-5 if tile == 4 else 5e-5)
+    assert (result - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("size", [(2, 2), (8, 8), (10, 14), (48, 48), (6, 400), (76, 50)])
@@ -55,11 +71,10 @@ def test_images_of_a_batch_are_independent():
     assert torch.equal(winograd.convolve([x], transformed)[0][1:], winograd.convolve([x[1:]], transformed)[0])
 
 
-@pytest.mark.parametrize("tile", [4, 6])
-def test_values_of_borrowed_memory_do_not_matter(tile, monkeypatch):
+def test_values_of_borrowed_memory_do_not_matter(monkeypatch):
     x = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(1))
-    transformed = winograd.transform_weight(weight, tile)
+    transformed = winograd.transform_weight(weight)
     (expected,) = winograd.convolve([x], transformed)
     monkeypatch.setattr(scratch_memory, "_free", [torch.full((10**6,), float("nan"))])
     assert torch.equal(winograd.convolve([x], transformed)[0], expected)
@@ -68,63 +83,121 @@ def test_values_of_borrowed_memory_do_not_matter(tile, monkeypatch):
 def test_nan_does_not_spread_beyond_its_tile():
     x = torch.zeros(1, 4, 20, 20)
     x[0, 0, 10, 10] = float("nan")
-    for tile in (4, 6):
-        (result,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3), tile))
-        rows, columns = torch.nonzero(result.isnan().any(dim=1)[0]).T
-        assert (
-            len(rows)
-            and rows.min() >= 10 // tile * tile - tile
-            and rows.max() <= 10 // tile * tile + 2 * tile
-        )
-        assert columns.min() >= 10 // tile * tile - tile and columns.max() <= 10 // tile * tile + 2 * tile
+    (result,) = winograd.convolve([x], winograd.transform_weight(torch.ones(4, 4, 3, 3)))
+    rows, columns = torch.nonzero(result.isnan().any(dim=1)[0]).T
+    assert len(rows) and rows.min() >= 4 and rows.max() < 16
+    assert columns.min() >= 4 and columns.max() < 16
 
 
-@pytest.mark.parametrize(
-    ("sizes", "tile"),
-    [
-        ([(96, 168)], 6),
-        ([(64, 108), (64, 108), (32, 54), (16, 27)], 6),
-        ([(48, 84)], 4),  # few tiles
-        ([(40, 40), (36, 36), (24, 24), (16, 16), (12, 12)], 4),
-        ([(1, 2000)], 4),  # many pixels beyond the map
-        ([], 4),
-    ],
-)
-def test_suitable_tile(sizes, tile):
-    assert winograd.suitable_tile([torch.empty(1, 1, *size) for size in sizes]) == tile
-
-
-@pytest.mark.parametrize("tile", [4, 6])
-def test_maps_of_different_sizes(tile):
+def test_maps_of_different_sizes():
     generator = torch.Generator().manual_seed(4)
     maps = [torch.randn(1, 16, *size, generator=generator) for size in ((40, 40), (1, 9), (90, 88), (12, 12))]
     weight = torch.randn(8, 16, 3, 3, generator=generator) / 12
-    result = winograd.convolve(maps, winograd.transform_weight(weight, tile))
+    result = winograd.convolve(maps, winograd.transform_weight(weight))
     for x, out in zip(maps, result, strict=True):
-        torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-5 * tile)
+        torch.testing.assert_close(out, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
 
 
-@pytest.mark.parametrize("tile", [4, 6])
+@pytest.mark.parametrize("slope", [0, 0.1, 1])
+@pytest.mark.parametrize("outputs", [3, 16, 40])
+def test_addends_and_activations(slope, outputs):
+    maps = [noise(2, 7, 9, 14), noise(1, 7, 5, 4, seed=1)]
+    weight, bias = noise(outputs, 7, 3, 3, seed=2) / 8, noise(outputs, seed=3)
+    addends = [noise(len(x), outputs, *x.shape[2:], seed=4) for x in maps]
+    expected = [
+        F.leaky_relu(F.conv2d(x, weight, bias, padding=1) + y, slope)
+        if slope < 1
+        else F.conv2d(x, weight, bias, padding=1) + y
+        for x, y in zip(maps, addends, strict=True)
+    ]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        copies = [y.clone(memory_format=layout) for y in addends]
+        result = convolve(maps, weight, bias, addends=copies, negative_slope=slope)
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
+
+
+def test_relu_of_infinities():
+    x = torch.zeros(1, 1, 4, 4)
+    weight, bias = torch.zeros(3, 1, 3, 3), torch.tensor([-torch.inf, torch.inf, torch.nan])
+    (result,) = convolve([x], weight, bias, negative_slope=0)
+    expected = F.relu(bias)[:, None, None].expand(1, 3, 4, 4)
+    torch.testing.assert_close(result, expected, equal_nan=True)
+
+
+def test_views_of_larger_maps():
+    maps = noise(2, 30, 20, 12).permute(0, 3, 1, 2)  # channels_last
+    weight = noise(6, 12, 3, 3, seed=1) / 10
+    for view in (maps[:, :, 4:17], maps[:, :, :, 3:11], maps[1:, :, ::2, ::3], maps.flip(2)):
+        (result,) = convolve([view], weight)
+        torch.testing.assert_close(result, F.conv2d(view, weight, padding=1), rtol=0, atol=2e-5)
+
+
+def test_no_maps():
+    assert convolve([], torch.ones(3, 8, 3, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (torch.zeros(1, 4, 6, 6), {}),
+        (torch.zeros(5, 6, 6), {}),
+        (torch.zeros(0, 5, 6, 6), {}),
+        (torch.zeros(1, 5, 0, 6), {}),
+        (torch.zeros(1, 5, 6, 6, dtype=torch.float64), {}),
+        (torch.zeros(1, 5, 6, 6), {"bias": torch.zeros(4)}),
+        (torch.zeros(1, 5, 6, 6), {"bias": torch.zeros(3, dtype=torch.bfloat16)}),
+        (torch.zeros(1, 5, 6, 6), {"addends": [torch.zeros(1, 3, 6, 5)]}),
+        (torch.zeros(1, 5, 6, 6), {"addends": [torch.zeros(1, 3, 6, 6)] * 2}),
+    ],
+)
+def test_operands_that_do_not_fit(x, options):
+    with pytest.raises(ValueError, match="expected"):
+        convolve([x], torch.zeros(3, 5, 3, 3), **options)
+
+
+@pytest.mark.parametrize("size", [(100, 152), (40, 40), (3, 3)])
+def test_numbers_of_threads_do_not_change_results(size):
+    x, weight = noise(1, 24, *size), noise(40, 24, 3, 3, seed=1) / 15
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results += convolve([x], weight)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=2e-5)
+
+
+def test_threads_of_a_program_do_not_disturb_each_other():
+    weight = winograd.transform_weight(noise(16, 16, 3, 3, seed=1) / 12)
+    maps = [noise(1, 16, 30 + index, 41, seed=index) for index in range(6)]
+    expected = [winograd.convolve([x], weight)[0] for x in maps]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda x: winograd.convolve([x], weight)[0], maps))
+            torch.testing.assert_close(results, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(100, 152), (40, 40), (12, 12)])
-def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, tile, monkeypatch):
-    if not can_limit_threads():
-        pytest.skip("this build of torch cannot limit the threads of one thread")
-    seen, compute = [], winograd._convolve_tiles
+def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, implementation, monkeypatch):
+    if implementation != "torch" or not can_limit_threads():
+        pytest.skip("needs operations of torch, with threads that can be limited")
+    seen, compute = [], winograd_torch._convolve_tiles
 
     def record(group, *arguments):
         seen.append((torch.get_num_threads(), sum(rows.tiles for rows in group)))
         compute(group, *arguments)
 
-    monkeypatch.setattr(winograd, "_convolve_tiles", record)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(1, 4, *size, generator=generator)
-    weight = torch.randn(4, 4, 3, 3, generator=generator) / 6  # outputs of about 1
+    monkeypatch.setattr(winograd_torch, "_convolve_tiles", record)
+    x, weight = noise(1, 4, *size, seed=3), noise(4, 4, 3, 3, seed=4) / 6  # outputs of about 1
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        (result,) = winograd.convolve([x], winograd.transform_weight(weight, tile))
+        (result,) = convolve([x], weight)
     finally:
         torch.set_num_threads(before)
     assert {threads for threads, _ in seen} == {1}
-    assert 2 * max(tiles for _, tiles in seen) <= winograd._MAX_TILES[tile]
-    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-5 * tile)
+    assert 2 * max(tiles for _, tiles in seen) <= winograd_torch._MAX_TILES
+    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)

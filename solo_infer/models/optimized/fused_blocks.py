@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from solo_infer.models.optimized.fused_operators import add_convolution_relu, convolution_relu
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d
 from solo_infer.ops.dispatch import is_compiling
 
 
@@ -37,6 +38,8 @@ class FusedBlock(nn.Module):
         if isinstance(block, Bottleneck):
             out, last = _convolution_relu(block.conv2, out), block.conv3
         identity = x if block.downsample is None else block.downsample(x)
+        if isinstance(last, WinogradConv2d):
+            return last(out, addend=identity, relu=True)
         if _is_plain(last):
             return add_convolution_relu(identity, last, out)
         return F.relu(last(out).add_(identity), inplace=True)
@@ -47,4 +50,6 @@ def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _convolution_relu(conv: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(conv, WinogradConv2d):
+        return conv(x, relu=True)
     return convolution_relu(conv, x) if _is_plain(conv) else F.relu(conv(x), inplace=True)

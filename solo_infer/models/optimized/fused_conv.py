@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from solo_infer.models.layers.leaky_conv import SLOPE, LeakyConv2d
 from solo_infer.models.optimized.named_children import named_children
+from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.runtime.neutral_state import neutral_state
 
@@ -73,7 +74,12 @@ def fuse_convolutions(network: _Module) -> _Module:
     first = next(network.parameters())
     if can_fuse(first.device, first.dtype):
         for parent, name, child in named_children(network):
-            if isinstance(child, nn.Conv2d):
+            if not isinstance(child, nn.Conv2d):
+                continue
+            if is_wide(child):
+                slope = SLOPE if isinstance(child, LeakyConv2d) else 1
+                setattr(parent, name, WinogradConv2d(child, slope))
+            else:
                 setattr(parent, name, FusedConv2d(child))
     return network
 

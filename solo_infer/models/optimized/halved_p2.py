@@ -19,6 +19,7 @@ from solo_infer.models.optimized.winograd_conv import MIN_CHANNELS, can_use_wino
 from solo_infer.models.solo.neck import SOLONeck
 from solo_infer.ops import winograd
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.ops.winograd import TransformedWeight
 from solo_infer.runtime.thread_pool import run_in_threads, thread_count
 
 # Rows of P2 that are computed at a time on the CPU, so that the intermediates stay in the cache, and the
@@ -39,7 +40,7 @@ class HalvedConv2d(nn.Module):
         self._is_wide = min(self.weight.shape[:2]) >= MIN_CHANNELS
         # Computed on first use; concurrent threads compute equal values.
         self._halving: Tensor | None = None
-        self._transformed: Tensor | None = None
+        self._transformed: TransformedWeight | None = None
 
     def uses_winograd(self, x: Tensor) -> bool:
         """Return whether Winograd's method is used for an input."""

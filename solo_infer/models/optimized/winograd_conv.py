@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from solo_infer.models.layers.conv_branch import append_channels
 from solo_infer.ops import winograd
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.ops.native.library import kernel_library
+from solo_infer.ops.winograd import TransformedWeight
 
 # Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
-# (benchmarks/NOTES.md).
-MIN_CHANNELS = 256
+# (benchmarks/NOTES.md): in the compiled kernel and in operations of torch.
+_MIN_CHANNELS_COMPILED, MIN_CHANNELS = 32, 256
 _ONE_MORE_CHANNEL = (0, 0, 0, 0, 0, 1)  # padding of axis -3 at its end
 
 
@@ -23,20 +25,35 @@ class WinogradConv2d(nn.Module):
 
     Args:
         conv: Convolution of stride 1 and padding 1; its weights are shared.
+        negative_slope: Factor of negative results: 0 for ReLU. Defaults to 1, no activation.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, negative_slope: float = 1) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        # By size of a tile, computed on first use; concurrent threads compute equal values.
-        self._transformed: dict[int, Tensor] = {}
+        self.out_channels = conv.out_channels
+        self.weight, self.bias, self.negative_slope = conv.weight, conv.bias, negative_slope
+        # Computed on first use; concurrent threads compute equal values.
+        self._transformed: TransformedWeight | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, K, H, W)."""
-        return self.forward_levels([x])[0]
+    def forward(self, x: Tensor, *, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Map (N, C, H, W) to (N, K, H, W).
+
+        Args:
+            x: Input.
+            addend: (N, K, H, W), to which the convolution is added; it may be overwritten.
+            relu: Whether ReLU is applied to the result, instead of ``negative_slope``. Defaults to False.
+        """
+        if can_use_winograd(x):
+            slope = 0 if relu else self.negative_slope
+            return self._convolve([x], () if addend is None else (addend,), slope)[0]
+        out = F.conv2d(x, self.weight, self.bias, padding=1)
+        out = out if addend is None else out + addend
+        if relu:
+            return F.relu(out)
+        return out if self.negative_slope == 1 else F.leaky_relu(out, self.negative_slope)
 
     def forward_levels(self, maps: Sequence[Tensor], extra: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Convolve maps of several sizes, small ones together.
+        """Convolve maps of several sizes, small ones together, without activation.
 
         Args:
             maps: (N, C, H, W) each.
@@ -51,15 +68,22 @@ class WinogradConv2d(nn.Module):
             if extra:
                 maps = [append_channels(x, channels) for x, channels in zip(maps, extra, strict=True)]
             return [F.conv2d(x, weight, self.bias, padding=1) for x in maps]
-        channels, tile = maps[0].shape[1], winograd.suitable_tile(maps)
-        transformed = self._transformed.get(tile)
-        if transformed is None or transformed.shape[1] != channels:
-            transformed = winograd.transform_weight(self.weight[:, :channels], tile)
-            self._transformed[tile] = transformed
-        outputs = winograd.convolve(maps, transformed, self.bias)
-        for output, x in zip(outputs, extra, strict=False):
-            output += F.conv2d(x, self.weight[:, channels:], padding=1)
-        return outputs
+        channels = maps[0].shape[1]
+        addends = [
+            F.conv2d(more, self.weight[:, channels:], padding=1)
+            .expand(len(x), -1, -1, -1)
+            .contiguous(memory_format=torch.channels_last)
+            for x, more in zip(maps, extra, strict=False)
+        ]
+        return self._convolve(maps, addends, negative_slope=1)
+
+    def _convolve(
+        self, maps: Sequence[Tensor], addends: Sequence[Tensor], negative_slope: float
+    ) -> list[Tensor]:
+        channels, weight = maps[0].shape[1], self._transformed
+        if weight is None or weight.channels != channels:
+            weight = self._transformed = winograd.transform_weight(self.weight[:, :channels])
+        return winograd.convolve(maps, weight, self.bias, addends=addends, negative_slope=negative_slope)
 
 
 def is_wide(conv: nn.Conv2d) -> bool:
@@ -67,8 +91,13 @@ def is_wide(conv: nn.Conv2d) -> bool:
     return (
         (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and (conv.dilation, conv.groups) == ((1, 1), 1)
-        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+        and min(conv.in_channels, conv.out_channels) >= _min_channels(conv.weight.dtype)
     )
+
+
+def _min_channels(dtype: torch.dtype) -> int:
+    is_compiled = dtype == torch.float32 and kernel_library() is not None
+    return _MIN_CHANNELS_COMPILED if is_compiled else MIN_CHANNELS
 
 
 def can_use_winograd(x: Tensor) -> bool:

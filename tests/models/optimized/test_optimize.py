@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.dense_outputs import dense_mask_scores
+from helpers.kernels import use_implementation
 from helpers.models import (
     DEFORMABLE,
     HEADS,
@@ -103,7 +104,8 @@ def test_optimized_network_in_bfloat16(name):
 
 
 @torch.no_grad()
-def test_swapped_modules():
+def test_swapped_modules(monkeypatch):
+    use_implementation("torch", monkeypatch)
     config = variant_of(small_config("decoupled"), {"pyramid_channels": 256, "head_channels": 256})
     network = randomize(small_network(config))
     optimized = optimize_for_inference(network)
@@ -125,6 +127,21 @@ def test_swapped_modules():
         *(f"neck.neck.layer_blocks.{level}.0" for level in range(4)),
         *(f"mask_head.cls_convs.blocks.{block}.conv" for block in range(2)),
         *(f"mask_head.mask_convs_{axis}.blocks.{block}.conv" for axis in "xy" for block in range(2)),
+    }
+    images = random_maps((3, 64, 96))
+    assert_close_outputs(optimized(images).class_logits, network(images).class_logits, 1e-4)
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "avx512"])
+@torch.no_grad()
+def test_compiled_kernels_compute_narrow_convolutions_too(instructions, monkeypatch):
+    use_implementation(instructions, monkeypatch)
+    network = randomize(small_network(small_config("decoupled")))
+    optimized = optimize_for_inference(network)
+    names = {name for name, module in optimized.named_modules() if isinstance(module, WinogradConv2d)}
+    blocks = {"layer1": range(3), "layer2": range(1, 4), "layer3": range(1, 6), "layer4": range(1, 3)}
+    assert {name.replace(".block.", ".") for name in names if name.startswith("backbone")} == {
+        f"backbone.{layer}.{block}.conv2" for layer, indices in blocks.items() for block in indices
     }
     images = random_maps((3, 64, 96))
     assert_close_outputs(optimized(images).class_logits, network(images).class_logits, 1e-4)

@@ -2,12 +2,21 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
 
 from solo_infer.models.layers.conv_branch import append_channels
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, can_use_winograd, is_wide
 from solo_infer.ops.dispatch import is_compiling
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
+
 
 SIZES = [(1, 1), (2, 9), (5, 5), (13, 30), (24, 32)]
 
@@ -26,18 +35,21 @@ def test_equals_the_plain_convolution(size, bias):
     x = random_maps((256, *size), count=2)
     for layout in (torch.contiguous_format, torch.channels_last):
         assert_close_outputs(winograd(x.contiguous(memory_format=layout)), conv(x), 1e-4)
-    assert {tile: weight.shape for tile, weight in winograd._transformed.items()} == {4: (36, 256, 256)}
+    assert winograd._transformed.values.numel() == 36 * 256 * 256
 
 
+@pytest.mark.parametrize("slope", [1, 0.1])
 @torch.no_grad()
-def test_large_maps_have_large_tiles():
-    conv = random_conv(256)
-    winograd = WinogradConv2d(conv)
-    for size in ((80, 90), (12, 12), (80, 90)):
-        x = random_maps((256, *size))
-        assert_close_outputs(winograd(x), conv(x), 1e-4)
-    shapes = {tile: weight.shape for tile, weight in winograd._transformed.items()}
-    assert shapes == {6: (64, 256, 256), 4: (36, 256, 256)}
+def test_activation_and_addend(slope):
+    conv = random_conv(40, 48)
+    winograd = WinogradConv2d(conv, slope)
+    for dtype in (torch.float32, torch.float64):  # which does not use Winograd's method
+        x, addend = random_maps((40, 9, 13), dtype=dtype), random_maps((48, 9, 13), dtype=dtype, seed=5)
+        conv, winograd = conv.to(dtype), winograd.to(dtype)
+        expected = conv(x) + addend
+        assert_close_outputs(winograd(x), F.leaky_relu(conv(x), slope), 2e-5)
+        assert_close_outputs(winograd(x, addend=addend.clone()), F.leaky_relu(expected, slope), 2e-5)
+        assert_close_outputs(winograd(x, addend=addend.clone(), relu=True), F.relu(expected), 2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -48,7 +60,7 @@ def test_other_dtypes_use_the_plain_convolution(dtype):
     for size in SIZES:
         x = random_maps((256, *size), dtype=dtype)
         assert torch.equal(winograd(x), conv(x))
-    assert not winograd._transformed
+    assert winograd._transformed is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,9 +106,13 @@ def test_gradients_use_the_plain_convolution():
     torch.testing.assert_close(gradient, x.grad)
 
 
-def test_wide_convolutions():
-    assert is_wide(random_conv(256)) and is_wide(random_conv(258))
-    assert not is_wide(random_conv(255)) and not is_wide(random_conv(256, 255))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_convolutions(implementation, dtype):
+    least = 32 if implementation != "torch" and dtype == torch.float32 else 256
+    assert is_wide(random_conv(least, least).to(dtype)) and is_wide(random_conv(least + 2, 256).to(dtype))
+    assert not is_wide(random_conv(least - 1).to(dtype)) and not is_wide(
+        random_conv(256, least - 1).to(dtype)
+    )
     for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
         assert not is_wide(nn.Conv2d(512, 512, 3, **{"padding": 1, **options}))
     assert not is_wide(nn.Conv2d(256, 256, 1))

@@ -1,0 +1,114 @@
+"""The compiled Winograd convolutions of ``winograd.cpp``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from solo_infer.ops.native.library import KernelLibrary
+from solo_infer.runtime.scratch_memory import scratch_memory
+
+# Tiles that are computed at a time: few enough for the cache.
+_MAX_TILES = 56
+_TILE = 4  # size of a tile of outputs; kTile of winograd.cpp
+_CACHE_LINE = 16  # float32 values; kCacheLine of vectors.h
+
+
+class _Map(ctypes.Structure):
+    """Images of one size, and where their outputs are written.
+
+    Steps are those from one image, row or column to the next in float32 values; channels are adjacent.
+    ``above`` is the number of rows of padding.
+    """
+
+    _fields_ = [
+        ("pixels", ctypes.c_void_p),
+        ("outputs", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("count", "height", "width", "out_height", "out_width", "above")
+        ),
+        *((name, ctypes.c_int64) for name in ("image_step", "row_step", "column_step")),
+        *((name, ctypes.c_int64) for name in ("out_image_step", "out_row_step", "out_column_step")),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    """A convolution.
+
+    ``bias`` may be null; ``adds`` is whether results are added to the values of the outputs; negative results
+    are multiplied by ``negative_slope``.
+    """
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("stride", "adds")),
+        ("negative_slope", ctypes.c_float),
+    ]
+
+
+def convolve(
+    library: KernelLibrary,
+    maps: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int,
+    above: int,
+    adds: bool,
+    negative_slope: float,
+) -> None:
+    """Convolve images in the threads of torch.
+
+    Args:
+        library: Library of the kernel.
+        maps: (N, H, W, C) float32 each, with adjacent channels.
+        outputs: (N, H', W', K) float32 each, with adjacent channels.
+        weight: Weights at the points (points, C, K), packed by ``KernelLibrary.pack``.
+        bias: (K,) float32, contiguous.
+        stride: 1 for a 3x3 convolution, 2 for a 4x4 one.
+        above: Rows of padding above.
+        adds: Whether results are added to the values of the outputs.
+        negative_slope: Factor of negative results: 0 for ReLU, 1 for no activation.
+    """
+    structures = (_Map * len(maps))(*map(partial(_map, above), maps, outputs))
+    layer = _Layer(
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        maps[0].shape[3],
+        outputs[0].shape[3],
+        stride,
+        adds,
+        negative_slope,
+    )
+    tiles = sum(len(y) * -(-y.shape[1] // _TILE) * -(-y.shape[2] // _TILE) for y in outputs)
+    threads = library.threads(tiles)
+    share = -(-tiles // threads)
+    max_tiles = min(share + -share % library.block_rows, _MAX_TILES)
+    points, panels, depth, columns = weight.shape
+    size = points * (max_tiles * (depth + panels * columns) + 2 * _CACHE_LINE)
+    function = library.functions.convolve_winograd
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    with scratch_memory(threads * size) as memory:
+        function(
+            structures,
+            ctypes.byref(layer),
+            integer(tiles),
+            integer(max_tiles),
+            pointer(memory.data_ptr()),
+            integer(size),
+            ctypes.c_uint32(threads),
+            pointer(library.parallel),
+        )
+
+
+def _map(above: int, x: Tensor, y: Tensor) -> _Map:
+    pointers = x.data_ptr(), y.data_ptr()
+    return _Map(*pointers, *x.shape[:3], *y.shape[1:3], above, *x.stride()[:3], *y.stride()[:3])

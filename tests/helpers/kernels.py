@@ -1,0 +1,21 @@
+"""Choice of the compiled kernels under test."""
+
+import pytest
+
+from solo_infer.ops.native.library import load_kernels
+from solo_infer.runtime.native_library import instruction_sets
+
+IMPLEMENTATIONS = ("torch", "avx2", "avx512")
+
+
+def use_implementation(name, monkeypatch):
+    """Let Winograd's convolutions use operations of torch, or the kernels for some instructions."""
+    library = None
+    if name != "torch":
+        if name not in instruction_sets():
+            pytest.skip(f"this CPU has no {name}")
+        library = load_kernels(name)
+        if library is None:
+            pytest.skip("the kernels are not installed")
+    for module in ("solo_infer.ops.winograd", "solo_infer.models.optimized.winograd_conv"):
+        monkeypatch.setattr(f"{module}.kernel_library", lambda: library)
