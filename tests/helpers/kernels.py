@@ -9,7 +9,7 @@ IMPLEMENTATIONS = ("torch", "avx2", "avx512")
 
 
 def use_implementation(name, monkeypatch):
-    """Let Winograd's convolutions use operations of torch, or the kernels for some instructions."""
+    """Let functions use operations of torch, or the compiled kernels for some instructions."""
     library = None
     if name != "torch":
         if name not in instruction_sets():
@@ -17,5 +17,5 @@ def use_implementation(name, monkeypatch):
         library = load_kernels(name)
         if library is None:
             pytest.skip("the kernels are not installed")
-    for module in ("solo_infer.ops.winograd", "solo_infer.models.optimized.winograd_conv"):
-        monkeypatch.setattr(f"{module}.kernel_library", lambda: library)
+    for module in ("ops.winograd", "ops.group_norm_relu", "models.optimized.winograd_conv"):
+        monkeypatch.setattr(f"solo_infer.{module}.kernel_library", lambda: library)

@@ -42,6 +42,14 @@ def add_convolution_relu(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
     )
 
 
+def add_convolution(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return other + conv(x) of a convolution in one group on the CPU, which overwrites ``other``."""
+    settings = (conv.padding, conv.stride, conv.dilation, 1)
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        other, x, conv.weight, conv.bias, *settings, "add", 1.0, None, [], None
+    )
+
+
 def _on_card(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor:
     """Return relu(conv(x)) or relu(other + conv(x)); by separate operations after cuDNN has failed once."""
     if x.dtype not in _cudnn_failures:
@@ -71,7 +79,7 @@ def _by_cudnn(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor:
 
 
 def operators_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether both operators work on a device in a dtype."""
+    """Return whether the operators work on a device in a dtype."""
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and _give_expected_results(device, dtype)
     if device.type != "cuda" or not torch.backends.cudnn.is_available() or not is_nvidia_card(device.index):
@@ -95,8 +103,11 @@ def _give_expected_results(device: torch.device, dtype: torch.dtype) -> bool:
     x, other = noise(1, 16, 9, 9), noise(1, 16, 9, 9)
     try:
         conv.weight.copy_(noise(16, 16, 3, 3) / 12)
-        outputs = convolution_relu(conv, x), add_convolution_relu(other.clone(), conv, x)
-        expected = F.relu(conv(x)), F.relu(conv(x) + other)
+        outputs = [convolution_relu(conv, x), add_convolution_relu(other.clone(), conv, x)]
+        expected = [F.relu(conv(x)), F.relu(conv(x) + other)]
+        if device.type == "cpu":
+            outputs.append(add_convolution(other.clone(), conv, x))
+            expected.append(conv(x) + other)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError) as error:
         _LOGGER.info("ResNet blocks are not fused on %s: %s", device, error)
         return False

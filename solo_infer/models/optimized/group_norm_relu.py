@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from solo_infer.ops.group_norm_relu import group_norm_relu
+from solo_infer.ops.group_norm_relu import group_norm_relu_
 
 
 class GroupNormReLU(nn.Module):
-    """GroupNorm and ReLU; fused Triton kernels on CUDA.
+    """GroupNorm and ReLU in fused kernels, on CUDA and on the CPU.
 
     Args:
         norm: GroupNorm whose weights are shared.
@@ -20,5 +20,5 @@ class GroupNormReLU(nn.Module):
         self.groups, self.eps = norm.num_groups, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        return group_norm_relu(x, self.groups, self.weight, self.bias, self.eps)
+        """Map (N, C, H, W) to the same shape; ``x`` may be overwritten."""
+        return group_norm_relu_(x, self.groups, self.weight, self.bias, self.eps)

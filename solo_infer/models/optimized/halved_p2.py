@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_infer.models.layers.resize import resize
+from solo_infer.models.optimized.pyramid import enlarge, merge_lateral, merge_laterals
 from solo_infer.models.optimized.winograd_conv import MIN_CHANNELS, can_use_winograd
 from solo_infer.models.solo.neck import SOLONeck
 from solo_infer.ops import winograd
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.ops.native.library import kernel_library
 from solo_infer.ops.winograd import TransformedWeight
 from solo_infer.runtime.thread_pool import run_in_threads, thread_count
 
@@ -80,12 +82,8 @@ class HalvedP2Neck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
-        laterals, convs = self.neck.inner_blocks, self.neck.layer_blocks
-        c5 = laterals[3](maps[3])
-        c4 = laterals[2](maps[2])
-        c4 = c4 + _enlarge(c5, c4.shape[-2:])
-        c3 = laterals[1](maps[1])
-        c3 = c3 + _enlarge(c4, c3.shape[-2:])
+        convs = self.neck.layer_blocks
+        c3, c4, c5 = merge_laterals(self.neck.inner_blocks[1:], maps[1:])
         p5 = convs[3](c5)
         p6 = resize(self.neck.extra_level(p5), (p5.shape[-2], p5.shape[-1]))
         return [self._p2(maps[0], c3), convs[1](c3), convs[2](c4), p5, p6]
@@ -95,12 +93,12 @@ class HalvedP2Neck(nn.Module):
         lateral = self.neck.inner_blocks[0]
         height, width = c2.shape[-2:]
         if height % 2 or width % 2:
-            p2 = self.neck.layer_blocks[0](lateral(c2) + _enlarge(c3, c2.shape[-2:]))
+            p2 = self.neck.layer_blocks[0](merge_lateral(lateral, c2, c3))
             return F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
         is_doubled = (height, width) == (c3.shape[-2] * 2, c3.shape[-1] * 2)
-        if not (is_doubled and self.halved_p2.uses_winograd(c2)):
-            return self.halved_p2(lateral(c2) + _enlarge(c3, c2.shape[-2:]))
-        # In bands of rows: the lateral map of all of C2, the largest map of the network, never exists.
+        if not (is_doubled and self.halved_p2.uses_winograd(c2) and kernel_library() is None):
+            return self.halved_p2(merge_lateral(lateral, c2, c3))
+        # In bands of rows, which stay in the cache: operations of torch read them repeatedly.
         rows = max(-(-_BAND_ROWS // (8 * thread_count())) * 8, _MIN_BAND_ROWS)
         shape = (c2.shape[0], len(self.halved_p2.weight), height // 2, width // 2)
         p2 = torch.empty(shape, dtype=c2.dtype, device=c2.device, memory_format=torch.channels_last)
@@ -108,7 +106,7 @@ class HalvedP2Neck(nn.Module):
         def compute(start: int) -> None:
             top, bottom = max(start - 1, 0), min(start + rows + 1, height)
             coarse = c3[..., top // 2 : (bottom + 1) // 2, :]
-            band = _enlarge(coarse, (coarse.shape[-2] * 2, width))[..., top % 2 :, :][..., : bottom - top, :]
+            band = enlarge(coarse, (coarse.shape[-2] * 2, width))[..., top % 2 :, :][..., : bottom - top, :]
             band += lateral(c2[..., top:bottom, :])
             is_last = bottom - start <= rows
             p2[..., start // 2 : (start + rows) // 2, :] = self.halved_p2(
@@ -124,8 +122,3 @@ def halving_weight(weight: Tensor) -> Tensor:
     weight = F.pad(weight, (0, 1, 0, 1))
     weight = weight + weight.roll(1, dims=-1)
     return (weight + weight.roll(1, dims=-2)) / 4
-
-
-def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Enlarge maps (N, C, H, W) to a size by repeating pixels."""
-    return F.interpolate(maps, size=tuple(size), mode="nearest")

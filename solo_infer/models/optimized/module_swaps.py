@@ -16,9 +16,10 @@ from solo_infer.models.optimized.fused_operators import operators_work
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
 from solo_infer.models.optimized.named_children import named_children
+from solo_infer.models.optimized.pyramid import FusedPyramidNeck
 from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
-from solo_infer.models.solo.neck import SOLONeck
+from solo_infer.models.solo.neck import PyramidNeck, SOLONeck
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -38,7 +39,9 @@ def swap_modules(network: _Module) -> _Module:
             setattr(parent, name, WinogradConv2d(child))
     # Containers after their contents.
     for parent, name, child in named_children(network):
-        if isinstance(child, ConvBranch):
+        if type(child) is PyramidNeck:
+            setattr(parent, name, FusedPyramidNeck(child))
+        elif isinstance(child, ConvBranch):
             setattr(parent, name, LevelwiseConvBranch(child))
         elif isinstance(child, BasicBlock | Bottleneck) and operators_work(first.device, first.dtype):
             setattr(parent, name, FusedBlock(child))

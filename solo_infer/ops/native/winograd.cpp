@@ -81,6 +81,8 @@ INLINE void multiply(Get get, Put put) {
     });
 }
 
+constexpr int kTile = 4;  // outputs along a side of a tile
+
 struct Tile {
     const Map *map;
     int64_t image, row, column;
@@ -89,7 +91,7 @@ struct Tile {
 // The tiles of all maps in turn, by image, row and column.
 class TileSequence {
   public:
-    TileSequence(const Map *maps, int size, int64_t first) : size_(size), next_{maps, 0, 0, 0} {
+    TileSequence(const Map *maps, int64_t first) : next_{maps, 0, 0, 0} {
         for (; first >= next_.map->count * rows() * columns(); ++next_.map) {
             first -= next_.map->count * rows() * columns();
         }
@@ -108,14 +110,11 @@ class TileSequence {
     }
 
   private:
-    int64_t rows() const { return (next_.map->out_height + size_ - 1) / size_; }
-    int64_t columns() const { return (next_.map->out_width + size_ - 1) / size_; }
+    int64_t rows() const { return (next_.map->out_height + kTile - 1) / kTile; }
+    int64_t columns() const { return (next_.map->out_width + kTile - 1) / kTile; }
 
-    int size_;
     Tile next_;
 };
-
-constexpr int kTile = 4;
 
 template <int kStride>
 struct Winograd {
@@ -189,17 +188,19 @@ struct Winograd {
     static void convolve(const Map *maps, const Layer &layer, int64_t first, int64_t last, float *memory) {
         const int64_t depth = kPhases * layer.channels, width = round_up(layer.out_channels, kBlockColumns);
         const int64_t tiles = last - first;
-        // Without the cache line, the values of all points could share a set of the cache.
-        const int64_t value_step = tiles * depth + kCacheLine, product_step = tiles * width + kCacheLine;
+        // Without the cache lines, the values of neighboring tiles or points could share a set of the cache.
+        const int64_t tile_step = depth + kCacheLine;
+        const int64_t value_step = tiles * tile_step + kCacheLine, product_step = tiles * width + kCacheLine;
         float *values = memory, *products = memory + kSide * kSide * value_step;
-        TileSequence inputs(maps, kTile, first), outputs(maps, kTile, first);
+        TileSequence inputs(maps, first), outputs(maps, first);
         for (int64_t tile = 0; tile < tiles; ++tile) {
-            transform_inputs(inputs.next(), layer.channels, values + tile * depth, value_step);
+            transform_inputs(inputs.next(), layer.channels, values + tile * tile_step, value_step);
         }
         for (int64_t point = 0; point < kSide * kSide; ++point) {
             for (int64_t k = 0; k < width; k += kBlockColumns) {
-                multiply_panel({values + point * value_step, depth}, layer.weight + (point * width + k) * depth,
-                               tiles, depth, {products + point * product_step + k, width});
+                multiply_panel({values + point * value_step, tile_step},
+                               layer.weight + (point * width + k) * depth, tiles, depth,
+                               {products + point * product_step + k, width});
             }
         }
         for (int64_t tile = 0; tile < tiles; ++tile) {

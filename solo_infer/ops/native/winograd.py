@@ -11,8 +11,10 @@ from torch import Tensor
 from solo_infer.ops.native.library import KernelLibrary
 from solo_infer.runtime.scratch_memory import scratch_memory
 
-# Tiles that are computed at a time: few enough for the cache.
-_MAX_TILES = 56
+# Tiles that are computed at a time: few enough for the cache. More if a point has many weights, which would
+# otherwise take longer to fetch than to multiply.
+_MAX_TILES, _MAX_TILES_OF_WIDE_LAYERS = 28, 56
+_MANY_WEIGHTS = 2**17
 _TILE = 4  # size of a tile of outputs; kTile of winograd.cpp
 _CACHE_LINE = 16  # float32 values; kCacheLine of vectors.h
 
@@ -91,9 +93,12 @@ def convolve(
     tiles = sum(len(y) * -(-y.shape[1] // _TILE) * -(-y.shape[2] // _TILE) for y in outputs)
     threads = library.threads(tiles)
     share = -(-tiles // threads)
-    max_tiles = min(share + -share % library.block_rows, _MAX_TILES)
     points, panels, depth, columns = weight.shape
-    size = points * (max_tiles * (depth + panels * columns) + 2 * _CACHE_LINE)
+    width = panels * columns
+    most = _MAX_TILES if depth * width < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS
+    tiles_at_a_time = min(share, most)
+    tiles_at_a_time += -tiles_at_a_time % library.block_rows
+    size = points * (tiles_at_a_time * (depth + width + _CACHE_LINE) + 2 * _CACHE_LINE)
     function = library.functions.convolve_winograd
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     with scratch_memory(threads * size) as memory:
@@ -101,7 +106,7 @@ def convolve(
             structures,
             ctypes.byref(layer),
             integer(tiles),
-            integer(max_tiles),
+            integer(tiles_at_a_time),
             pointer(memory.data_ptr()),
             integer(size),
             ctypes.c_uint32(threads),
