@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from subjects import MODELS, build
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from solo_infer import load_image
@@ -31,6 +32,8 @@ from solo_infer.data.images import LoadedImage
 from solo_infer.diagnostics.packages import installed_version
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
+from solo_infer.ops.native import winograd
+from solo_infer.ops.native.library import KernelLibrary
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.cpu import cpu_name
 from solo_infer.runtime.stopwatch import Stopwatch
@@ -40,17 +43,45 @@ _PACKAGES = ("solo-infer", "torch")
 _COLUMNS = ("milliseconds", "gflop_direct", "gflop_computed", "gflop_per_second", "lower_bound_milliseconds")
 
 
+class _KernelFlops:
+    """Counter of the operations of compiled kernels, which torch's counter does not see."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._convolve = winograd.convolve
+
+    def __enter__(self) -> _KernelFlops:
+        winograd.convolve = self._count
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        winograd.convolve = self._convolve
+
+    def _count(
+        self,
+        library: KernelLibrary,
+        maps: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        weight = args[0]
+        tiles = sum(len(y) * -(-y.shape[1] // 4) * -(-y.shape[2] // 4) for y in outputs)
+        self.total += 2 * tiles * len(weight) * weight.shape[2] * outputs[0].shape[3]
+        self._convolve(library, maps, outputs, weight, *args, **kwargs)
+
+
 class _FlopStopwatch(Stopwatch):
     """Stopwatch that counts the operations between marks instead of the time."""
 
-    def __init__(self, counter: FlopCounterMode) -> None:
+    def __init__(self, counter: FlopCounterMode, kernels: _KernelFlops) -> None:
         super().__init__()
         self.gflop: dict[str, float] = {}
-        self._counter, self._counted = counter, 0
+        self._counter, self._kernels, self._counted = counter, kernels, 0
 
     def mark(self, stage: str) -> None:
         """Add the operations since the last mark, or the start, to a stage."""
-        total = self._counter.get_total_flops()
+        total = self._counter.get_total_flops() + self._kernels.total
         self.gflop[stage] = self.gflop.get(stage, 0.0) + (total - self._counted) / 1e9
         self._counted = total
 
@@ -79,8 +110,11 @@ def count_gflop(model: Segmenter, image: LoadedImage) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the counter does not see the operations of other threads
     try:
-        with FlopCounterMode(display=False, custom_mapping=_ONEDNN_FLOPS) as counter:
-            stopwatch = _FlopStopwatch(counter)
+        with (
+            FlopCounterMode(display=False, custom_mapping=_ONEDNN_FLOPS) as counter,
+            _KernelFlops() as kernels,
+        ):
+            stopwatch = _FlopStopwatch(counter, kernels)
             model.detect(inputs, geometries, stopwatch=stopwatch)
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_infer.runtime.neutral_state import neutral_state
 
-_MAX_KEPT = 2**24  # elements of all blocks: 64 MiB
+MAX_KEPT = 2**24  # elements of all blocks: 64 MiB
 _free: list[Tensor] = []  # its operations are atomic
 
 
@@ -40,5 +40,5 @@ def scratch_memory(size: int) -> Iterator[Tensor]:
     try:
         yield block[:size]
     finally:
-        if len(block) + sum(map(len, _free)) <= _MAX_KEPT:
+        if len(block) + sum(map(len, _free)) <= MAX_KEPT:
             _free.append(block)

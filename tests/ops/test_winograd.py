@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.ops import winograd, winograd_torch
+from solo_infer.ops.native import winograd as winograd_native
 from solo_infer.runtime import scratch_memory
+from solo_infer.runtime.scratch_memory import MAX_KEPT
 from solo_infer.runtime.thread_pool import can_limit_threads
 
 
@@ -156,7 +158,7 @@ def test_operands_that_do_not_fit(x, options):
 
 
 @pytest.mark.parametrize("size", [(100, 152), (40, 40), (3, 3)])
-def test_numbers_of_threads_do_not_change_results(size):
+def test_numbers_of_threads_do_not_change_results(size, implementation):
     x, weight = noise(1, 24, *size), noise(40, 24, 3, 3, seed=1) / 15
     before, results = torch.get_num_threads(), []
     try:
@@ -167,7 +169,30 @@ def test_numbers_of_threads_do_not_change_results(size):
         torch.set_num_threads(before)
     torch.testing.assert_close(results[0], F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
     for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(result, results[0], rtol=0, atol=2e-5 if implementation == "torch" else 0)
+
+
+@pytest.mark.parametrize("channels", [8, 300])
+def test_kernel_takes_bounded_memory(channels, implementation, monkeypatch):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    sizes, scratch_memory = [], winograd_native.scratch_memory
+
+    def record(size):
+        sizes.append(size)
+        return scratch_memory(size)
+
+    monkeypatch.setattr(winograd_native, "scratch_memory", record)
+    x, weight = noise(1, channels, 150, 110), noise(channels, channels, 3, 3, seed=1) / (3 * channels**0.5)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 40):
+            torch.set_num_threads(threads)
+            (result,) = convolve([x], weight)
+            torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+    assert sizes[0] < sizes[1] <= MAX_KEPT
 
 
 def test_threads_of_a_program_do_not_disturb_each_other():

@@ -44,7 +44,7 @@ def test_an_error_returns_the_block():
 
 
 def test_kept_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_KEPT", 100)
+    monkeypatch.setattr(module, "MAX_KEPT", 100)
     with scratch_memory(60), scratch_memory(60), scratch_memory(30):
         pass
     assert sorted(map(len, module._free)) == [30, 60]

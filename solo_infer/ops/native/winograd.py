@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from solo_infer.ops.native.library import KernelLibrary
-from solo_infer.runtime.scratch_memory import scratch_memory
+from solo_infer.runtime.scratch_memory import MAX_KEPT, scratch_memory
 
 # Tiles that are computed at a time: few enough for the cache. More if a point has many weights, which would
 # otherwise take longer to fetch than to multiply.
@@ -91,14 +91,17 @@ def convolve(
         negative_slope,
     )
     tiles = sum(len(y) * -(-y.shape[1] // _TILE) * -(-y.shape[2] // _TILE) for y in outputs)
-    threads = library.threads(tiles)
-    share = -(-tiles // threads)
     points, panels, depth, columns = weight.shape
-    width = panels * columns
-    most = _MAX_TILES if depth * width < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS
-    tiles_at_a_time = min(share, most)
-    tiles_at_a_time += -tiles_at_a_time % library.block_rows
-    size = points * (tiles_at_a_time * (depth + width + _CACHE_LINE) + 2 * _CACHE_LINE)
+    size_of_tile = points * (depth + panels * columns + _CACHE_LINE)
+    threads = library.threads(tiles)
+    tiles_at_a_time = min(
+        -(-tiles // threads),
+        _MAX_TILES if weight[0].numel() < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS,
+        MAX_KEPT // (threads * size_of_tile),
+    )
+    tiles_at_a_time = max(round(tiles_at_a_time / library.block_rows), 1) * library.block_rows
+    threads = min(threads, -(-tiles // tiles_at_a_time))
+    size = tiles_at_a_time * size_of_tile + 2 * points * _CACHE_LINE
     function = library.functions.convolve_winograd
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     with scratch_memory(threads * size) as memory:
