@@ -7,10 +7,9 @@ For each load (no other process, one, two, and a quota of one CPU, for which the
 control group) the variants of one network run in turn, in one process:
 
 - plain: all convolutions by oneDNN,
-- shared: Winograd convolutions, each of whose operations runs on all threads,
-- bands: Winograd convolutions in bands, on threads that compute with one thread each,
-- one thread: "bands" with ``torch.set_num_threads(1)``,
-- adapted: "bands" with as many threads as the load leaves CPUs (what the library does).
+- winograd: Winograd convolutions, by the compiled kernel where it is installed,
+- one thread: "winograd" with ``torch.set_num_threads(1)``,
+- adapted: "winograd" with as many threads as the load leaves CPUs (what the library does).
 
 Ratios are medians of the ratios to "plain" of the same round. Weights are procedural. Prints JSON.
 """
@@ -34,7 +33,8 @@ from peak_memory import make_image
 from solo_infer import load_model
 from solo_infer.diagnostics.verify import procedural_model
 from solo_infer.models.optimized import halved_p2, upsampled_conv, winograd_conv
-from solo_infer.runtime import environment, thread_pool
+from solo_infer.ops.native.library import kernel_library
+from solo_infer.runtime import environment
 from solo_infer.runtime.cpu import cpu_name
 from solo_infer.segmenters.base import Segmenter
 
@@ -45,13 +45,6 @@ def plain() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (halved_p2, upsampled_conv, winograd_conv):
             stack.enter_context(mock.patch.object(module, "can_use_winograd", lambda x: False))
-        yield
-
-
-@contextlib.contextmanager
-def shared() -> Iterator[None]:
-    """Run each operation of the Winograd convolutions on all threads."""
-    with mock.patch.object(thread_pool, "can_limit_threads", lambda: False):
         yield
 
 
@@ -75,8 +68,7 @@ def adapted() -> Iterator[None]:
 
 VARIANTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "plain": plain,
-    "shared": shared,
-    "bands": contextlib.nullcontext,
+    "winograd": contextlib.nullcontext,
     "one thread": one_thread,
     "adapted": adapted,
 }
@@ -118,13 +110,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     variables = {name: value for name, value in os.environ.items() if name.startswith(("OMP", "GOMP", "KMP"))}
+    library = kernel_library()
     report = {
         "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "environment": variables,
-        "bands_supported": thread_pool.can_limit_threads(),
+        "kernels": library.instructions if library is not None else None,
         "results": [],
     }
     os.environ[environment.ADAPT_THREADS] = "0"

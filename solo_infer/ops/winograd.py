@@ -20,7 +20,7 @@ from torch import Tensor
 
 from solo_infer.ops import winograd_torch
 from solo_infer.ops.native import winograd as winograd_native
-from solo_infer.ops.native.library import kernel_library
+from solo_infer.ops.native.library import kernel_library, load_kernels
 from solo_infer.ops.winograd_matrices import weight_matrix
 
 _TILE = 4  # size of the tiles of outputs
@@ -32,14 +32,14 @@ class TransformedWeight:
 
     Attributes:
         values: (points, C, K) float32, or what ``KernelLibrary.pack`` makes of it.
-        is_packed: Whether the compiled kernel reads the values.
+        instructions: Name of the instructions of the compiled kernel that reads the values, or None.
         channels: Number of input channels.
         out_channels: Number of output channels, K.
         stride: Stride of the convolution.
     """
 
     values: Tensor
-    is_packed: bool
+    instructions: str | None
     channels: int
     out_channels: int
     stride: int
@@ -65,7 +65,8 @@ def _transform(weight: Tensor, taps: Tensor, matrix: Tensor, stride: int) -> Tra
     library = kernel_library()
     ordered = taps if library is None else library.pack(taps)
     values = (matrix @ ordered.reshape(len(taps), -1)).view(-1, *ordered.shape[1:])
-    return TransformedWeight(values, library is not None, weight.shape[1], len(weight), stride)
+    instructions = None if library is None else library.instructions
+    return TransformedWeight(values, instructions, weight.shape[1], len(weight), stride)
 
 
 def convolve(
@@ -121,7 +122,7 @@ def _convolve(
     negative_slope: float,
 ) -> list[Tensor]:
     _check_operands(maps, weight, bias, addends)
-    library = kernel_library() if weight.is_packed else None
+    library = None if weight.instructions is None else load_kernels(weight.instructions)
     if library is None:
         outputs = winograd_torch.convolve(maps, weight.values, bias, weight.stride, above, below)
         outputs = [y.add_(x) for x, y in zip(addends, outputs, strict=True)] if addends else outputs

@@ -6,6 +6,12 @@ from solo_infer.ops.native.library import load_kernels
 from solo_infer.runtime.native_library import instruction_sets
 
 IMPLEMENTATIONS = ("torch", "avx2", "avx512")
+_MODULES = (
+    "ops.winograd",
+    "ops.group_norm_relu",
+    "models.optimized.winograd_conv",
+    "models.optimized.halved_p2",
+)
 
 
 def use_implementation(name, monkeypatch):
@@ -17,5 +23,5 @@ def use_implementation(name, monkeypatch):
         library = load_kernels(name)
         if library is None:
             pytest.skip("the kernels are not installed")
-    for module in ("ops.winograd", "ops.group_norm_relu", "models.optimized.winograd_conv"):
+    for module in _MODULES:
         monkeypatch.setattr(f"solo_infer.{module}.kernel_library", lambda: library)

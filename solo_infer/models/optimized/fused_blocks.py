@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from solo_infer.models.optimized.fused_operators import add_convolution_relu, convolution_relu
+from solo_infer.models.optimized.fused_operators import add_convolution_relu, convolution_relu, is_plain
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d
 from solo_infer.ops.dispatch import is_compiling
 
@@ -40,16 +38,12 @@ class FusedBlock(nn.Module):
         identity = x if block.downsample is None else block.downsample(x)
         if isinstance(last, WinogradConv2d):
             return last(out, addend=identity, relu=True)
-        if _is_plain(last):
+        if is_plain(last):
             return add_convolution_relu(identity, last, out)
         return F.relu(last(out).add_(identity), inplace=True)
-
-
-def _is_plain(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return type(conv) is nn.Conv2d and conv.groups == 1
 
 
 def _convolution_relu(conv: nn.Module, x: Tensor) -> Tensor:
     if isinstance(conv, WinogradConv2d):
         return conv(x, relu=True)
-    return convolution_relu(conv, x) if _is_plain(conv) else F.relu(conv(x), inplace=True)
+    return convolution_relu(conv, x) if is_plain(conv) else F.relu(conv(x), inplace=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,13 @@ _LOGGER = logging.getLogger(__name__)
 _cudnn_failures: dict[torch.dtype, str] = {}  # reasons
 
 
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module is a convolution that the operators compute."""
+    return type(module) is nn.Conv2d and module.groups == 1
+
+
 def convolution_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return relu(conv(x)) of a convolution in one group. ``x`` is in channels_last format."""
+    """Return relu(conv(x)) of a plain convolution. ``x`` is in channels_last format."""
     if x.is_cuda:
         return _on_card(conv, x, None)
     return torch.ops.mkldnn._convolution_pointwise(
@@ -33,7 +38,7 @@ def convolution_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def add_convolution_relu(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return relu(other + conv(x)) of a convolution in one group; on the CPU it overwrites ``other``."""
+    """Return relu(other + conv(x)) of a plain convolution; on the CPU it overwrites ``other``."""
     if x.is_cuda:
         return _on_card(conv, x, other)
     settings = (conv.padding, conv.stride, conv.dilation, 1)
@@ -43,7 +48,7 @@ def add_convolution_relu(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def add_convolution(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return other + conv(x) of a convolution in one group on the CPU, which overwrites ``other``."""
+    """Return other + conv(x) of a plain convolution on the CPU, which overwrites ``other``."""
     settings = (conv.padding, conv.stride, conv.dilation, 1)
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         other, x, conv.weight, conv.bias, *settings, "add", 1.0, None, [], None

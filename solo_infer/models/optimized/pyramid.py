@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solo_infer.models.optimized.fused_operators import add_convolution, operators_work
+from solo_infer.models.optimized.fused_operators import add_convolution, is_plain, operators_work
 from solo_infer.models.solo.neck import PyramidNeck
 from solo_infer.ops.dispatch import is_compiling
 
@@ -48,14 +48,11 @@ def merge_lateral(lateral: nn.Module, x: Tensor, coarse: Tensor) -> Tensor:
     """Return the lateral map of one level plus the enlarged merged map of the coarser level."""
     enlarged = enlarge(coarse, x.shape[-2:])
     conv = lateral[0] if isinstance(lateral, nn.Sequential) and len(lateral) == 1 else lateral
-    is_plain = type(conv) is nn.Conv2d and conv.groups == 1 and x.device.type == "cpu"
-    if torch.is_grad_enabled() or is_compiling() or not (is_plain and operators_work(x.device, x.dtype)):
+    is_separate = torch.is_grad_enabled() or is_compiling() or x.device.type != "cpu"
+    if is_separate or not (is_plain(conv) and operators_work(x.device, x.dtype)):
         return lateral(x) + enlarged
-    return add_convolution(
-        enlarged.contiguous(memory_format=torch.channels_last),
-        conv,
-        x.contiguous(memory_format=torch.channels_last),
-    )
+    enlarged, x = (maps.contiguous(memory_format=torch.channels_last) for maps in (enlarged, x))
+    return add_convolution(enlarged, conv, x)
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -50,12 +50,12 @@ class KernelLibrary:
         return max(min(torch.get_num_threads(), -(-rows // self.block_rows)), 1)
 
 
-@cache
 def kernel_library() -> KernelLibrary | None:
     """Return the library for the fastest instructions of this CPU, or None where there is none."""
     return next((load_kernels(name) for name in instruction_sets()), None)
 
 
+@cache
 def load_kernels(instructions: str) -> KernelLibrary | None:
     """Return the library for one of ``instruction_sets()``.
 

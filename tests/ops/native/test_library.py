@@ -20,9 +20,9 @@ COMPILES = (sys.platform, platform.machine()) == ("linux", "x86_64") and any(
 
 @pytest.fixture(autouse=True)
 def uncached_library():
-    kernel_library.cache_clear()
+    load_kernels.cache_clear()
     yield
-    kernel_library.cache_clear()
+    load_kernels.cache_clear()
 
 
 @pytest.mark.skipif(not COMPILES, reason="the kernels are not compiled on this system")
@@ -77,7 +77,7 @@ def test_library_of_another_version(monkeypatch, caplog):
     if kernel_library() is None:
         pytest.skip("the kernels are not installed")
     monkeypatch.setattr(library, "_INTERFACE_VERSION", 0)
-    kernel_library.cache_clear()
+    load_kernels.cache_clear()
     assert kernel_library() is None
     assert "instead of 0" in caplog.text
 
