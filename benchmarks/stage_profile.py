@@ -62,10 +62,10 @@ class _KernelFlops:
         library: KernelLibrary,
         maps: Sequence[Tensor],
         outputs: Sequence[Tensor],
+        weight: Tensor,
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        weight = args[0]
         tiles = sum(len(y) * -(-y.shape[1] // 4) * -(-y.shape[2] // 4) for y in outputs)
         self.total += 2 * tiles * len(weight) * weight.shape[2] * outputs[0].shape[3]
         self._convolve(library, maps, outputs, weight, *args, **kwargs)

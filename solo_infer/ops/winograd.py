@@ -134,7 +134,7 @@ def _convolve(
     stride = weight.stride
     pixels = [_channels_last(x) for x in maps]
     if addends:
-        outputs = [_channels_last(x) for x in addends]
+        outputs = [x.permute(0, 2, 3, 1).contiguous() for x in addends]  # views may share values
     else:
         sizes = [((x.shape[1] + above + below - 2) // stride, x.shape[2] // stride) for x in pixels]
         outputs = [

@@ -118,6 +118,14 @@ def test_addends_and_activations(slope, outputs):
         torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
 
 
+def test_addend_of_images_that_share_it():
+    x, weight, addend = noise(3, 6, 9, 8), noise(5, 6, 3, 3, seed=1) / 8, noise(1, 9, 8, 5, seed=2)
+    addend = addend.permute(0, 3, 1, 2)  # channels_last
+    (result,) = convolve([x], weight, addends=[addend.expand(3, -1, -1, -1)])
+    expected = F.conv2d(x, weight, padding=1) + addend
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
+
+
 def test_relu_of_infinities():
     x = torch.zeros(1, 1, 4, 4)
     weight, bias = torch.zeros(3, 1, 3, 3), torch.tensor([-torch.inf, torch.inf, torch.nan])
