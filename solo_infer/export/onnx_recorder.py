@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from solo_infer.errors import ExportError
+from solo_infer.ops.dispatch import tracing
 
 OPSETS = (11, 13)
 _IR_VERSIONS = {11: 6, 13: 7}  # version of ONNX's file format that was released with each opset
@@ -136,7 +137,7 @@ def record(network: nn.Module, inputs: Tensor, outputs: Sequence[str], opset: in
         raise ExportError(f"opset={opset}: expected one of {', '.join(map(str, OPSETS))}.")
     recorder = GraphRecorder(opset, network)
     recorder.watch(inputs, "images")
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), tracing(), recorder:
         tensors = network(inputs)
     recorder.rename({recorder.name(tensor): name for name, tensor in zip(outputs, tensors, strict=True)})
     values = [

@@ -14,8 +14,8 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
@@ -26,6 +26,7 @@ from solo_infer.runtime.messages import describe_error
 
 _LOGGER = logging.getLogger(__name__)
 _LOCK = threading.Lock()
+_thread = threading.local()
 _failed: dict[str, str] = {}  # name of a kernel -> reason
 
 P = ParamSpec("P")
@@ -97,8 +98,24 @@ def failures() -> dict[str, str]:
     return dict(_failed)
 
 
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Let this thread use operators of torch only, because its operators are recorded."""
+    before = getattr(_thread, "is_tracing", False)
+    _thread.is_tracing = True
+    try:
+        yield
+    finally:
+        _thread.is_tracing = before
+
+
 def is_compiling() -> bool:
-    """Return whether ``torch.compile`` or ``torch.export`` is tracing, with tensors that have no values."""
+    """Return whether operators are recorded: by ``torch.compile``, ``torch.export`` or within ``tracing()``.
+
+    The tensors of the first two have no values.
+    """
+    if getattr(_thread, "is_tracing", False):
+        return True
     if hasattr(torch.compiler, "is_compiling"):  # torch 2.3 or newer
         return torch.compiler.is_compiling()
     # Importing the compiler takes seconds; what has not been imported is not tracing.

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import small_config
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
+from helpers.models import randomize, small_config, small_network, variant_of
+from helpers.nested_tensors import random_maps
 from torch import nn
 
 from solo_infer import SOLO, YOLACT
@@ -16,7 +18,7 @@ from solo_infer.export.solo_heads import output_names, output_shapes
 from solo_infer.models import build_network
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 from helpers.onnx_files import INPUT_SIZE  # noqa: E402
 
 # Operators that the engines IxRT and IGIE are known to support.
@@ -56,6 +58,22 @@ def test_half_precision_model_is_exported_in_float32_and_unchanged(small_model, 
     assert model.dtype == torch.bfloat16
     weights = [entry for entry in onnx.load(str(path)).graph.initializer if len(entry.dims) == 4]
     assert {entry.data_type for entry in weights} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_network_as_wide_as_the_published_ones(implementation, tmp_path, monkeypatch):
+    """Its convolutions are recorded as such, though predictions compute them by Winograd's method."""
+    use_implementation(implementation, monkeypatch)
+    config = variant_of(small_config("decoupled_light"), {"pyramid_channels": 256})
+    model = SOLO(config, randomize(small_network(config)))
+    path = export_onnx(model, tmp_path / "wide.onnx", size=(64, 96))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = random_maps((3, 64, 96))
+    outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = model.network(images).class_logits
+    for output, level in zip(outputs, expected, strict=False):
+        torch.testing.assert_close(torch.from_numpy(output), level, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(96, 100), (100, 96), (32, 96), (0, 64)])

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -204,3 +205,14 @@ def test_compile_traces_the_reference(triton_is_allowed):
 
 def test_dispatched_functions_can_be_pickled():
     assert pickle.loads(pickle.dumps(group_norm_relu)) is group_norm_relu
+
+
+def test_tracing_holds_for_its_thread_until_it_ends():
+    assert not dispatch.is_compiling()
+    with dispatch.tracing():
+        with dispatch.tracing():
+            assert dispatch.is_compiling()
+        assert dispatch.is_compiling()
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(dispatch.is_compiling).result()
+    assert not dispatch.is_compiling()

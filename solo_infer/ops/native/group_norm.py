@@ -42,11 +42,11 @@ def group_norm_relu_(
     pointers = pixels.data_ptr(), weight.data_ptr(), bias.data_ptr()
     norm = _GroupNorm(*pointers, count, rows, channels, groups, eps)
     tasks = -(-rows // _TASK_ROWS)
-    statistics = torch.empty((count, tasks, 2, channels), dtype=torch.float64, device="cpu")
+    statistics = (ctypes.c_double * (count * tasks * 2 * channels))()
     coefficients = torch.empty((count, 2, channels), dtype=torch.float32, device="cpu")
     library.functions.group_norm_relu(
         ctypes.byref(norm),
-        ctypes.c_void_p(statistics.data_ptr()),
+        statistics,
         ctypes.c_void_p(coefficients.data_ptr()),
         ctypes.c_uint32(min(torch.get_num_threads(), count * tasks)),
         ctypes.c_void_p(library.parallel),
