@@ -40,7 +40,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         try:
             libraries = _compile(Path(self.root))
-        except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             if choice == "1":
                 raise
             self.app.display_warning(

@@ -58,7 +58,7 @@ def _kernels() -> str:
         return f"compiled for {library.instructions}"
     if not instruction_sets():
         return "torch (there are none for this CPU)"
-    return "torch (not installed: install solo_infer where a C++ compiler is)"
+    return "torch (not installed or not usable: install solo_infer where there is a C++ compiler)"
 
 
 def _describe_dtypes_of_cpu() -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _convolve(
     negative_slope: float,
 ) -> list[Tensor]:
     _check_operands(maps, weight, bias, addends)
+    if not maps:
+        return []
     library = None if weight.instructions is None else load_kernels(weight.instructions)
     if library is None:
         outputs = winograd_torch.convolve(maps, weight.values, bias, weight.stride, above, below)
@@ -129,8 +131,6 @@ def _convolve(
         if negative_slope == 0:
             return [F.relu_(y) for y in outputs]
         return outputs if negative_slope == 1 else [F.leaky_relu_(y, negative_slope) for y in outputs]
-    if not maps:
-        return []
     stride = weight.stride
     pixels = [_channels_last(x) for x in maps]
     if addends:

@@ -1,4 +1,4 @@
-"""Convolutions that add and apply a ReLU themselves, by oneDNN on the CPU and by cuDNN on NVIDIA cards.
+"""Convolutions that add a map or apply a ReLU themselves, by oneDNN on the CPU and cuDNN on NVIDIA cards.
 
 Both libraries can do so while the result of the convolution is still in registers or in the cache. torch
 uses that in compiled programs only; its operators are outside its public interface. They are therefore

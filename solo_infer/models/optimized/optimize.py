@@ -9,7 +9,8 @@
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
 - ResNet blocks add and apply their ReLU inside a convolution (``fused_blocks``).
 - Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
-- GroupNorm and ReLU run in fused Triton kernels on CUDA (``group_norm_relu``).
+- GroupNorm and ReLU run in fused kernels on CUDA and on the CPU (``group_norm_relu``).
+- Lateral convolutions of pyramids add the coarser level on the CPU (``pyramid``).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from solo_infer.runtime.native_library import instruction_sets, load_library
 from solo_infer.runtime.thread_pool import openmp_address
 
+_LOGGER = logging.getLogger(__name__)
 _INTERFACE_VERSION = 1  # of the functions and structures
 
 
@@ -64,7 +66,10 @@ def load_kernels(instructions: str) -> KernelLibrary | None:
     """
     library = load_library(Path(__file__).with_name(f"kernels_{instructions}.so"), _INTERFACE_VERSION)
     parallel = openmp_address("GOMP_parallel")
-    if library is None or parallel is None:
+    if library is None:
+        return None
+    if parallel is None:
+        _LOGGER.info("torch uses no OpenMP: its operations take the place of the compiled kernels")
         return None
     rows, columns = (ctypes.c_int32.in_dll(library, name).value for name in ("block_rows", "block_columns"))
     return KernelLibrary(instructions, library, parallel, rows, columns)
