@@ -70,7 +70,7 @@ def _operations(dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], 
     transformed = winograd.transform_weight(weight)
 
     def convolve() -> Tensor:
-        if dtype == torch.float32:
+        if winograd.is_faster(dtype):
             return winograd.convolve([x], transformed)[0]
         return F.conv2d(x, weight, padding=1)
 

@@ -28,18 +28,21 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
 def group_norm_relu_(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return relu(group_norm(x)) like ``group_norm_relu``; ``x`` may be overwritten.
 
-    A compiled kernel, where the package has one, computes float32 maps in channels_last on the CPU in place.
+    A compiled kernel, where the package has one, computes float32 and bfloat16 maps in channels_last on the
+    CPU in place.
     """
     pixels = x.permute(0, 2, 3, 1)
     library = kernel_library()
-    operands = (x, weight, bias)
     if (
         library is None
         or is_compiling()
         or torch.is_grad_enabled()
-        or any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in operands)
+        or x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.bfloat16)
         or not (pixels.is_contiguous() and pixels.numel())
     ):
         return group_norm_relu(x, groups, weight, bias, eps)
-    group_norm.group_norm_relu_(library, pixels, groups, weight.contiguous(), bias.contiguous(), eps)
+    group_norm.group_norm_relu_(
+        library, pixels, groups, weight.float().contiguous(), bias.float().contiguous(), eps
+    )
     return x

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from solo_infer.ops import winograd_torch
 from solo_infer.ops.native import winograd as winograd_native
 from solo_infer.ops.native.library import kernel_library, load_kernels
 from solo_infer.ops.winograd_matrices import weight_matrix
+from solo_infer.runtime import kept_memory
+from solo_infer.runtime.cpu import has_bfloat16_matrix_units
 
 _TILE = 4  # size of the tiles of outputs
 
@@ -43,6 +46,21 @@ class TransformedWeight:
     channels: int
     out_channels: int
     stride: int
+
+
+def is_faster(dtype: torch.dtype) -> bool:
+    """Return whether Winograd's method is faster than direct convolutions of wide maps on the CPU.
+
+    In bfloat16 it is, in the compiled kernel, which computes in float32, unless the CPU has matrix units.
+    """
+    if dtype == torch.bfloat16:
+        return kernel_library() is not None and not _has_matrix_units()
+    return dtype == torch.float32
+
+
+@cache
+def _has_matrix_units() -> bool:
+    return has_bfloat16_matrix_units() is not False
 
 
 def transform_weight(weight: Tensor) -> TransformedWeight:
@@ -80,15 +98,16 @@ def convolve(
     """Apply a 3x3 convolution with stride 1 and a padding of 1 to maps of any sizes.
 
     Args:
-        maps: (N, C, H, W) float32 on the CPU each; channels_last is fastest.
+        maps: (N, C, H, W) float32 on the CPU each; channels_last is fastest. With the compiled kernel, all
+            may be bfloat16.
         weight: Result of ``transform_weight``.
-        bias: (K,) float32.
-        addends: (N, K, H, W) float32 for each map, to which the convolution is added, in place if they are
-            in channels_last. None by default.
+        bias: (K,) of any float dtype.
+        addends: (N, K, H, W) of the dtype of the maps for each one, to which the convolution is added, in
+            place if they are in channels_last. None by default.
         negative_slope: Factor of negative results: 0 for ReLU. Defaults to 1, no activation.
 
     Returns:
-        (N, K, H, W) float32 in channels_last for each map.
+        (N, K, H, W) of the dtype of the maps in channels_last for each one.
     """
     return _convolve(maps, weight, bias, addends, above=1, below=1, negative_slope=negative_slope)
 
@@ -99,14 +118,15 @@ def convolve_halving(
     """Apply a 4x4 convolution with stride 2 and a padding of 1, which halves the size.
 
     Args:
-        x: (N, C, H, W) float32 on the CPU; W and H + above + below are even. channels_last is fastest.
+        x: (N, C, H, W) float32 on the CPU; W and H + above + below are even. channels_last is fastest. With
+            the compiled kernel it may be bfloat16.
         weight: Result of ``transform_halving_weight``.
-        bias: (K,) float32.
+        bias: (K,) of any float dtype.
         above: Number of rows of padding above. Defaults to 1.
         below: Number of rows of padding below. Defaults to 1.
 
     Returns:
-        (N, K, (H + above + below) / 2 - 1, W / 2) float32 in channels_last.
+        (N, K, (H + above + below) / 2 - 1, W / 2) of the dtype of x in channels_last.
     """
     return _convolve([x], weight, bias, (), above=above, below=below, negative_slope=1)[0]
 
@@ -121,6 +141,7 @@ def _convolve(
     below: int,
     negative_slope: float,
 ) -> list[Tensor]:
+    bias = None if bias is None else bias.float().contiguous()
     _check_operands(maps, weight, bias, addends)
     if not maps:
         return []
@@ -138,14 +159,15 @@ def _convolve(
     else:
         sizes = [((x.shape[1] + above + below - 2) // stride, x.shape[2] // stride) for x in pixels]
         outputs = [
-            x.new_empty((len(x), *size, weight.out_channels)) for x, size in zip(pixels, sizes, strict=True)
+            kept_memory.empty([len(x), *size, weight.out_channels], x.dtype)
+            for x, size in zip(pixels, sizes, strict=True)
         ]
     winograd_native.convolve(
         library,
         pixels,
         outputs,
         weight.values,
-        None if bias is None else bias.contiguous(),
+        bias,
         stride=stride,
         above=above,
         adds=bool(addends),
@@ -160,13 +182,18 @@ def _check_operands(
     """Raise an error where the compiled kernel would read or write beyond a tensor."""
     if addends and len(addends) != len(maps):
         raise ValueError(f"got {len(addends)} addends, expected one for each of {len(maps)} maps")
+    # The kernel alone reads bfloat16.
+    is_half = bool(maps) and maps[0].dtype == torch.bfloat16 and weight.instructions is not None
+    dtype = torch.bfloat16 if is_half else torch.float32
     outputs = weight.out_channels
-    shapes = [(x, (*x.shape[:1], weight.channels, *x.shape[2:4])) for x in maps]
-    shapes += [(y, (len(x), outputs, *x.shape[2:4])) for x, y in zip(maps, addends, strict=False)]
-    for tensor, shape in shapes if bias is None else [*shapes, (bias, (outputs,))]:
-        if (tensor.shape, tensor.dtype, tensor.device.type) != (shape, torch.float32, "cpu"):
+    operands = [(x, (*x.shape[:1], weight.channels, *x.shape[2:4]), dtype) for x in maps]
+    operands += [(y, (len(x), outputs, *x.shape[2:4]), dtype) for x, y in zip(maps, addends, strict=False)]
+    for tensor, shape, expected in (
+        operands if bias is None else [*operands, (bias, (outputs,), torch.float32)]
+    ):
+        if (tensor.shape, tensor.dtype, tensor.device.type) != (shape, expected, "cpu"):
             got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise ValueError(f"got an operand {got}, expected {shape} torch.float32 on the CPU")
+            raise ValueError(f"got an operand {got}, expected {shape} {expected} on the CPU")
         if not tensor.numel():
             raise ValueError(f"got an empty operand {shape}, expected pixels")
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.ops.winograd_matrices import input_matrix, output_matrix
-from solo_infer.runtime.scratch_memory import scratch_memory
+from solo_infer.runtime import kept_memory
 from solo_infer.runtime.thread_pool import run_in_threads, thread_count
 
 # Tiles of the matrix products that run at a time: enough for efficient products, few enough for the cache.
@@ -63,7 +63,7 @@ def convolve(
         padded = (
             F.pad(x.contiguous(memory_format=torch.channels_last), sides).permute(0, 2, 3, 1).contiguous()
         )
-        out = x.new_empty((len(x), rows, tile, columns, tile, transformed.shape[2]))
+        out = kept_memory.empty([len(x), rows, tile, columns, tile, transformed.shape[2]])
         tile_rows += list(_split(padded, out, stride, max_tiles))
         flat = out.view(len(x), rows * tile, columns * tile, -1)
         results.append(flat[:, :height, :width].permute(0, 3, 1, 2))
@@ -107,12 +107,11 @@ def _convolve_tiles(group: list[_TileRows], transformed: Tensor, bias: Tensor | 
     points, channels, out_channels = transformed.shape
     tiles = sum(rows.tiles for rows in group)
     size = points * tiles * max(channels, out_channels)
-    with scratch_memory(2 * size) as memory:
-        first, second = memory.split(size)  # each step reads one and writes the other
-        spectra, products = first[: points * tiles * channels], second[: points * tiles * out_channels]
-        _transform_inputs(group, stride, spectra.view(points, tiles, channels), second)
-        torch.bmm(spectra.view(points, tiles, -1), transformed, out=products.view(points, tiles, -1))
-        _transform_outputs(group, products.view(points, tiles, -1), bias, first)
+    first, second = kept_memory.empty([2, size])  # each step reads one and writes the other
+    spectra, products = first[: points * tiles * channels], second[: points * tiles * out_channels]
+    _transform_inputs(group, stride, spectra.view(points, tiles, channels), second)
+    torch.bmm(spectra.view(points, tiles, -1), transformed, out=products.view(points, tiles, -1))
+    _transform_outputs(group, products.view(points, tiles, -1), bias, first)
 
 
 def _transform_inputs(group: list[_TileRows], stride: int, spectra: Tensor, memory: Tensor) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 _PROC_CPUINFO = Path("/proc/cpuinfo")
 # Flags of x86 and ARM processors that multiply bfloat16 matrices or vectors.
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "svebf16", "smebf16"}
+_MATRIX_FLAGS = {"amx_bf16", "smebf16"}  # those that multiply matrices, many times as fast as float32 vectors
 
 
 def cpu_name() -> str:
@@ -22,8 +23,19 @@ def cpu_name() -> str:
 
 def has_bfloat16_units() -> bool | None:
     """Return whether the CPU multiplies bfloat16 numbers itself, None where the system does not list that."""
-    flags = [set(value.split()) for key, value in _cpu_entries() if key in ("flags", "Features")]
-    return bool(flags[0] & _BFLOAT16_FLAGS) if flags else None
+    flags = _cpu_flags()
+    return None if flags is None else bool(flags & _BFLOAT16_FLAGS)
+
+
+def has_bfloat16_matrix_units() -> bool | None:
+    """Return whether the CPU multiplies bfloat16 matrices itself; None as in ``has_bfloat16_units``."""
+    flags = _cpu_flags()
+    return None if flags is None else bool(flags & _MATRIX_FLAGS)
+
+
+def _cpu_flags() -> set[str] | None:
+    flags = (set(value.split()) for key, value in _cpu_entries() if key in ("flags", "Features"))
+    return next(flags, None)
 
 
 def _cpu_entries() -> Iterator[tuple[str, str]]:

@@ -25,3 +25,8 @@ def use_implementation(name, monkeypatch):
             pytest.skip("the kernels are not installed")
     for module in _MODULES:
         monkeypatch.setattr(f"solo_infer.{module}.kernel_library", lambda: library)
+
+
+def use_matrix_units(has_units, monkeypatch):
+    """Let functions take the CPU for one with or without matrix units for bfloat16."""
+    monkeypatch.setattr("solo_infer.ops.winograd._has_matrix_units", lambda: has_units)

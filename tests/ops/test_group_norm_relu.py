@@ -60,7 +60,7 @@ def test_other_inputs_are_not_overwritten(implementation, monkeypatch):
     weight, bias = torch.ones(16), torch.zeros(16)
     for x in (
         random_map(1, 16, 9, 8, memory_format=torch.contiguous_format),
-        random_map(1, 16, 4, 4).bfloat16(),
+        random_map(1, 16, 4, 4).half(),
     ):
         arguments = 4, weight.to(x.dtype), bias.to(x.dtype), 1e-5
         before = x.clone()
@@ -105,3 +105,16 @@ def test_values_that_are_not_finite(implementation, monkeypatch):
         1e-5,
     )
     torch.testing.assert_close(constant, torch.full_like(constant, 0.5))
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "avx512"])
+@pytest.mark.parametrize("shape, groups", [((2, 256, 20, 21), 32), ((1, 70, 9, 30), 7), ((1, 5, 3, 3), 5)])
+@torch.no_grad()
+def test_bfloat16_is_rounded_once(instructions, shape, groups, monkeypatch):
+    use_implementation(instructions, monkeypatch)
+    weight, bias = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(2)).bfloat16()
+    x = random_map(*shape, mean=3.0).bfloat16()
+    expected = F.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-5).relu()
+    result = group_norm_relu_(x, groups, weight, bias, 1e-5)
+    assert result.dtype == torch.bfloat16 and result.data_ptr() == x.data_ptr()
+    assert bool(((result.double() - expected).abs() <= expected * 2**-8 + 1e-5).all())

@@ -9,8 +9,7 @@ from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.ops import winograd, winograd_torch
 from solo_infer.ops.native import winograd as winograd_native
-from solo_infer.runtime import scratch_memory
-from solo_infer.runtime.scratch_memory import MAX_KEPT
+from solo_infer.runtime import kept_memory
 from solo_infer.runtime.thread_pool import can_limit_threads
 
 
@@ -78,7 +77,9 @@ def test_values_of_borrowed_memory_do_not_matter(monkeypatch):
     weight = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(1))
     transformed = winograd.transform_weight(weight)
     (expected,) = winograd.convolve([x], transformed)
-    monkeypatch.setattr(scratch_memory, "_free", [torch.full((10**6,), float("nan"))])
+    monkeypatch.setattr(
+        kept_memory, "empty", lambda shape, dtype=torch.float32: torch.full(tuple(shape), float("nan"))
+    )
     assert torch.equal(winograd.convolve([x], transformed)[0], expected)
 
 
@@ -155,7 +156,8 @@ def test_no_maps():
         (torch.zeros(1, 5, 0, 6), {}),
         (torch.zeros(1, 5, 6, 6, dtype=torch.float64), {}),
         (torch.zeros(1, 5, 6, 6), {"bias": torch.zeros(4)}),
-        (torch.zeros(1, 5, 6, 6), {"bias": torch.zeros(3, dtype=torch.bfloat16)}),
+        (torch.zeros(1, 5, 6, 6, dtype=torch.float16), {}),
+        (torch.zeros(1, 5, 6, 6), {"addends": [torch.zeros(1, 3, 6, 6, dtype=torch.bfloat16)]}),
         (torch.zeros(1, 5, 6, 6), {"addends": [torch.zeros(1, 3, 6, 5)]}),
         (torch.zeros(1, 5, 6, 6), {"addends": [torch.zeros(1, 3, 6, 6)] * 2}),
     ],
@@ -184,13 +186,14 @@ def test_numbers_of_threads_do_not_change_results(size, implementation):
 def test_kernel_takes_bounded_memory(channels, implementation, monkeypatch):
     if implementation == "torch":
         pytest.skip("needs the kernel")
-    sizes, scratch_memory = [], winograd_native.scratch_memory
+    sizes, empty = [], kept_memory.empty
 
-    def record(size):
-        sizes.append(size)
-        return scratch_memory(size)
+    def record(shape, dtype=torch.float32):
+        if len(shape) == 1:  # outputs have four axes
+            sizes.append(shape[0])
+        return empty(shape, dtype)
 
-    monkeypatch.setattr(winograd_native, "scratch_memory", record)
+    monkeypatch.setattr(kept_memory, "empty", record)
     x, weight = noise(1, channels, 150, 110), noise(channels, channels, 3, 3, seed=1) / (3 * channels**0.5)
     before = torch.get_num_threads()
     try:
@@ -200,7 +203,7 @@ def test_kernel_takes_bounded_memory(channels, implementation, monkeypatch):
             torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-4)
     finally:
         torch.set_num_threads(before)
-    assert sizes[0] < sizes[1] <= MAX_KEPT
+    assert sizes[0] < sizes[1] <= winograd_native.MAX_VALUES
 
 
 def test_threads_of_a_program_do_not_disturb_each_other():
@@ -234,3 +237,71 @@ def test_bands_run_in_single_threads_within_the_memory_of_one_product(size, impl
     assert {threads for threads, _ in seen} == {1}
     assert 2 * max(tiles for _, tiles in seen) <= winograd_torch._MAX_TILES
     torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=0, atol=4e-5)
+
+
+# --- bfloat16, which only the kernels read
+
+
+def rounding_error(values):
+    """Return the largest rounding error of bfloat16 values, and some of the float32 computation."""
+    return values.abs() * 2**-8 + 2e-5
+
+
+@pytest.mark.parametrize("channels, outputs", [(32, 48), (5, 3), (67, 33)])
+@pytest.mark.parametrize("negative_slope", [1, 0, 0.1])
+@pytest.mark.parametrize("adds", [False, True])
+def test_bfloat16_is_rounded_once(channels, outputs, negative_slope, adds, implementation):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    maps = [noise(2, channels, *size, seed=size[0]).bfloat16() for size in ((21, 34), (5, 4))]
+    weight = (noise(outputs, channels, 3, 3, seed=1) / (3 * channels**0.5)).bfloat16()
+    bias, slope = noise(outputs, seed=2).bfloat16(), negative_slope
+    addends = [noise(2, outputs, *x.shape[2:], seed=3).bfloat16() for x in maps] if adds else []
+    results = convolve(
+        maps, weight, bias=bias, addends=[x.clone() for x in addends], negative_slope=negative_slope
+    )
+    for index, (x, result) in enumerate(zip(maps, results, strict=True)):
+        expected = F.conv2d(x.float(), weight.float(), bias.float(), padding=1)
+        expected = F.leaky_relu(expected + (addends[index].float() if adds else 0), slope)
+        assert result.dtype == torch.bfloat16
+        assert bool(((result.float() - expected).abs() <= rounding_error(expected)).all())
+
+
+def test_halving_in_bfloat16(implementation):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    x, weight = noise(1, 24, 20, 30).bfloat16(), (noise(16, 24, 4, 4, seed=1) / 20).bfloat16()
+    result = winograd.convolve_halving(x, winograd.transform_halving_weight(weight))
+    expected = F.conv2d(x.float(), weight.float(), stride=2, padding=1)
+    assert result.dtype == torch.bfloat16
+    assert bool(((result.float() - expected).abs() <= rounding_error(expected)).all())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_of_bfloat16_that_are_not_finite(value, implementation):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    x = torch.zeros(1, 4, 20, 20, dtype=torch.bfloat16)
+    x[0, 0, 10, 10] = value
+    (result,) = convolve([x], torch.ones(4, 4, 3, 3))
+    is_finite = result.isfinite()
+    assert not bool(is_finite[..., 9:12, 9:12].any())
+    assert bool(is_finite[..., :4, :].all()) and bool(is_finite[..., 16:, :].all())
+
+
+def test_operations_of_torch_refuse_bfloat16(implementation):
+    if implementation != "torch":
+        pytest.skip("needs operations of torch")
+    with pytest.raises(ValueError, match="expected .* torch.float32"):
+        convolve([torch.zeros(1, 5, 6, 6, dtype=torch.bfloat16)], torch.zeros(3, 5, 3, 3))
+
+
+@pytest.mark.parametrize("has_units, is_faster", [(True, False), (False, True), (None, False)])
+def test_matrix_units_are_faster_than_winograd(has_units, is_faster, implementation, monkeypatch):
+    winograd._has_matrix_units.cache_clear()
+    monkeypatch.setattr(winograd, "has_bfloat16_matrix_units", lambda: has_units)
+    try:
+        assert winograd.is_faster(torch.bfloat16) is (is_faster and implementation != "torch")
+    finally:
+        winograd._has_matrix_units.cache_clear()
+    assert winograd.is_faster(torch.float32) and not winograd.is_faster(torch.float16)

@@ -131,17 +131,18 @@ def test_openmp_settings_without_a_quota(tmp_path, four_cpus):
 
 
 @pytest.mark.parametrize(
-    "text, name, has_units",
+    "text, name, has_units, has_matrix_units",
     [
-        ("model name\t: AMD EPYC\nflags\t\t: fpu avx2\nmodel name: other\n", "AMD EPYC", False),
-        ("model name : Xeon\nflags : fpu amx_bf16 avx512_bf16\n", "Xeon", True),
-        ("processor : 0\nFeatures : fp asimd bf16 i8mm\n", "riscv64", True),
-        ("processor : 0\nFeatures : fp asimd i8mm\n", "riscv64", False),
-        ("processor : 0\n", "riscv64", None),
-        (None, "riscv64", None),
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx2\nmodel name: other\n", "AMD EPYC", False, False),
+        ("model name : EPYC\nflags : fpu avx512_bf16\n", "EPYC", True, False),
+        ("model name : Xeon\nflags : fpu amx_bf16 avx512_bf16\n", "Xeon", True, True),
+        ("processor : 0\nFeatures : fp asimd bf16 i8mm\n", "riscv64", True, False),
+        ("processor : 0\nFeatures : fp asimd i8mm\n", "riscv64", False, False),
+        ("processor : 0\n", "riscv64", None, None),
+        (None, "riscv64", None, None),
     ],
 )
-def test_name_and_units(tmp_path, monkeypatch, text, name, has_units):
+def test_name_and_units(tmp_path, monkeypatch, text, name, has_units, has_matrix_units):
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
@@ -149,3 +150,4 @@ def test_name_and_units(tmp_path, monkeypatch, text, name, has_units):
     monkeypatch.setattr(cpu.platform, "processor", lambda: "")
     monkeypatch.setattr(cpu.platform, "machine", lambda: "riscv64")
     assert (cpu.cpu_name(), cpu.has_bfloat16_units()) == (name, has_units)
+    assert cpu.has_bfloat16_matrix_units() == has_matrix_units

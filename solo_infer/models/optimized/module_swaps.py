@@ -12,11 +12,12 @@ from solo_infer.models.layers.conv_branch import ConvBlock, ConvBranch
 from solo_infer.models.layers.upsampled_conv import UpsampledConv2d
 from solo_infer.models.optimized.conv_branch import LevelwiseConvBranch
 from solo_infer.models.optimized.fused_blocks import FusedBlock
-from solo_infer.models.optimized.fused_operators import operators_work
+from solo_infer.models.optimized.fused_operators import KeptConv2d, is_plain, operators_work
 from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
 from solo_infer.models.optimized.named_children import named_children
 from solo_infer.models.optimized.pyramid import FusedPyramidNeck
+from solo_infer.models.optimized.stem_pool import StemPool
 from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
 from solo_infer.models.solo.neck import PyramidNeck, SOLONeck
@@ -29,7 +30,7 @@ def swap_modules(network: _Module) -> _Module:
     first = next(network.parameters())
     for parent, name, child in named_children(network):
         if isinstance(child, ResNet):
-            child.relu, child.maxpool = nn.Identity(), nn.Sequential(child.maxpool, nn.ReLU(inplace=True))
+            child.relu, child.maxpool = nn.Identity(), StemPool()
         elif isinstance(child, ConvBlock):
             child.add_module("gn", GroupNormReLU(child.gn))
             child.add_module("activate", nn.Identity())
@@ -37,6 +38,8 @@ def swap_modules(network: _Module) -> _Module:
             setattr(parent, name, FastUpsampledConv2d(child))
         elif type(child) is nn.Conv2d and is_wide(child) and first.device.type == "cpu":
             setattr(parent, name, WinogradConv2d(child))
+        elif is_plain(child) and first.device.type == "cpu" and operators_work(first.device, first.dtype):
+            setattr(parent, name, KeptConv2d(child))
     # Containers after their contents.
     for parent, name, child in named_children(network):
         if type(child) is PyramidNeck:

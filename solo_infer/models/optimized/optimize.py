@@ -11,6 +11,7 @@
 - Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
 - GroupNorm and ReLU run in fused kernels on CUDA and on the CPU (``group_norm_relu``).
 - Lateral convolutions of pyramids add the coarser level on the CPU (``pyramid``).
+- Large outputs on the CPU take memory that is kept (``fused_operators``, ``stem_pool``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from solo_infer.models.optimized.fused_conv import fuse_convolutions
 from solo_infer.models.tiny.network import TinyNetwork
+from solo_infer.runtime.kept_memory import keep_freed_memory
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -91,6 +93,7 @@ def _state(modules: list[nn.Module], tensors: list[Tensor]) -> object:
 
 def optimize_for_inference(network: _Module) -> _Module:
     """Return an optimized copy of a network, in eval mode, that shares the weights it does not change."""
+    keep_freed_memory()
     optimized = fold_batch_norm(network)
     if isinstance(optimized, TinyNetwork):
         return fuse_convolutions(optimized)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from solo_infer.models.optimized.fused_operators import add_convolution, is_plain, operators_work
 from solo_infer.models.solo.neck import PyramidNeck
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.runtime import kept_memory
 
 
 class FusedPyramidNeck(nn.Module):
@@ -57,4 +58,7 @@ def merge_lateral(lateral: nn.Module, x: Tensor, coarse: Tensor) -> Tensor:
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Enlarge maps (N, C, H, W) to a size by repeating pixels."""
-    return F.interpolate(maps, size=tuple(size), mode="nearest")
+    if torch.is_grad_enabled() or is_compiling() or maps.device.type != "cpu":
+        return F.interpolate(maps, size=tuple(size), mode="nearest")
+    enlarged = kept_memory.empty((len(maps), *size, maps.shape[1]), maps.dtype).permute(0, 3, 1, 2)
+    return torch.ops.aten.upsample_nearest2d.out(maps, tuple(size), out=enlarged)

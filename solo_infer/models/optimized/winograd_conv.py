@@ -15,13 +15,13 @@ from solo_infer.ops.native.library import kernel_library
 from solo_infer.ops.winograd import TransformedWeight
 
 # Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
-# (benchmarks/NOTES.md): in the compiled kernel and in operations of torch.
-_MIN_CHANNELS_COMPILED, MIN_CHANNELS = 32, 256
+# (benchmarks/NOTES.md): in the compiled kernel in float32 and bfloat16, and in operations of torch.
+_MIN_CHANNELS_COMPILED, _MIN_CHANNELS_BFLOAT16, MIN_CHANNELS = 32, 64, 256
 _ONE_MORE_CHANNEL = (0, 0, 0, 0, 0, 1)  # padding of axis -3 at its end
 
 
 class WinogradConv2d(nn.Module):
-    """3x3 convolution, by Winograd's method for float32 on the CPU, and by torch elsewhere.
+    """3x3 convolution, by Winograd's method on the CPU where that is faster, and by torch elsewhere.
 
     Args:
         conv: Convolution of stride 1 and padding 1; its weights are shared.
@@ -70,7 +70,7 @@ class WinogradConv2d(nn.Module):
             return [F.conv2d(x, weight, self.bias, padding=1) for x in maps]
         channels = maps[0].shape[1]
         addends = [
-            F.conv2d(more, self.weight[:, channels:], padding=1)
+            F.conv2d(more.contiguous(memory_format=torch.channels_last), self.weight[:, channels:], padding=1)
             .expand(len(x), -1, -1, -1)
             .contiguous(memory_format=torch.channels_last)
             for x, more in zip(maps, extra, strict=False)
@@ -96,12 +96,13 @@ def is_wide(conv: nn.Conv2d) -> bool:
 
 
 def _min_channels(dtype: torch.dtype) -> int:
-    is_compiled = dtype == torch.float32 and kernel_library() is not None
-    return _MIN_CHANNELS_COMPILED if is_compiled else MIN_CHANNELS
+    if kernel_library() is None or not winograd.is_faster(dtype):
+        return MIN_CHANNELS
+    return _MIN_CHANNELS_COMPILED if dtype == torch.float32 else _MIN_CHANNELS_BFLOAT16
 
 
 def can_use_winograd(x: Tensor) -> bool:
-    """Return whether Winograd's method is available for an input."""
-    usable = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    """Return whether Winograd's method is available for an input, and faster."""
+    usable = x.device.type == "cpu" and not torch.is_grad_enabled() and winograd.is_faster(x.dtype)
     # Weights transformed while tracing would be cached without values.
     return usable and not is_compiling()

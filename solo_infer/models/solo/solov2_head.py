@@ -72,8 +72,8 @@ class MaskFeatureHead(nn.Module):
                 x = conv(resize(x, size))
             features.append(x)
         # Up-sampling is linear: P3 to P5, now of one size, are added before the last one.
-        coarse = features[1] + features[2] + features[3]
-        return self.conv_pred(features[0] + resize(coarse, sizes[0]))
+        coarse = (features[1] + features[2]).add_(features[3])
+        return self.conv_pred(resize(coarse, sizes[0]).add_(features[0]))
 
 
 class SOLOv2Head(BaseHead):

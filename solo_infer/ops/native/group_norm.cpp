@@ -1,4 +1,4 @@
-// GroupNorm and ReLU of float32 images in channels_last format, in place. Declared again in group_norm.py.
+// GroupNorm and ReLU of float32 and bfloat16 images in channels_last format, in place. Declared again in group_norm.py.
 
 #include <cmath>
 #include <cstdint>
@@ -9,10 +9,11 @@
 namespace {
 
 struct GroupNorm {
-    float *pixels;  // (count, rows, channels)
+    void *pixels;  // (count, rows, channels)
     const float *weight, *bias;
     int64_t count, rows, channels, groups;
     double epsilon;
+    int32_t is_bfloat16;
 };
 
 constexpr int64_t kTaskRows = 256;
@@ -29,8 +30,8 @@ void for_task(const GroupNorm &norm, int64_t task, Function function) {
 
 // Adds the sums over a few rows, for some channels, of the differences from a pivot and of their squares. The sums
 // of the values themselves and of their squares would lose the digits of a variance far below the mean.
-template <int Vectors>
-INLINE void add_channels(const float *pixels, int64_t rows, int64_t step, int64_t count, const float *pivot,
+template <int Vectors, typename Value>
+INLINE void add_channels(const Value *pixels, int64_t rows, int64_t step, int64_t count, const Value *pivot,
                          double *sums, double *squares) {
     Vector row_sums[Vectors] = {}, row_squares[Vectors] = {}, pivots[Vectors];
     unroll<Vectors>([&](auto v) { pivots[v] = load(pivot + v * kLanes, count); });
@@ -49,7 +50,8 @@ INLINE void add_channels(const float *pixels, int64_t rows, int64_t step, int64_
     });
 }
 
-void add_rows(const GroupNorm &norm, const float *pixels, int64_t rows, const float *pivot, double *sums) {
+template <typename Value>
+void add_rows(const GroupNorm &norm, const Value *pixels, int64_t rows, const Value *pivot, double *sums) {
     constexpr int kVectors = 4;
     double *squares = sums + norm.channels;
     int64_t c = 0;
@@ -63,14 +65,15 @@ void add_rows(const GroupNorm &norm, const float *pixels, int64_t rows, const fl
 
 // Writes the mean and the factor of each channel of one image, whose first pixel is the pivot. ``statistics`` are
 // the sums and the sums of squares of each channel.
-void prepare(const GroupNorm &norm, const float *pivot, const double *statistics, float *means, float *factors) {
+template <typename Value>
+void prepare(const GroupNorm &norm, const Value *pivot, const double *statistics, float *means, float *factors) {
     const int64_t size = norm.channels / norm.groups;
     const double rows = double(norm.rows);
     for (int64_t first = 0; first < norm.channels; first += size) {
         double mean = 0, variance = 0;
-        for (int64_t c = first; c < first + size; ++c) mean += (statistics[c] / rows + pivot[c]) / double(size);
+        for (int64_t c = first; c < first + size; ++c) mean += (statistics[c] / rows + to_float(pivot[c])) / double(size);
         for (int64_t c = first; c < first + size; ++c) {
-            const double shift = mean - pivot[c];
+            const double shift = mean - to_float(pivot[c]);
             const double squares = statistics[norm.channels + c] - 2 * shift * statistics[c];
             variance += (squares / rows + shift * shift) / double(size);
         }
@@ -82,8 +85,8 @@ void prepare(const GroupNorm &norm, const float *pivot, const double *statistics
     }
 }
 
-void apply(const GroupNorm &norm, float *pixels, int64_t rows, const float *means,
-           const float *factors) {
+template <typename Value>
+void apply(const GroupNorm &norm, Value *pixels, int64_t rows, const float *means, const float *factors) {
     for (int64_t row = 0; row < rows; ++row, pixels += norm.channels) {
         for (int64_t c = 0; c < norm.channels; c += kLanes) {
             const int64_t count = norm.channels - c;
@@ -95,18 +98,16 @@ void apply(const GroupNorm &norm, float *pixels, int64_t rows, const float *mean
     }
 }
 
-}  // namespace
-
-// statistics: (count, tasks_per_image, 2, channels), coefficients: (count, 2, channels)
-extern "C" void group_norm_relu(const GroupNorm *norm, double *statistics, float *coefficients, uint32_t threads,
-                                Parallel parallel) {
+template <typename Value>
+void normalize(const GroupNorm *norm, Value *images, double *statistics, float *coefficients, uint32_t threads,
+               Parallel parallel) {
     const int64_t tasks = tasks_per_image(*norm), step = 2 * norm->channels;
     const int64_t image_step = norm->rows * norm->channels;
     run_in_threads(norm->count * tasks, 1, threads, parallel, [&](int64_t task, int64_t, int64_t) {
         double *sums = statistics + task * step;
         for (int64_t index = 0; index < step; ++index) sums[index] = 0;
         for_task(*norm, task, [&](int64_t image, int64_t first, int64_t last) {
-            const float *pixels = norm->pixels + image * image_step;
+            const Value *pixels = images + image * image_step;
             for (int64_t row = first; row < last; row += kSummedRows) {
                 add_rows(*norm, pixels + row * norm->channels, smaller(last - row, kSummedRows), pixels, sums);
             }
@@ -118,13 +119,25 @@ extern "C" void group_norm_relu(const GroupNorm *norm, double *statistics, float
             for (int64_t index = 0; index < step; ++index) sums[index] += sums[task * step + index];
         }
         float *means = coefficients + image * step;
-        prepare(*norm, norm->pixels + image * image_step, sums, means, means + norm->channels);
+        prepare(*norm, images + image * image_step, sums, means, means + norm->channels);
     }
     run_in_threads(norm->count * tasks, 1, threads, parallel, [&](int64_t task, int64_t, int64_t) {
         for_task(*norm, task, [&](int64_t image, int64_t first, int64_t last) {
             const float *means = coefficients + image * step;
-            float *pixels = norm->pixels + image * image_step + first * norm->channels;
+            Value *pixels = images + image * image_step + first * norm->channels;
             apply(*norm, pixels, last - first, means, means + norm->channels);
         });
     });
+}
+
+}  // namespace
+
+// statistics: (count, tasks_per_image, 2, channels), coefficients: (count, 2, channels)
+extern "C" void group_norm_relu(const GroupNorm *norm, double *statistics, float *coefficients, uint32_t threads,
+                                Parallel parallel) {
+    if (norm->is_bfloat16) {
+        normalize(norm, static_cast<Bfloat16 *>(norm->pixels), statistics, coefficients, threads, parallel);
+    } else {
+        normalize(norm, static_cast<float *>(norm->pixels), statistics, coefficients, threads, parallel);
+    }
 }

@@ -19,6 +19,7 @@ class _GroupNorm(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("pixels", "weight", "bias")),
         *((name, ctypes.c_int64) for name in ("count", "rows", "channels", "groups")),
         ("epsilon", ctypes.c_double),
+        ("is_bfloat16", ctypes.c_int32),
     ]
 
 
@@ -31,7 +32,7 @@ def group_norm_relu_(
 
     Args:
         library: Library of the kernel.
-        pixels: (N, H, W, C) float32, contiguous, not empty.
+        pixels: (N, H, W, C) float32 or bfloat16, contiguous, not empty.
         groups: Number of groups of channels.
         weight: (C,) float32, contiguous.
         bias: (C,) float32, contiguous.
@@ -40,7 +41,7 @@ def group_norm_relu_(
     count, height, width, channels = pixels.shape
     rows = height * width
     pointers = pixels.data_ptr(), weight.data_ptr(), bias.data_ptr()
-    norm = _GroupNorm(*pointers, count, rows, channels, groups, eps)
+    norm = _GroupNorm(*pointers, count, rows, channels, groups, eps, pixels.dtype == torch.bfloat16)
     tasks = -(-rows // _TASK_ROWS)
     statistics = (ctypes.c_double * (count * tasks * 2 * channels))()
     coefficients = torch.empty((count, 2, channels), dtype=torch.float32, device="cpu")

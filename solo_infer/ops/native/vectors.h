@@ -3,6 +3,8 @@
 #ifndef SOLO_INFER_VECTORS_H
 #define SOLO_INFER_VECTORS_H
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -52,9 +54,58 @@ INLINE void store(float *target, Vector vector, int64_t count) {
     std::memcpy(target, &vector, count * sizeof(float));
 }
 
+// The upper half of a float32.
+struct Bfloat16 {
+    uint16_t bits;
+};
+typedef uint16_t HalfVector __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef uint32_t BitVector __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+INLINE Vector load(const Bfloat16 *source, int64_t count) {
+    HalfVector halves = {};
+    if (count >= kLanes) {
+        std::memcpy(&halves, source, sizeof(halves));
+    } else {
+        std::memcpy(&halves, source, count * sizeof(Bfloat16));
+    }
+    const BitVector bits = __builtin_convertvector(halves, BitVector) << 16;
+    Vector vector;
+    std::memcpy(&vector, &bits, sizeof(vector));
+    return vector;
+}
+INLINE float to_float(float value) { return value; }
+INLINE float to_float(Bfloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+}
+// Rounds to the nearest value, ties to even. NaN stays NaN.
+INLINE void store(Bfloat16 *target, Vector vector, int64_t count) {
+    BitVector bits;
+    std::memcpy(&bits, &vector, sizeof(bits));
+    const BitVector is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+    const BitVector rounded = bits + 0x7FFF + (bits >> 16 & 1);
+    const HalfVector halves = __builtin_convertvector((is_nan ? bits | 0x400000 : rounded) >> 16, HalfVector);
+    if (count >= kLanes) {
+        std::memcpy(target, &halves, sizeof(halves));
+    } else {
+        std::memcpy(target, &halves, count * sizeof(Bfloat16));
+    }
+}
+
 INLINE Vector activate(Vector value, float negative_slope) {
     if (negative_slope == 1) return value;
     return value < 0 ? (negative_slope == 0 ? Vector{} : negative_slope * value) : value;
+}
+
+// Bit i is whether lane i is above the threshold.
+INLINE uint32_t lanes_above(Vector values, float threshold) {
+#ifdef __AVX512F__
+    return _mm512_cmp_ps_mask(__m512(values), _mm512_set1_ps(threshold), _CMP_GT_OQ);
+#else
+    return _mm256_movemask_ps(_mm256_cmp_ps(__m256(values), _mm256_set1_ps(threshold), _CMP_GT_OQ));
+#endif
 }
 
 // Rows of a matrix, ``step`` values apart.

@@ -1,4 +1,4 @@
-// Winograd convolutions of float32 images in channels_last format.
+// Winograd convolutions of float32 and bfloat16 images in channels_last format, computed in float32.
 //
 // The method is that of solo_infer/ops/winograd.py. A block of tiles is transformed, multiplied by
 // the weights of each point and transformed back while it is in the cache. The structures and the function are
@@ -12,8 +12,8 @@
 namespace {
 
 struct Map {
-    const float *pixels;
-    float *outputs;
+    const void *pixels;
+    void *outputs;
     int64_t count, height, width, out_height, out_width, above;
     int64_t image_step, row_step, column_step;
     int64_t out_image_step, out_row_step, out_column_step;
@@ -22,7 +22,7 @@ struct Map {
 struct Layer {
     const float *weight, *bias;
     int64_t channels, out_channels;
-    int32_t stride, adds;
+    int32_t stride, adds, is_bfloat16;
     float negative_slope;
 };
 
@@ -116,7 +116,7 @@ class TileSequence {
     Tile next_;
 };
 
-template <int kStride>
+template <int kStride, typename Value>
 struct Winograd {
     static constexpr int kSide = kTile + (kStride == 1 ? 2 : 1);
     static constexpr int kPhases = kStride * kStride;
@@ -126,24 +126,31 @@ struct Winograd {
     // Writes the values at the points of one tile; those of a point are point_step apart from the next ones.
     static void transform_inputs(const Tile &tile, int64_t channels, float *values, int64_t point_step) {
         const Map &map = *tile.map;
+        const int64_t next_tile = kTile * kStride * map.column_step;
         for (int phase = 0; phase < kPhases; ++phase) {
-            const float *sources[kSide][kSide];  // null in the padding
+            const Value *sources[kSide][kSide];  // null in the padding
             for (int i = 0; i < kSide; ++i) {
                 const int64_t y = (tile.row * kTile + i) * kStride + phase / kStride - map.above;
                 for (int j = 0; j < kSide; ++j) {
                     const int64_t x = (tile.column * kTile + j) * kStride + phase % kStride - 1;
                     const bool is_inside = y >= 0 && y < map.height && x >= 0 && x < map.width;
                     const int64_t offset = tile.image * map.image_step + y * map.row_step + x * map.column_step;
-                    sources[i][j] = is_inside ? map.pixels + offset : nullptr;
+                    sources[i][j] = is_inside ? static_cast<const Value *>(map.pixels) + offset : nullptr;
                 }
             }
             for (int64_t c = 0; c < channels; c += kLanes) {
                 transform_vector(sources, c, channels - c, values + phase * channels + c, point_step);
+                // The columns that are new in the next tile: fetched while this one is transformed.
+                for (int i = 0; i < kSide; ++i) {
+                    for (int j = kSide - kTile; j < kSide; ++j) {
+                        if (sources[i][j]) __builtin_prefetch(sources[i][j] + next_tile + c, 0, 2);
+                    }
+                }
             }
         }
     }
 
-    static INLINE void transform_vector(const float *const (&sources)[kSide][kSide], int64_t first, int64_t count,
+    static INLINE void transform_vector(const Value *const (&sources)[kSide][kSide], int64_t first, int64_t count,
                                         float *values, int64_t point_step) {
         Vector columns[kSide][kSide];
         unroll<kSide>([&](auto j) {
@@ -163,7 +170,8 @@ struct Winograd {
         const Map &map = *tile.map;
         const int64_t y = tile.row * kTile, x = tile.column * kTile;
         const int64_t rows = map.out_height - y, columns = map.out_width - x;
-        float *outputs = map.outputs + tile.image * map.out_image_step + y * map.out_row_step + x * map.out_column_step;
+        Value *outputs = static_cast<Value *>(map.outputs) + tile.image * map.out_image_step + y * map.out_row_step +
+                         x * map.out_column_step;
         for (int64_t k = 0; k < layer.out_channels; k += kLanes) {
             const int64_t count = layer.out_channels - k;
             const Vector bias = layer.bias ? load(layer.bias + k, count) : Vector{};
@@ -177,7 +185,7 @@ struct Winograd {
                 multiply<kTile, kSide, kOutput>([&](auto j) { return interpolated[i][j]; },
                                                 [&](auto j, Vector value) {
                     if (i >= rows || j >= columns) return;
-                    float *target = outputs + i * map.out_row_step + j * map.out_column_step + k;
+                    Value *target = outputs + i * map.out_row_step + j * map.out_column_step + k;
                     if (layer.adds) value += load(target, count);
                     store(target, activate(value + bias, layer.negative_slope), count);
                 });
@@ -214,12 +222,15 @@ struct Winograd {
 extern "C" {
 
 extern const int32_t interface_version, block_rows, block_columns;
-const int32_t interface_version = 1, block_rows = kBlockRows, block_columns = kBlockColumns;
+const int32_t interface_version = 2, block_rows = kBlockRows, block_columns = kBlockColumns;
 
 // Each thread uses a part of the memory.
 void convolve_winograd(const Map *maps, const Layer *layer, int64_t tiles, int64_t max_tiles, float *memory,
                        int64_t memory_step, uint32_t threads, Parallel parallel) {
-    const auto convolve = layer->stride == 1 ? Winograd<1>::convolve : Winograd<2>::convolve;
+    const bool halves = layer->stride == 2;
+    const auto convolve = layer->is_bfloat16
+                              ? (halves ? Winograd<2, Bfloat16>::convolve : Winograd<1, Bfloat16>::convolve)
+                              : (halves ? Winograd<2, float>::convolve : Winograd<1, float>::convolve);
     run_in_threads(tiles, max_tiles, threads, parallel, [&](int64_t first, int64_t last, int64_t thread) {
         convolve(maps, *layer, first, last, memory + thread * memory_step);
     });

@@ -6,15 +6,17 @@ import ctypes
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from solo_infer.ops.native.library import KernelLibrary
-from solo_infer.runtime.scratch_memory import MAX_KEPT, scratch_memory
+from solo_infer.runtime import kept_memory
 
 # Tiles that are computed at a time: few enough for the cache. More if a point has many weights, which would
 # otherwise take longer to fetch than to multiply.
 _MAX_TILES, _MAX_TILES_OF_WIDE_LAYERS = 28, 56
 _MANY_WEIGHTS = 2**17
+MAX_VALUES = 2**24  # of intermediate results: 64 MiB
 _TILE = 4  # size of a tile of outputs; kTile of winograd.cpp
 _CACHE_LINE = 16  # float32 values; kCacheLine of vectors.h
 
@@ -22,7 +24,7 @@ _CACHE_LINE = 16  # float32 values; kCacheLine of vectors.h
 class _Map(ctypes.Structure):
     """Images of one size, and where their outputs are written.
 
-    Steps are those from one image, row or column to the next in float32 values; channels are adjacent.
+    Steps are those from one image, row or column to the next in values; channels are adjacent.
     ``above`` is the number of rows of padding.
     """
 
@@ -50,7 +52,7 @@ class _Layer(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("channels", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("stride", "adds")),
+        *((name, ctypes.c_int32) for name in ("stride", "adds", "is_bfloat16")),
         ("negative_slope", ctypes.c_float),
     ]
 
@@ -71,8 +73,8 @@ def convolve(
 
     Args:
         library: Library of the kernel.
-        maps: (N, H, W, C) float32 each, with adjacent channels.
-        outputs: (N, H', W', K) float32 each, with adjacent channels.
+        maps: (N, H, W, C) float32 or bfloat16 each, with adjacent channels.
+        outputs: (N, H', W', K) of the same dtype each, with adjacent channels.
         weight: Weights at the points (points, C, K), packed by ``KernelLibrary.pack``.
         bias: (K,) float32, contiguous.
         stride: 1 for a 3x3 convolution, 2 for a 4x4 one.
@@ -88,33 +90,32 @@ def convolve(
         outputs[0].shape[3],
         stride,
         adds,
+        maps[0].dtype == torch.bfloat16,
         negative_slope,
     )
     tiles = sum(len(y) * -(-y.shape[1] // _TILE) * -(-y.shape[2] // _TILE) for y in outputs)
     points, panels, depth, columns = weight.shape
     size_of_tile = points * (depth + panels * columns + _CACHE_LINE)
     threads = library.threads(tiles)
-    tiles_at_a_time = min(
-        -(-tiles // threads),
-        _MAX_TILES if weight[0].numel() < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS,
-        MAX_KEPT // (threads * size_of_tile),
-    )
-    tiles_at_a_time = max(round(tiles_at_a_time / library.block_rows), 1) * library.block_rows
-    threads = min(threads, -(-tiles // tiles_at_a_time))
-    size = tiles_at_a_time * size_of_tile + 2 * points * _CACHE_LINE
+    extra = 2 * points * _CACHE_LINE
+    # The same number of parts for each thread, which may be a little larger if they are few.
+    max_tiles = _MAX_TILES if weight[0].numel() < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS
+    parts = max(round(tiles / (threads * max_tiles)), 1) * threads
+    tiles_at_a_time = max(min(-(-tiles // parts), (MAX_VALUES // threads - extra) // size_of_tile), 1)
+    size = tiles_at_a_time * size_of_tile + extra
     function = library.functions.convolve_winograd
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    with scratch_memory(threads * size) as memory:
-        function(
-            structures,
-            ctypes.byref(layer),
-            integer(tiles),
-            integer(tiles_at_a_time),
-            pointer(memory.data_ptr()),
-            integer(size),
-            ctypes.c_uint32(threads),
-            pointer(library.parallel),
-        )
+    memory = kept_memory.empty([threads * size])
+    function(
+        structures,
+        ctypes.byref(layer),
+        integer(tiles),
+        integer(tiles_at_a_time),
+        pointer(memory.data_ptr()),
+        integer(size),
+        ctypes.c_uint32(threads),
+        pointer(library.parallel),
+    )
 
 
 def _map(above: int, x: Tensor, y: Tensor) -> _Map:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.kernels import IMPLEMENTATIONS, use_implementation
+from helpers.kernels import IMPLEMENTATIONS, use_implementation, use_matrix_units
 from helpers.nested_tensors import assert_close_outputs, random_maps
 from torch import nn
 
@@ -54,7 +54,8 @@ def test_activation_and_addend(slope):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @torch.no_grad()
-def test_other_dtypes_use_the_plain_convolution(dtype):
+def test_other_dtypes_use_the_plain_convolution(dtype, monkeypatch):
+    use_matrix_units(True, monkeypatch)
     conv = random_conv(256).to(dtype)
     winograd = WinogradConv2d(conv)
     for size in SIZES:
@@ -79,7 +80,8 @@ def test_levels_with_extra_channels(dtype, coordinates):
 
 
 @torch.no_grad()
-def test_half_precision_reads_an_even_number_of_channels(monkeypatch):
+def test_matrix_units_read_an_even_number_of_channels(monkeypatch):
+    use_matrix_units(True, monkeypatch)
     channels = []
 
     def convolve(x, weight, *args, **kwargs):
@@ -106,9 +108,18 @@ def test_gradients_use_the_plain_convolution():
     torch.testing.assert_close(gradient, x.grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_wide_convolutions(implementation, dtype):
-    least = 32 if implementation != "torch" and dtype == torch.float32 else 256
+@pytest.mark.parametrize(
+    "dtype, has_units, least_compiled",
+    [
+        (torch.float32, False, 32),
+        (torch.float32, True, 32),
+        (torch.bfloat16, False, 64),
+        (torch.bfloat16, True, 256),
+    ],
+)
+def test_wide_convolutions(implementation, dtype, has_units, least_compiled, monkeypatch):
+    use_matrix_units(has_units, monkeypatch)
+    least = 256 if implementation == "torch" else least_compiled
     assert is_wide(random_conv(least, least).to(dtype)) and is_wide(random_conv(least + 2, 256).to(dtype))
     assert not is_wide(random_conv(least - 1).to(dtype)) and not is_wide(
         random_conv(256, least - 1).to(dtype)
