@@ -25,6 +25,8 @@ from torch import Tensor
 from solo_infer.errors import ConfigError
 from solo_infer.ops import packed_masks
 from solo_infer.ops.dispatch import triton_kernel
+from solo_infer.ops.native import mask_intersections
+from solo_infer.ops.native.library import kernel_library
 
 KERNELS = ("gaussian", "linear")
 # Bytes of masks that are unpacked to float32 at the same time. On the CPU they fit the cache.
@@ -168,9 +170,10 @@ def check_kernel(kernel: str) -> None:
 def same_label_intersections(packed: Tensor, labels: Tensor) -> Tensor:
     """Return the common pixels of masks of equal label, 0 for different labels.
 
-    If few pairs of masks touch the same words of 64 pixels, these are compared bit by bit. Otherwise masks
-    are unpacked label by label and in chunks, which bounds the memory. This is the fastest method on the CPU
-    and synchronizes other devices. Counts up to 2^24 are exact.
+    A compiled kernel, where the package has one for the CPU, compares pairs of masks of equal label bit by
+    bit. Elsewhere so do operations of torch, if few pairs touch the same words of 64 pixels; otherwise masks
+    are unpacked label by label and in chunks, which bounds the memory. Devices other than the CPU are
+    synchronized. Counts up to 2^24 are exact.
 
     Args:
         packed: (P, B) uint8.
@@ -179,6 +182,9 @@ def same_label_intersections(packed: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (P, P) float32.
     """
+    library = kernel_library() if packed.device.type == "cpu" else None
+    if library is not None:
+        return mask_intersections.same_label_intersections(library, packed, labels)
     intersections = torch.zeros((len(labels), len(labels)), dtype=torch.float32, device=packed.device)
     pairs = _close_pairs(packed, labels) if len(labels) <= _FEW_MASKS else None
     if pairs is not None and len(pairs[0]) * packed.shape[1] <= _PAIRS_BYTES:

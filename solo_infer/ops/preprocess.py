@@ -10,6 +10,9 @@ from torch import Tensor
 
 from solo_infer.ops.cv2_resize import resize_bilinear_uint8
 from solo_infer.ops.dispatch import triton_kernel
+from solo_infer.ops.native import preprocess as native
+from solo_infer.ops.native.library import kernel_library
+from solo_infer.runtime import kept_memory
 from solo_infer.runtime.device import fast_paths
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -40,7 +43,7 @@ def preprocess(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Resize, normalize and pad images. The Triton kernel gives the same bits.
+    """Resize, normalize and pad images. The Triton kernel and the compiled one give the same bits.
 
     Args:
         images: (H, W, 3) uint8 RGB, each of any size, in host memory.
@@ -56,8 +59,15 @@ def preprocess(
     Returns:
         (N, 3, *padded) in channels_last format; 0 in the padding.
     """
-    inputs = torch.zeros((len(images), *padded, 3), dtype=torch.float32, device=device)
+    library = kernel_library() if device.type == "cpu" and round_to_uint8 else None
+    if library is None:
+        inputs = torch.zeros((len(images), *padded, 3), dtype=torch.float32, device=device)
+    else:
+        inputs = kept_memory.empty((len(images), *padded, 3)).zero_()
     for image, size, output in zip(images, sizes, inputs, strict=True):
+        if library is not None:
+            native.resize_and_normalize(library, image, output[: size[0], : size[1]], mean, std)
+            continue
         planes = upload(image, device).permute(2, 0, 1)
         if round_to_uint8:
             planes = resize_bilinear_uint8(planes, *size)

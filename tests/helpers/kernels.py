@@ -9,6 +9,10 @@ IMPLEMENTATIONS = ("torch", "avx2", "avx512")
 _MODULES = (
     "ops.winograd",
     "ops.group_norm_relu",
+    "ops.kernel_mask_statistics",
+    "ops.matrix_nms",
+    "ops.paste_masks",
+    "ops.preprocess",
     "models.optimized.winograd_conv",
     "models.optimized.halved_p2",
 )

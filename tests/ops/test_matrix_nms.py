@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 from helpers.paths import DATA
 
 from solo_infer.diagnostics.procedural_weights import uniform
@@ -21,6 +22,12 @@ from solo_infer.ops.matrix_nms import (
 SIZE = (50, 84)
 GOLDEN = np.load(DATA / "matrix_nms.npz")
 NAMES = sorted({name.split("/")[0] for name in GOLDEN})
+
+
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
 
 
 def shapes(key, count, small, large):
@@ -182,3 +189,19 @@ def test_intersections_in_chunks(monkeypatch):
     labels = torch.tensor([0, 1, 0, 1])
     same = labels[:, None] == labels
     assert torch.equal(same_label_intersections(packed[0], labels), expected[0] * same)
+
+
+@pytest.mark.parametrize("count, size", [(1, 1), (5, 3), (40, 8), (64, 1001)])
+def test_intersections_of_masks_with_empty_ends(count, size):
+    generator = np.random.default_rng(size)
+    masks = torch.from_numpy(generator.random((count, 8 * size)) < 0.6)
+    for index in range(count):
+        first, last = sorted(generator.integers(0, 8 * size + 1, 2))
+        masks[index, :first] = masks[index, last:] = False
+    labels = torch.from_numpy(generator.integers(0, 3, count))
+    expected = (masks.float() @ masks.float().T) * (labels[:, None] == labels)
+    packed = packed_masks.pack(masks)
+    assert torch.equal(same_label_intersections(packed, labels), expected)
+    wider = torch.zeros(count, 2 * size, dtype=torch.uint8)
+    wider[:, ::2] = packed
+    assert torch.equal(same_label_intersections(wider[:, ::2], labels), expected)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
-from solo_infer.ops import packed_masks
+from solo_infer.ops import packed_masks, paste_by_tiles
 from solo_infer.ops import paste_masks as paste_masks_module
+from solo_infer.ops.native import paste_masks as paste_masks_native
 from solo_infer.ops.paste_masks import _paste_by_interpolation, paste_masks
 
 CASES = [
@@ -17,6 +19,12 @@ CASES = [
     ((10, 11), (40, 44), (40, 44), (3, 5)),
     ((9, 6), (70, 90), (70, 90), (70, 90)),
 ]
+
+
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
 
 
 def random_masks(size):
@@ -65,16 +73,18 @@ def test_mask_in_the_padding_only_is_empty():
 @pytest.mark.parametrize(
     "settings", [{"TILE_ROWS": 1, "TILE_COLUMNS": 8}, {"TILE_ROWS": 512}, {"TILES_BYTES": 1}]
 )
-def test_size_of_tiles_does_not_change_masks(monkeypatch, settings):
+def test_size_of_tiles_does_not_change_masks(monkeypatch, settings, implementation):
+    if implementation != "torch":
+        pytest.skip("the kernel has no tiles")
     arguments = random_masks((20, 24)), (80, 96), (77, 91), (145, 202), 0.5
     expected = paste_masks(*arguments).packed
     for name, value in settings.items():
-        monkeypatch.setattr(paste_masks_module, f"_{name}", value)
-    paste_masks_module._tiles.cache_clear()
+        monkeypatch.setattr(paste_by_tiles, f"_{name}", value)
+    paste_by_tiles._tiles.cache_clear()
     try:
         assert torch.equal(paste_masks(*arguments).packed, expected)
     finally:
-        paste_masks_module._tiles.cache_clear()
+        paste_by_tiles._tiles.cache_clear()
 
 
 @pytest.mark.parametrize("original", [(145, 202), (300, 411), (60, 72), (1100, 1399)])
@@ -126,12 +136,46 @@ def test_cached_matrices_ignore_the_default_dtype_and_device():
     soft = random_masks((6, 9))
     sizes = (24, 36), (23, 35), (40, 41)
     expected = paste_masks(soft, *sizes, 0.5)
-    paste_masks_module._tiles.cache_clear()
+    paste_by_tiles._tiles.cache_clear()
+    paste_masks_native._taps.cache_clear()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
             pasted = paste_masks(soft, *sizes, 0.5)
     finally:
         torch.set_default_dtype(torch.float32)
-        paste_masks_module._tiles.cache_clear()
+        paste_by_tiles._tiles.cache_clear()
     assert all(map(torch.equal, pasted, expected))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_result_does_not_depend_on_the_number_of_threads(threads):
+    soft, sizes = torch.cat([random_masks((20, 24))] * 3), ((80, 96), (77, 91), (145, 202))
+    expected = paste_masks(soft[:1], *sizes, 0.5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pasted = paste_masks(soft, *sizes, 0.5)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(pasted.packed[::3], expected.packed.expand(3, -1, -1))
+    assert torch.equal(pasted.boxes[::3], expected.boxes.expand(3, -1))
+
+
+def test_masks_that_are_views():
+    soft, sizes = random_masks((20, 24)), ((80, 96), (77, 91), (145, 202))
+    expected = paste_masks(soft, *sizes, 0.5).packed
+    larger = torch.zeros(3, 24, 31)
+    larger[:, 2:22, 5:29] = soft
+    for view in (larger[:, 2:22, 5:29], soft.mT.contiguous().mT):
+        assert torch.equal(paste_masks(view, *sizes, 0.5).packed, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_stay_where_they_are(value):
+    soft = torch.zeros(2, 20, 24)
+    soft[:, 15:, :9] = 1
+    soft[1, 2:4, 18:20] = value
+    packed = paste_masks(soft, (80, 96), (80, 96), (160, 192), 0.5).packed
+    assert torch.equal(packed[0, :, : 14 * 8 // 8], packed[1, :, : 14 * 8 // 8])
+    assert torch.equal(packed[0, 60:], packed[1, 60:]) and packed[0].any()

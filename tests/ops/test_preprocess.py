@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.ops.cv2_resize import resize_bilinear_uint8
 from solo_infer.ops.preprocess import normalize, preprocess, upload
 
 CPU = torch.device("cpu")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
 
 
 def random_image(height, width, seed=0):
@@ -50,6 +57,26 @@ def test_batch_equals_the_steps(round_to_uint8, dtype):
         expected = torch.zeros(3, 32, 64)
         expected[:, :height, :width] = (resized - mean) / std
         assert torch.equal(result, expected.to(dtype))
+
+
+@pytest.mark.parametrize("old", [(1, 1), (2, 3), (37, 53), (64, 96), (300, 11)])
+@pytest.mark.parametrize("new", [(1, 1), (37, 53), (32, 48), (101, 7), (75, 131)])
+def test_any_sizes(old, new):
+    image = random_image(*old, seed=sum(old))
+    (result,) = preprocess([image], [new], (128, 160), MEAN, STD, True, CPU, torch.float32)
+    resized = resize_bilinear_uint8(image.permute(2, 0, 1), *new).float()
+    expected = (resized - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(result[:, : new[0], : new[1]], expected)
+    assert not result[:, new[0] :].any() and not result[:, :, new[1] :].any()
+
+
+def test_images_that_are_views():
+    image = random_image(40, 60)
+    views = [image[3:30, 5:48], image.flip(2), image[::2, ::3]]
+    sizes = [(50, 70)] * 3
+    results = preprocess(views, sizes, (64, 96), MEAN, STD, True, CPU, torch.float32)
+    copies = [view.clone(memory_format=torch.contiguous_format) for view in views]
+    assert torch.equal(results, preprocess(copies, sizes, (64, 96), MEAN, STD, True, CPU, torch.float32))
 
 
 def test_normalize_accepts_float_images():

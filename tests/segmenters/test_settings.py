@@ -16,7 +16,8 @@ from solo_infer.errors import ConfigError, KeywordError
 from solo_infer.inference.preprocess import plan
 from solo_infer.models.yolact.anchors import _anchors
 from solo_infer.ops.greedy_nms import greedy_nms
-from solo_infer.ops.paste_masks import _tiles
+from solo_infer.ops.native.paste_masks import _taps
+from solo_infer.ops.paste_by_tiles import _tiles
 from solo_infer.results.result_list import ResultList
 from solo_infer.segmenters.tiny import Tiny
 
@@ -143,7 +144,7 @@ def test_many_sizes_keep_bounded_resources(models):
         if side <= 32 * 8:
             for name in ("tiny", "original"):
                 models[name](image, input_size=side)
-    for cache in (_anchors, _tiles):
+    for cache in (_anchors, _tiles, _taps):
         assert cache.cache_info().maxsize <= 64 and cache.cache_info().currsize <= 64
 
 

@@ -15,16 +15,13 @@ from torch import Tensor
 
 from solo_infer.models.layers.resize import resize
 from solo_infer.models.solo.cells import LevelCells, split_cells
+from solo_infer.ops.kernel_mask_statistics import kernel_mask_scores, kernel_mask_statistics
 from solo_infer.ops.mask_statistics import MaskStatistics, mask_statistics
-from solo_infer.ops.matrix_product import matrix_product
 
 # Bytes of float32 masks per step; a step needs about four times this. On the CPU they should stay in the
 # cache, and the allocator should keep their memory.
 CHUNK_BYTES = 64 << 20
 CPU_CHUNK_BYTES = 16 << 20
-# Bytes of float32 scores of all masks of a band of pixels on the CPU, and the least pixels of a band.
-BAND_BYTES = 5 << 19
-_MIN_BAND = 2048
 
 
 class CandidateMasks(ABC):
@@ -137,29 +134,17 @@ class KernelMasks(CandidateMasks):
 
     def scores(self, cells: Tensor) -> Tensor:
         """Return the mask scores (k, H/4, W/4), float32 in 0..1, of cells (k,) out of those with kernels."""
-        return self._scores(self._kernels_of(cells), self._features.flatten(1)).view(len(cells), *self.size)
+        scores = kernel_mask_scores(self._kernels_of(cells), self._features.flatten(1))
+        return scores.view(len(cells), *self.size)
 
     def statistics(self, cells: Tensor, threshold: float) -> MaskStatistics:
-        """Return areas, sums of scores and packed bits of the masks of cells (k,).
-
-        On the CPU, all masks are computed in bands of pixels whose scores stay in the cache.
-        """
+        """Return areas, sums of scores and packed bits of the masks of cells (k,)."""
         if cells.device.type != "cpu":
             return super().statistics(cells, threshold)
-        kernels, features = self._kernels_of(cells), self._features.flatten(1)
-        length = max(BAND_BYTES // (4 * max(len(cells), 1)), _MIN_BAND) // 8 * 8
-        bands = (self._scores(kernels, band) for band in features.split(length, dim=1))
-        parts = [mask_statistics(scores[:, None], threshold) for scores in bands]
-        areas, sums, packed = zip(*parts, strict=True)
-        return MaskStatistics(sum(areas), sum(sums), torch.cat(packed, dim=1))
+        return kernel_mask_statistics(self._kernels_of(cells), self._features.flatten(1), threshold)
 
     def _kernels_of(self, cells: Tensor) -> Tensor:
         return self._kernels[torch.searchsorted(self._cells, cells)]
-
-    @staticmethod
-    def _scores(kernels: Tensor, features: Tensor) -> Tensor:
-        """Return the mask scores (k, pixels), float32 in 0..1, of kernels (k, E) at features (E, pixels)."""
-        return matrix_product(kernels, features).float().sigmoid_()
 
 
 class AxisScores:
