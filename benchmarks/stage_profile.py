@@ -32,7 +32,7 @@ from solo_infer.data.images import LoadedImage
 from solo_infer.diagnostics.packages import installed_version
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
-from solo_infer.ops.native import winograd
+from solo_infer.ops.native import kernel_masks, winograd
 from solo_infer.ops.native.library import KernelLibrary
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.cpu import cpu_name
@@ -48,16 +48,23 @@ class _KernelFlops:
 
     def __init__(self) -> None:
         self.total = 0
-        self._convolve = winograd.convolve
+        self._convolve, self._multiply = winograd.convolve, kernel_masks.kernel_mask_statistics
 
     def __enter__(self) -> _KernelFlops:
-        winograd.convolve = self._count
+        winograd.convolve = self._count_convolution
+        kernel_masks.kernel_mask_statistics = self._count_masks
         return self
 
     def __exit__(self, *_: object) -> None:
-        winograd.convolve = self._convolve
+        winograd.convolve, kernel_masks.kernel_mask_statistics = self._convolve, self._multiply
 
-    def _count(
+    def _count_masks(
+        self, library: KernelLibrary, kernels: Tensor, features: Tensor, threshold: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        self.total += 2 * kernels.numel() * len(features)
+        return self._multiply(library, kernels, features, threshold)
+
+    def _count_convolution(
         self,
         library: KernelLibrary,
         maps: Sequence[Tensor],

@@ -52,7 +52,7 @@ def _describe_cpu() -> dict[str, Any]:
 
 
 def _kernels() -> str:
-    """Return which implementation computes 3x3 convolutions in float32 on the CPU."""
+    """Return which implementation computes photos, 3x3 convolutions and masks on the CPU."""
     library = kernel_library()
     if library is not None:
         return f"compiled for {library.instructions}"

@@ -295,7 +295,7 @@ def _feature_lines(device: dict[str, Any]) -> list[str]:
         + (f" ({device['dtype_reason']})" if "dtype_reason" in device else ""),
     ]
     if kernels := device.get("kernels"):
-        lines.append(f"    3x3 convolutions in float32: {kernels}")
+        lines.append(f"    kernels for photos, convolutions and masks: {kernels}")
     if rates := device.get("rates"):
         measured = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in rates.items())
         products = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in device["product_rates"].items())
