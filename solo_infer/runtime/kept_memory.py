@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.runtime.messages import describe_error
+from solo_infer.runtime.neutral_state import neutral_state
 
 _LOGGER = logging.getLogger(__name__)
 _SIZE = 3 * 2**27  # bytes that are kept at most
@@ -48,6 +49,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @cache
+@neutral_state()
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks of up to 32 MiB, as after any program that has freed such a block."""
     torch.empty(MAX_SIZE_OF_MALLOC, dtype=torch.uint8, device="cpu")
