@@ -3,6 +3,8 @@
 Both libraries can do so while the result of the convolution is still in registers or in the cache. torch
 uses that in compiled programs only; its operators are outside its public interface. They are therefore
 tried first: ``operators_work`` returns whether they exist and give the results of separate operations.
+
+On the CPU, large outputs take memory that is kept (``runtime.kept_memory``).
 """
 
 from __future__ import annotations
@@ -84,8 +86,8 @@ def add_convolution(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _zeros_for_large_output(conv: nn.Conv2d, x: Tensor) -> Tensor | None:
     """Return zeros in kept memory for an output that would otherwise take new memory, or None.
 
-    The operators have no output argument. Adding to zeros takes a quarter of the time of the first use of
-    new memory.
+    The operators have no output argument. Writing zeros and adding to them takes less time than the first use
+    of new memory.
     """
     taps, padding, stride = conv.kernel_size, cast("tuple[int, ...]", conv.padding), conv.stride
     height, width = ((x.shape[i + 2] + 2 * padding[i] - taps[i]) // stride[i] + 1 for i in range(2))
