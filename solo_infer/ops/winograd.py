@@ -34,17 +34,20 @@ class TransformedWeight:
     """Weight of a convolution at the points of Winograd's method.
 
     Attributes:
-        values: (points, C, K) float32, or what ``KernelLibrary.pack`` makes of it.
+        values: (points, C, K) float32, with 4 * C for stride 2; or the same packed by ``KernelLibrary.pack``,
+            without values that are always zero.
         instructions: Name of the instructions of the compiled kernel that reads the values, or None.
         channels: Number of input channels.
         out_channels: Number of output channels, K.
-        stride: Stride of the convolution.
+        taps: Number of weights along a side of a filter: 3, or 4 with stride 2.
+        stride: Stride of the convolution, 1 or 2.
     """
 
     values: Tensor
     instructions: str | None
     channels: int
     out_channels: int
+    taps: int
     stride: int
 
 
@@ -63,28 +66,66 @@ def _has_matrix_units() -> bool:
     return has_bfloat16_matrix_units() is not False
 
 
-def transform_weight(weight: Tensor) -> TransformedWeight:
-    """Transform the weight (K, C, 3, 3) of a convolution, of any float dtype, for ``convolve``."""
-    taps = weight.float().permute(2, 3, 1, 0).flatten(0, 1)
-    return _transform(weight, taps, weight_matrix(_TILE + 2, 3), stride=1)
+def transform_weight(weight: Tensor, stride: int = 1) -> TransformedWeight:
+    """Transform the weight (K, C, 3, 3) of a convolution, of any float dtype, for ``convolve``.
+
+    Args:
+        weight: Weight of the convolution.
+        stride: Stride of the convolution, 1 or 2. Defaults to 1.
+    """
+    if stride == 2:
+        return _transform_phases(F.pad(weight, (0, 1, 0, 1)), taps=3)
+    values, instructions = _transform(
+        weight.float().permute(2, 3, 1, 0).flatten(0, 1), weight_matrix(_TILE + 2, 3)
+    )
+    return TransformedWeight(values, instructions, weight.shape[1], len(weight), taps=3, stride=1)
 
 
 def transform_halving_weight(weight: Tensor) -> TransformedWeight:
     """Transform the weight (K, C, 4, 4) of a convolution, of any float dtype, for ``convolve_halving``."""
+    return _transform_phases(weight, taps=4)
+
+
+def _transform_phases(weight: Tensor, taps: int) -> TransformedWeight:
+    """Transform a weight (K, C, 4, 4) for stride 2; with 3 taps, its last row and column are zeros.
+
+    Every other row and column of an image form one of four phases, and filters have 2x2 taps in each.
+    """
     outputs, channels = weight.shape[:2]
-    # With stride 2, each of the four phases of the image has 2x2 taps.
     phases = weight.float().view(outputs, channels, 2, 2, 2, 2).permute(2, 4, 3, 5, 1, 0)
-    taps = phases.reshape(4, 4 * channels, outputs)
-    return _transform(weight, taps, weight_matrix(_TILE + 1, 2), stride=2)
+    values, instructions = _transform(phases.reshape(4, 4 * channels, outputs), weight_matrix(_TILE + 1, 2))
+    if taps == 3 and instructions is not None:
+        values = _without_zeros(values)
+    return TransformedWeight(values, instructions, channels, outputs, taps, stride=2)
 
 
-def _transform(weight: Tensor, taps: Tensor, matrix: Tensor, stride: int) -> TransformedWeight:
-    """Return the values of filters with taps (taps, C, K) at the points of a matrix (points, taps)."""
+def _without_zeros(values: Tensor) -> Tensor:
+    """Leave out the zeros of 3x3 filters of stride 2 among packed values (points, panels, 4 * C, columns).
+
+    The value at infinity is that of the last tap, which every other row and column of phases does not have.
+    """
+    side = _TILE + 1
+    points = values.unflatten(2, (2, 2, -1)).unflatten(0, (side, side))
+    phases = [2] * (side - 1) + [1]
+    return torch.cat(
+        [
+            points[row, column, :, : phases[row], : phases[column]].flatten()
+            for row in range(side)
+            for column in range(side)
+        ]
+    )
+
+
+def _transform(taps: Tensor, matrix: Tensor) -> tuple[Tensor, str | None]:
+    """Return the values of filters with taps (taps, C, K) at the points of a matrix (points, taps).
+
+    Returns:
+        The values, packed for the compiled kernel if there is one, and the instructions of that kernel.
+    """
     library = kernel_library()
     ordered = taps if library is None else library.pack(taps)
     values = (matrix @ ordered.reshape(len(taps), -1)).view(-1, *ordered.shape[1:])
-    instructions = None if library is None else library.instructions
-    return TransformedWeight(values, instructions, weight.shape[1], len(weight), stride)
+    return values, None if library is None else library.instructions
 
 
 def convolve(
@@ -95,19 +136,20 @@ def convolve(
     addends: Sequence[Tensor] = (),
     negative_slope: float = 1,
 ) -> list[Tensor]:
-    """Apply a 3x3 convolution with stride 1 and a padding of 1 to maps of any sizes.
+    """Apply a 3x3 convolution with stride 1 or 2 and a padding of 1 to maps of any sizes.
 
     Args:
         maps: (N, C, H, W) float32 on the CPU each; channels_last is fastest. With the compiled kernel, all
             may be bfloat16.
         weight: Result of ``transform_weight``.
         bias: (K,) of any float dtype.
-        addends: (N, K, H, W) of the dtype of the maps for each one, to which the convolution is added, in
+        addends: (N, K, H', W') of the dtype of the maps for each one, to which the convolution is added, in
             place if they are in channels_last. None by default.
         negative_slope: Factor of negative results: 0 for ReLU. Defaults to 1, no activation.
 
     Returns:
-        (N, K, H, W) of the dtype of the maps in channels_last for each one.
+        (N, K, H', W') of the dtype of the maps in channels_last for each one; H' is H for stride 1, and half
+        of H, rounded up, for stride 2.
     """
     return _convolve(maps, weight, bias, addends, above=1, below=1, negative_slope=negative_slope)
 
@@ -142,22 +184,25 @@ def _convolve(
     negative_slope: float,
 ) -> list[Tensor]:
     bias = None if bias is None else bias.float().contiguous()
-    _check_operands(maps, weight, bias, addends)
+    taps, stride = weight.taps, weight.stride
+    sizes = [
+        ((x.shape[-2] + above + below - taps) // stride + 1, (x.shape[-1] + 2 - taps) // stride + 1)
+        for x in maps
+    ]
+    _check_operands(maps, weight, bias, addends, sizes)
     if not maps:
         return []
     library = None if weight.instructions is None else load_kernels(weight.instructions)
     if library is None:
-        outputs = winograd_torch.convolve(maps, weight.values, bias, weight.stride, above, below)
+        outputs = winograd_torch.convolve(maps, weight.values, bias, stride, above, sizes)
         outputs = [y.add_(x) for x, y in zip(addends, outputs, strict=True)] if addends else outputs
         if negative_slope == 0:
             return [F.relu_(y) for y in outputs]
         return outputs if negative_slope == 1 else [F.leaky_relu_(y, negative_slope) for y in outputs]
-    stride = weight.stride
     pixels = [_channels_last(x) for x in maps]
     if addends:
         outputs = [x.permute(0, 2, 3, 1).contiguous() for x in addends]  # views may share values
     else:
-        sizes = [((x.shape[1] + above + below - 2) // stride, x.shape[2] // stride) for x in pixels]
         outputs = [
             kept_memory.empty([len(x), *size, weight.out_channels], x.dtype)
             for x, size in zip(pixels, sizes, strict=True)
@@ -168,6 +213,7 @@ def _convolve(
         outputs,
         weight.values,
         bias,
+        taps=taps,
         stride=stride,
         above=above,
         adds=bool(addends),
@@ -177,7 +223,11 @@ def _convolve(
 
 
 def _check_operands(
-    maps: Sequence[Tensor], weight: TransformedWeight, bias: Tensor | None, addends: Sequence[Tensor]
+    maps: Sequence[Tensor],
+    weight: TransformedWeight,
+    bias: Tensor | None,
+    addends: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
 ) -> None:
     """Raise an error where the compiled kernel would read or write beyond a tensor."""
     if addends and len(addends) != len(maps):
@@ -187,7 +237,9 @@ def _check_operands(
     dtype = torch.bfloat16 if is_half else torch.float32
     outputs = weight.out_channels
     operands = [(x, (*x.shape[:1], weight.channels, *x.shape[2:4]), dtype) for x in maps]
-    operands += [(y, (len(x), outputs, *x.shape[2:4]), dtype) for x, y in zip(maps, addends, strict=False)]
+    operands += [
+        (y, (len(x), outputs, *size), dtype) for x, y, size in zip(maps, addends, sizes, strict=False)
+    ]
     for tensor, shape, expected in (
         operands if bias is None else [*operands, (bias, (outputs,), torch.float32)]
     ):

@@ -36,7 +36,12 @@ class _TileRows(NamedTuple):
 
 
 def convolve(
-    maps: Sequence[Tensor], transformed: Tensor, bias: Tensor | None, stride: int, above: int, below: int
+    maps: Sequence[Tensor],
+    transformed: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    above: int,
+    sizes: Sequence[tuple[int, int]],
 ) -> list[Tensor]:
     """Apply a convolution with stride 1 or 2 to maps of any sizes.
 
@@ -44,16 +49,15 @@ def convolve(
         maps: (N, C, H, W) float32 on the CPU each; channels_last is fastest.
         transformed: (points, C, K) float32; (points, 4 * C, K) for stride 2.
         bias: (K,) float32.
-        stride: 1 for a 3x3 convolution, 2 for a 4x4 one.
+        stride: 1 for 3x3 filters; 2 for 4x4 ones, or 3x3 ones with a row and a column of zeros.
         above: Rows of padding above.
-        below: Rows of padding below.
+        sizes: Height and width H', W' of the outputs of each map.
 
     Returns:
         (N, K, H', W') float32 in channels_last for each map.
     """
     tile = math.isqrt(len(transformed)) - (2 if stride == 1 else 1)
     tile_rows, results = [], []
-    sizes = [((x.shape[2] + above + below - 2) // stride, x.shape[3] // stride) for x in maps]
     grids = [(-(-height // tile), -(-width // tile)) for height, width in sizes]
     counts = [len(x) * rows * columns for x, (rows, columns) in zip(maps, grids, strict=True)]
     max_tiles = _max_tiles(sum(counts))

@@ -52,6 +52,28 @@ def test_convolve_halving_equals_direct_convolution(size):
     assert (result - expected).abs().max() < 3e-5
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 8), (9, 9), (48, 50), (5, 400)])
+@pytest.mark.parametrize(("count", "channels", "outputs"), [(1, 64, 80), (3, 5, 2)])
+@pytest.mark.parametrize("slope", [0, 1])
+def test_stride_2_equals_direct_convolution(size, count, channels, outputs, slope):
+    x, bias = noise(count, channels, *size), noise(outputs, seed=1)
+    weight = noise(outputs, channels, 3, 3, seed=2) / (3 * channels**0.5)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=2, padding=1)
+    addend = noise(*expected.shape, seed=3)
+    transformed = winograd.transform_weight(weight, stride=2)
+    (result,) = winograd.convolve([x], transformed, bias, negative_slope=slope)
+    (added,) = winograd.convolve([x], transformed, bias, addends=[addend.clone()], negative_slope=slope)
+    for values, reference in ((result, expected), (added, expected + addend)):
+        reference = reference if slope else reference.relu()
+        assert values.shape == reference.shape and values.dtype == torch.float32
+        assert (values - reference).abs().max() < 2e-5
+
+
+def test_weights_of_stride_2_that_are_zero_are_not_stored(implementation):
+    values = winograd.transform_weight(noise(32, 48, 3, 3), stride=2).values
+    assert values.numel() == (25 * 4 if implementation == "torch" else 81) * 32 * 48
+
+
 def test_layouts_and_missing_bias():
     x = torch.randn(2, 16, 13, 17, generator=torch.Generator().manual_seed(0))
     transformed = winograd.transform_weight(

@@ -20,7 +20,7 @@ from solo_infer.models.optimized.pyramid import FusedPyramidNeck
 from solo_infer.models.optimized.stem_pool import StemPool
 from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
-from solo_infer.models.solo.neck import PyramidNeck, SOLONeck
+from solo_infer.models.solo.neck import SOLONeck, SOLOv2Neck
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -42,7 +42,7 @@ def swap_modules(network: _Module) -> _Module:
             setattr(parent, name, KeptConv2d(child))
     # Containers after their contents.
     for parent, name, child in named_children(network):
-        if type(child) is PyramidNeck:
+        if isinstance(child, SOLOv2Neck):
             setattr(parent, name, FusedPyramidNeck(child))
         elif isinstance(child, ConvBranch):
             setattr(parent, name, LevelwiseConvBranch(child))

@@ -26,10 +26,10 @@ class FusedPyramidNeck(nn.Module):
         self.neck = neck
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map C2 to C5 to P2 to P6."""
+        """Map C2 to C5 to the inputs of the head."""
         merged = merge_laterals(self.neck.inner_blocks, maps)
         levels = [block(feature) for block, feature in zip(self.neck.layer_blocks, merged, strict=False)]
-        return [*levels, self.neck.extra_level(levels[-1])]
+        return self.neck.head_inputs([*levels, self.neck.extra_level(levels[-1])])
 
 
 def merge_laterals(laterals: Sequence[nn.Module] | nn.ModuleList, maps: Sequence[Tensor]) -> list[Tensor]:

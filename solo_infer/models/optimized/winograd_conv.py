@@ -17,6 +17,8 @@ from solo_infer.ops.winograd import TransformedWeight
 # Input and output channels from which Winograd's method is faster than oneDNN's direct convolution
 # (benchmarks/NOTES.md): in the compiled kernel in float32 and bfloat16, and in operations of torch.
 _MIN_CHANNELS_COMPILED, _MIN_CHANNELS_BFLOAT16, MIN_CHANNELS = 32, 64, 256
+# The same for stride 2, with which only the kernel in float32 is faster, and the least number of outputs.
+_MIN_CHANNELS_STRIDE_2, _MIN_OUTPUTS_STRIDE_2 = 64, 512
 _ONE_MORE_CHANNEL = (0, 0, 0, 0, 0, 1)  # padding of axis -3 at its end
 
 
@@ -24,36 +26,36 @@ class WinogradConv2d(nn.Module):
     """3x3 convolution, by Winograd's method on the CPU where that is faster, and by torch elsewhere.
 
     Args:
-        conv: Convolution of stride 1 and padding 1; its weights are shared.
+        conv: Convolution of stride 1 or 2 and padding 1; its weights are shared.
         negative_slope: Factor of negative results: 0 for ReLU. Defaults to 1, no activation.
     """
 
     def __init__(self, conv: nn.Conv2d, negative_slope: float = 1) -> None:
         super().__init__()
-        self.out_channels = conv.out_channels
+        self.out_channels, self.stride = conv.out_channels, conv.stride[0]
         self.weight, self.bias, self.negative_slope = conv.weight, conv.bias, negative_slope
         # Computed on first use; concurrent threads compute equal values.
         self._transformed: TransformedWeight | None = None
 
     def forward(self, x: Tensor, *, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Map (N, C, H, W) to (N, K, H, W).
+        """Map (N, C, H, W) to (N, K, H', W'), of which the stride is a half or one.
 
         Args:
             x: Input.
-            addend: (N, K, H, W), to which the convolution is added; it may be overwritten.
+            addend: (N, K, H', W'), to which the convolution is added; it may be overwritten.
             relu: Whether ReLU is applied to the result, instead of ``negative_slope``. Defaults to False.
         """
-        if can_use_winograd(x):
+        if can_use_winograd(x) and (self.stride == 1 or _has_many_outputs(x)):
             slope = 0 if relu else self.negative_slope
             return self._convolve([x], () if addend is None else (addend,), slope)[0]
-        out = F.conv2d(x, self.weight, self.bias, padding=1)
+        out = F.conv2d(x, self.weight, self.bias, self.stride, padding=1)
         out = out if addend is None else out + addend
         if relu:
             return F.relu(out)
         return out if self.negative_slope == 1 else F.leaky_relu(out, self.negative_slope)
 
     def forward_levels(self, maps: Sequence[Tensor], extra: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Convolve maps of several sizes, small ones together, without activation.
+        """Convolve maps of several sizes, small ones together, with stride 1 and without activation.
 
         Args:
             maps: (N, C, H, W) each.
@@ -82,17 +84,24 @@ class WinogradConv2d(nn.Module):
     ) -> list[Tensor]:
         channels, weight = maps[0].shape[1], self._transformed
         if weight is None or weight.channels != channels:
-            weight = self._transformed = winograd.transform_weight(self.weight[:, :channels])
+            weight = self._transformed = winograd.transform_weight(self.weight[:, :channels], self.stride)
         return winograd.convolve(maps, weight, self.bias, addends=addends, negative_slope=negative_slope)
 
 
 def is_wide(conv: nn.Conv2d) -> bool:
     """Return whether Winograd's method can replace a convolution and is faster."""
-    return (
-        (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-        and (conv.dilation, conv.groups) == ((1, 1), 1)
-        and min(conv.in_channels, conv.out_channels) >= _min_channels(conv.weight.dtype)
-    )
+    shape = (conv.kernel_size, conv.padding, conv.dilation, conv.groups)
+    if shape != ((3, 3), (1, 1), (1, 1), 1) or conv.stride not in ((1, 1), (2, 2)):
+        return False
+    width, dtype = min(conv.in_channels, conv.out_channels), conv.weight.dtype
+    if conv.stride == (1, 1):
+        return width >= _min_channels(dtype)
+    return dtype == torch.float32 and kernel_library() is not None and width >= _MIN_CHANNELS_STRIDE_2
+
+
+def _has_many_outputs(x: Tensor) -> bool:
+    height, width = x.shape[-2:]
+    return len(x) * ((height + 1) // 2) * ((width + 1) // 2) >= _MIN_OUTPUTS_STRIDE_2
 
 
 def _min_channels(dtype: torch.dtype) -> int:

@@ -1,4 +1,4 @@
-"""Feature pyramids of SOLO and SOLOv2, and the five feature maps that their heads read."""
+"""Feature pyramids of SOLO and SOLOv2, and the feature maps that their heads read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solo_infer.models.layers.resize import resize
 
 
 class PyramidNeck(FeaturePyramidNetwork):
-    """torchvision's feature pyramid on C2 to C5, with P6 made from P5; SOLOv2's.
+    """torchvision's feature pyramid on C2 to C5, with P6 made from P5.
 
     It equals mmdet's ``FPN(num_outs=5)``: 1x1 lateral and 3x3 output convolutions with bias, nearest
     up-sampling to the exact size of the finer level.
@@ -34,8 +34,13 @@ class PyramidNeck(FeaturePyramidNetwork):
             self.layer_blocks.append(nn.Sequential(conv))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map C2 to C5 to the inputs of the head: P2 to P6."""
-        return self.pyramid(maps)
+        """Map C2 to C5 to the inputs of the head."""
+        return self.head_inputs(self.pyramid(maps))
+
+    @staticmethod
+    def head_inputs(levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs of the head, from P2 to P6 (N, C, h, w)."""
+        return list(levels)
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map C2 to C5 to P2 to P6."""
@@ -58,9 +63,19 @@ class PyramidNeck(FeaturePyramidNetwork):
 class SOLONeck(PyramidNeck):
     """The feature pyramid with P2 and P6 resized for the heads of SOLO."""
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map C2 to C5 to the inputs of the heads, at strides 8, 8, 16, 32, 32."""
-        return resize_feats(self.pyramid(maps))
+    @staticmethod
+    def head_inputs(levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs of the head, at strides 8, 8, 16, 32, 32."""
+        return resize_feats(levels)
+
+
+class SOLOv2Neck(PyramidNeck):
+    """The feature pyramid with the inputs of SOLOv2's head: P2, and those of the heads of SOLO."""
+
+    @staticmethod
+    def head_inputs(levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return P2 and the inputs of the grids, at strides 4, 8, 8, 16, 32, 32."""
+        return [levels[0], *resize_feats(levels)]
 
 
 def resize_feats(levels: Sequence[Tensor]) -> list[Tensor]:

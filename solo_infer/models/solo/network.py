@@ -73,7 +73,7 @@ class SOLONetwork(SegmentationNetwork):
         return solo_losses(class_logits, masks, batch, self.mask_head.parameters())
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to the inputs of the head: at strides 8, 8, 16, 32, 32, or P2 to P6."""
+        """Map images (N, 3, H, W) to the inputs of the head (``neck``)."""
         return self.neck(self.backbone(images))
 
     def init_weights(self) -> None:

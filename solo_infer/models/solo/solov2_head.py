@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from solo_infer.config import SOLOConfig
-from solo_infer.models.layers.conv_branch import ConvBlock, append_coordinates
+from solo_infer.models.layers.conv_branch import (
+    ConvBlock,
+    append_channels,
+    append_coordinates,
+    coordinates,
+)
 from solo_infer.models.layers.resize import resize
 from solo_infer.models.solo.cells import LevelCells
 from solo_infer.models.solo.head import BaseHead
 from solo_infer.models.solo.masks import CandidateMasks, KernelMasks
-from solo_infer.models.solo.neck import PyramidNeck, resize_feats
+from solo_infer.models.solo.neck import SOLOv2Neck
 
 FEATURE_CHANNELS = 128  # channels of each level of the mask feature head (SOLOv2 paper, section 3.2)
 _FEATURE_LEVELS = 4  # P2 to P5
@@ -79,10 +84,10 @@ class MaskFeatureHead(nn.Module):
 class SOLOv2Head(BaseHead):
     """SOLOv2: a kernel per grid cell, and mask features.
 
-    Its inputs are P2 to P6, not resized.
+    Its inputs are P2, and the feature maps of the five levels of the grid.
     """
 
-    neck = PyramidNeck
+    neck = SOLOv2Neck
 
     def __init__(self, config: SOLOConfig) -> None:
         super().__init__(config)
@@ -92,53 +97,57 @@ class SOLOv2Head(BaseHead):
         self.mask_feature_head = MaskFeatureHead(config)
 
     def forward(self, levels: Sequence[Tensor]) -> SOLOv2Output:
-        """Map P2 to P6 (N, C, h, w) to the class logits, kernels and mask features."""
+        """Map six feature maps (N, C, h, w) to the class logits, kernels and mask features."""
         return SOLOv2Output(self.class_logits(levels), self.kernels(levels), self.mask_features(levels))
 
     def class_logits(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Return the class logits (N, classes, g, g) of each level."""
-        return super().class_logits(resize_feats(levels))
+        return super().class_logits(levels[1:])
 
     def kernels(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Return the kernels (N, E, g, g) of each level."""
-        features = self.kernel_convs(
-            [self._kernel_input(x, level) for level, x in enumerate(resize_feats(levels))]
-        )
+        features = self.kernel_convs([self._kernel_input(x, level) for level, x in enumerate(levels[1:])])
         return [self.conv_kernel(x) for x in features]
 
     def mask_features(self, levels: Sequence[Tensor]) -> Tensor:
         """Return the mask features (N, E, H/4, W/4)."""
-        return self.mask_feature_head(levels[:_FEATURE_LEVELS])
+        p2, _, p3, p4, p5, _ = levels
+        return self.mask_feature_head([p2, p3, p4, p5])
 
     def masks(self, levels: Sequence[Tensor], cells: Sequence[Tensor]) -> list[CandidateMasks]:
         """Compute the kernels of the cells, and mask features where there are any; see ``BaseHead.masks``."""
-        kernels: list[list[Tensor]] = [[] for _ in cells]
-        in_use = list(self._levels_in_use(resize_feats(levels), cells))
+        patches: list[list[Tensor]] = [[] for _ in cells]
+        in_use = list(self._levels_in_use(levels[1:], cells))
         inputs = [self._kernel_input(level.feature, level.level) for level in in_use]
         for level, batch in zip(in_use, self.kernel_convs(inputs), strict=True):
             for image, feature in zip(level.members, batch, strict=True):
-                kernels[image].append(self._cell_kernels(feature, level.members[image]))
+                patches[image].append(_patches(feature, level.members[image]))
         images = [image for image, image_cells in enumerate(cells) if len(image_cells)]
         used_levels = levels if len(images) == len(cells) else [level[images] for level in levels]
         features = iter(self.mask_features(used_levels) if images else ())
         # Images without cells get features that take no memory.
         unused = levels[0].new_zeros(()).expand(self.mask_channels, *levels[0].shape[-2:])
         return [
-            KernelMasks(next(features), image_cells, torch.cat(image_kernels))
-            if image_kernels
+            KernelMasks(next(features), image_cells, self._kernels_of_patches(torch.cat(image_patches)))
+            if image_patches
             else KernelMasks(unused, image_cells, unused.new_zeros((0, self.mask_channels)))
-            for image_cells, image_kernels in zip(cells, kernels, strict=True)
+            for image_cells, image_patches in zip(cells, patches, strict=True)
         ]
 
     def _kernel_input(self, x: Tensor, level: int) -> Tensor:
-        """Append coordinates to the feature map of a level, and resize all to its grid."""
-        grid = self.num_grids[level]
-        return resize(append_coordinates(x, "xy"), (grid, grid))
+        """Append coordinates to the feature map of a level, both resized to its grid."""
+        size = (self.num_grids[level], self.num_grids[level])
+        return append_channels(resize(x, size), resize(coordinates(x, "xy"), size))
 
-    def _cell_kernels(self, feature: Tensor, cells: LevelCells) -> Tensor:
-        """Return the kernels (k, E) of cells of one level, from the features (C, g, g) of its branch."""
-        taps = torch.arange(3, dtype=torch.int64, device=feature.device)
-        rows, columns = cells.rows[:, None, None] + taps[:, None], cells.columns[:, None, None] + taps
-        patches = pad(feature, (1, 1, 1, 1))[:, rows, columns].transpose(0, 1)  # (k, C, 3, 3)
+    def _kernels_of_patches(self, patches: Tensor) -> Tensor:
+        """Return the kernels (k, E) of cells from the patches (k, 3, 3, C) around them."""
         weight, bias = (self.conv_kernel.get_parameter(name) for name in ("weight", "bias"))
-        return torch.addmm(bias, patches.flatten(1), weight.flatten(1).T)
+        return torch.addmm(bias, patches.flatten(1), weight.permute(0, 2, 3, 1).flatten(1).T)
+
+
+def _patches(feature: Tensor, cells: LevelCells) -> Tensor:
+    """Return the patches (k, 3, 3, C) around cells of one level in the features (C, g, g) of its branch."""
+    taps = torch.arange(3, dtype=torch.int64, device=feature.device)
+    rows, columns = cells.rows[:, None, None] + taps[:, None], cells.columns[:, None, None] + taps
+    # The channels of a pixel are adjacent in channels_last maps, and are copied together.
+    return pad(feature.permute(1, 2, 0), (0, 0, 1, 1, 1, 1))[rows, columns]

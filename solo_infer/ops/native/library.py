@@ -16,7 +16,7 @@ from solo_infer.runtime.native_library import instruction_sets, load_library
 from solo_infer.runtime.thread_pool import openmp_address
 
 _LOGGER = logging.getLogger(__name__)
-_INTERFACE_VERSION = 2  # of the functions and structures
+_INTERFACE_VERSION = 3  # of the functions and structures
 
 
 @dataclass(frozen=True)

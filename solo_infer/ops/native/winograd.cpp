@@ -22,7 +22,7 @@ struct Map {
 struct Layer {
     const float *weight, *bias;
     int64_t channels, out_channels;
-    int32_t stride, adds, is_bfloat16;
+    int32_t stride, taps, adds, is_bfloat16;
     float negative_slope;
 };
 
@@ -116,18 +116,35 @@ class TileSequence {
     Tile next_;
 };
 
-template <int kStride, typename Value>
+// kTaps is the number of weights along a side of a filter. With stride 2, the pixels of every other row and column are
+// an image of their own, a phase, and filters have 2 x 2 taps in each: with kTaps = 3, the last ones of some are zero.
+template <int kStride, int kTaps, typename Value>
 struct Winograd {
-    static constexpr int kSide = kTile + (kStride == 1 ? 2 : 1);
     static constexpr int kPhases = kStride * kStride;
+    static constexpr int kPhaseTaps = kStride == 1 ? kTaps : 2;
+    static constexpr int kSide = kTile + kPhaseTaps - 1;
     static constexpr Matrix<kSide, kSide> kInput = input_matrix<kSide>();
     static constexpr Matrix<kTile, kSide> kOutput = output_matrix<kSide, kTile>();
+
+    // The values of filters at infinity are their last taps, and the products with those that are zero are left out.
+    static constexpr bool is_used(int phase, int point) {
+        if (kStride == 1 || kTaps == 4) return true;
+        const bool is_last_row = point / kSide == kSide - 1, is_last_column = point % kSide == kSide - 1;
+        return !(phase / kStride == 1 && is_last_row) && !(phase % kStride == 1 && is_last_column);
+    }
+
+    // The number of phases before one, or of all, that are used at a point.
+    static constexpr int used_phases(int point, int end = kPhases) {
+        int count = 0;
+        for (int phase = 0; phase < end; ++phase) count += is_used(phase, point);
+        return count;
+    }
 
     // Writes the values at the points of one tile; those of a point are point_step apart from the next ones.
     static void transform_inputs(const Tile &tile, int64_t channels, float *values, int64_t point_step) {
         const Map &map = *tile.map;
         const int64_t next_tile = kTile * kStride * map.column_step;
-        for (int phase = 0; phase < kPhases; ++phase) {
+        unroll<kPhases>([&](auto phase) {
             const Value *sources[kSide][kSide];  // null in the padding
             for (int i = 0; i < kSide; ++i) {
                 const int64_t y = (tile.row * kTile + i) * kStride + phase / kStride - map.above;
@@ -139,7 +156,7 @@ struct Winograd {
                 }
             }
             for (int64_t c = 0; c < channels; c += kLanes) {
-                transform_vector(sources, c, channels - c, values + phase * channels + c, point_step);
+                transform_vector<phase>(sources, c, channels, values + c, point_step);
                 // The columns that are new in the next tile: fetched while this one is transformed.
                 for (int i = 0; i < kSide; ++i) {
                     for (int j = kSide - kTile; j < kSide; ++j) {
@@ -147,11 +164,13 @@ struct Winograd {
                     }
                 }
             }
-        }
+        });
     }
 
-    static INLINE void transform_vector(const Value *const (&sources)[kSide][kSide], int64_t first, int64_t count,
+    template <int kPhase>
+    static INLINE void transform_vector(const Value *const (&sources)[kSide][kSide], int64_t first, int64_t channels,
                                         float *values, int64_t point_step) {
+        const int64_t count = channels - first;
         Vector columns[kSide][kSide];
         unroll<kSide>([&](auto j) {
             multiply<kSide, kSide, kInput>(
@@ -161,7 +180,12 @@ struct Winograd {
         unroll<kSide>([&](auto i) {
             multiply<kSide, kSide, kInput>(
                 [&](auto j) { return columns[i][j]; },
-                [&](auto j, Vector value) { store(values + (i * kSide + j) * point_step, value, count); });
+                [&](auto j, Vector value) {
+                    constexpr int point = decltype(i)::value * kSide + decltype(j)::value;
+                    if constexpr (is_used(kPhase, point)) {
+                        store(values + point * point_step + used_phases(point, kPhase) * channels, value, count);
+                    }
+                });
         });
     }
 
@@ -204,10 +228,11 @@ struct Winograd {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             transform_inputs(inputs.next(), layer.channels, values + tile * tile_step, value_step);
         }
-        for (int64_t point = 0; point < kSide * kSide; ++point) {
-            for (int64_t k = 0; k < width; k += kBlockColumns) {
-                multiply_panel({values + point * value_step, tile_step},
-                               layer.weight + (point * width + k) * depth, tiles, depth,
+        const float *weight = layer.weight;
+        for (int point = 0; point < kSide * kSide; ++point) {
+            const int64_t length = used_phases(point) * layer.channels;
+            for (int64_t k = 0; k < width; k += kBlockColumns, weight += length * kBlockColumns) {
+                multiply_panel({values + point * value_step, tile_step}, weight, tiles, length,
                                {products + point * product_step + k, width});
             }
         }
@@ -217,20 +242,25 @@ struct Winograd {
     }
 };
 
+typedef void (*Convolve)(const Map *, const Layer &, int64_t, int64_t, float *);
+
+template <typename Value>
+Convolve convolve_function(const Layer &layer) {
+    if (layer.stride == 1) return Winograd<1, 3, Value>::convolve;
+    return layer.taps == 3 ? Winograd<2, 3, Value>::convolve : Winograd<2, 4, Value>::convolve;
+}
+
 }  // namespace
 
 extern "C" {
 
 extern const int32_t interface_version, block_rows, block_columns;
-const int32_t interface_version = 2, block_rows = kBlockRows, block_columns = kBlockColumns;
+const int32_t interface_version = 3, block_rows = kBlockRows, block_columns = kBlockColumns;
 
 // Each thread uses a part of the memory.
 void convolve_winograd(const Map *maps, const Layer *layer, int64_t tiles, int64_t max_tiles, float *memory,
                        int64_t memory_step, uint32_t threads, Parallel parallel) {
-    const bool halves = layer->stride == 2;
-    const auto convolve = layer->is_bfloat16
-                              ? (halves ? Winograd<2, Bfloat16>::convolve : Winograd<1, Bfloat16>::convolve)
-                              : (halves ? Winograd<2, float>::convolve : Winograd<1, float>::convolve);
+    const Convolve convolve = layer->is_bfloat16 ? convolve_function<Bfloat16>(*layer) : convolve_function<float>(*layer);
     run_in_threads(tiles, max_tiles, threads, parallel, [&](int64_t first, int64_t last, int64_t thread) {
         convolve(maps, *layer, first, last, memory + thread * memory_step);
     });

@@ -43,8 +43,8 @@ class _Map(ctypes.Structure):
 class _Layer(ctypes.Structure):
     """A convolution.
 
-    ``bias`` may be null; ``adds`` is whether results are added to the values of the outputs; negative results
-    are multiplied by ``negative_slope``.
+    ``taps`` is the number of weights along a side of a filter; ``bias`` may be null; ``adds`` is whether
+    results are added to the values of the outputs; negative results are multiplied by ``negative_slope``.
     """
 
     _fields_ = [
@@ -52,7 +52,7 @@ class _Layer(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("channels", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("stride", "adds", "is_bfloat16")),
+        *((name, ctypes.c_int32) for name in ("stride", "taps", "adds", "is_bfloat16")),
         ("negative_slope", ctypes.c_float),
     ]
 
@@ -64,6 +64,7 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    taps: int,
     stride: int,
     above: int,
     adds: bool,
@@ -75,9 +76,10 @@ def convolve(
         library: Library of the kernel.
         maps: (N, H, W, C) float32 or bfloat16 each, with adjacent channels.
         outputs: (N, H', W', K) of the same dtype each, with adjacent channels.
-        weight: Weights at the points (points, C, K), packed by ``KernelLibrary.pack``.
+        weight: Result of ``transform_weight``.
         bias: (K,) float32, contiguous.
-        stride: 1 for a 3x3 convolution, 2 for a 4x4 one.
+        taps: 3 for a 3x3 convolution, 4 for a 4x4 one of stride 2.
+        stride: 1 or 2.
         above: Rows of padding above.
         adds: Whether results are added to the values of the outputs.
         negative_slope: Factor of negative results: 0 for ReLU, 1 for no activation.
@@ -89,17 +91,20 @@ def convolve(
         maps[0].shape[3],
         outputs[0].shape[3],
         stride,
+        taps,
         adds,
         maps[0].dtype == torch.bfloat16,
         negative_slope,
     )
     tiles = sum(len(y) * -(-y.shape[1] // _TILE) * -(-y.shape[2] // _TILE) for y in outputs)
-    points, panels, depth, columns = weight.shape
-    size_of_tile = points * (depth + panels * columns + _CACHE_LINE)
+    points = (_TILE + 2 if stride == 1 else _TILE + 1) ** 2
+    depth = stride**2 * layer.channels
+    width = -(-layer.out_channels // library.block_columns) * library.block_columns
+    size_of_tile = points * (depth + width + _CACHE_LINE)
     threads = library.threads(tiles)
     extra = 2 * points * _CACHE_LINE
     # The same number of parts for each thread, which may be a little larger if they are few.
-    max_tiles = _MAX_TILES if weight[0].numel() < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS
+    max_tiles = _MAX_TILES if depth * width < _MANY_WEIGHTS else _MAX_TILES_OF_WIDE_LAYERS
     parts = max(round(tiles / (threads * max_tiles)), 1) * threads
     tiles_at_a_time = max(min(-(-tiles // parts), (MAX_VALUES // threads - extra) // size_of_tile), 1)
     size = tiles_at_a_time * size_of_tile + extra

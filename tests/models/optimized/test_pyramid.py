@@ -7,7 +7,7 @@ from torch import nn
 
 from solo_infer.models.optimized.module_swaps import swap_modules
 from solo_infer.models.optimized.pyramid import FusedPyramidNeck, merge_lateral
-from solo_infer.models.solo.neck import PyramidNeck
+from solo_infer.models.solo.neck import PyramidNeck, SOLOv2Neck
 
 CHANNELS = (8, 12, 16, 20)  # of C2 to C5
 
@@ -20,12 +20,13 @@ def random_pyramid(size, dtype):
     ]
 
 
+@pytest.mark.parametrize("kind", [PyramidNeck, SOLOv2Neck])
 @pytest.mark.parametrize("extra_conv", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @torch.no_grad()
-def test_equals_the_plain_neck(extra_conv, dtype, tolerance):
+def test_equals_the_plain_neck(kind, extra_conv, dtype, tolerance):
     torch.manual_seed(0)
-    neck = PyramidNeck(CHANNELS, 32, extra_conv).to(dtype)
+    neck = kind(CHANNELS, 32, extra_conv).to(dtype)
     fused = FusedPyramidNeck(neck)
     for size in ((8, 8), (33, 18), (40, 31)):
         maps = random_pyramid(size, dtype)
@@ -56,5 +57,5 @@ def test_laterals_that_are_no_plain_convolutions():
 
 @torch.no_grad()
 def test_swapped_in_networks_with_the_pyramid_of_solov2():
-    network = nn.ModuleDict({"neck": PyramidNeck(CHANNELS, 32)})
+    network = nn.ModuleDict({"neck": SOLOv2Neck(CHANNELS, 32)})
     assert isinstance(swap_modules(network)["neck"], FusedPyramidNeck)

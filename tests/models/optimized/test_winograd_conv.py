@@ -52,6 +52,22 @@ def test_activation_and_addend(slope):
         assert_close_outputs(winograd(x, addend=addend.clone(), relu=True), F.relu(expected), 2e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_stride_2(bias, implementation):
+    torch.manual_seed(2)
+    conv = nn.Conv2d(64, 72, 3, stride=2, padding=1, bias=bias)
+    assert is_wide(conv) == (implementation != "torch")
+    winograd = WinogradConv2d(conv)
+    for size in ((12, 9), (45, 47), (64, 80)):
+        x = random_maps((64, *size), count=2)
+        assert_close_outputs(winograd(x, relu=True), F.relu(conv(x)), 1e-4)
+        # The first one has too few outputs.
+        assert (winograd._transformed is None) == (size == (12, 9))
+    assert not is_wide(conv.to(torch.bfloat16))
+    assert not is_wide(nn.Conv2d(64, 72, 3, stride=(1, 2), padding=1))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @torch.no_grad()
 def test_other_dtypes_use_the_plain_convolution(dtype, monkeypatch):
@@ -124,7 +140,7 @@ def test_wide_convolutions(implementation, dtype, has_units, least_compiled, mon
     assert not is_wide(random_conv(least - 1).to(dtype)) and not is_wide(
         random_conv(256, least - 1).to(dtype)
     )
-    for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
+    for options in ({"stride": 3}, {"dilation": 2}, {"groups": 2}, {"padding": 0}):
         assert not is_wide(nn.Conv2d(512, 512, 3, **{"padding": 1, **options}))
     assert not is_wide(nn.Conv2d(256, 256, 1))
 

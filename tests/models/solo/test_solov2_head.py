@@ -32,8 +32,8 @@ def doubled(x):
 @torch.no_grad()
 def test_kernels_and_classes_are_computed_on_the_grids(network):
     head = network.mask_head
-    levels = network.features(random_maps((3, 96, 128), count=2))
-    output = head(levels)
+    maps = network.backbone(random_maps((3, 96, 128), count=2))
+    levels, output = network.neck.pyramid(maps), head(network.neck(maps))
     p5_size = levels[3].shape[-2:]
     resized = [F.avg_pool2d(levels[0], 2), *levels[1:4], F.interpolate(levels[4], p5_size, mode="bilinear")]
     for level, grid in enumerate(GRIDS):
@@ -50,7 +50,7 @@ def test_kernels_and_classes_are_computed_on_the_grids(network):
 @torch.no_grad()
 def test_mask_features_are_the_sum_of_the_up_sampled_levels(network):
     head = network.mask_head.mask_feature_head
-    p2, p3, p4, p5, _ = network.features(random_maps((3, 96, 128), count=2))
+    p2, p3, p4, p5, _ = network.neck.pyramid(network.backbone(random_maps((3, 96, 128), count=2)))
     blocks = [list(level.children()) for level in head.convs_all_levels]
     assert [len(level) for level in blocks] == [1, 1, 2, 3]
     expected = blocks[0][0](p2)
