@@ -13,8 +13,10 @@ _MODULES = (
     "ops.matrix_nms",
     "ops.paste_masks",
     "ops.preprocess",
+    "ops.resnet_stem",
     "models.optimized.winograd_conv",
     "models.optimized.halved_p2",
+    "models.optimized.stem",
 )
 
 

@@ -17,7 +17,7 @@ from solo_infer.models.optimized.group_norm_relu import GroupNormReLU
 from solo_infer.models.optimized.halved_p2 import HalvedP2Neck
 from solo_infer.models.optimized.named_children import named_children
 from solo_infer.models.optimized.pyramid import FusedPyramidNeck
-from solo_infer.models.optimized.stem_pool import StemPool
+from solo_infer.models.optimized.stem import FusedStem
 from solo_infer.models.optimized.upsampled_conv import FastUpsampledConv2d
 from solo_infer.models.optimized.winograd_conv import WinogradConv2d, is_wide
 from solo_infer.models.solo.neck import SOLONeck, SOLOv2Neck
@@ -29,9 +29,7 @@ def swap_modules(network: _Module) -> _Module:
     """Replace the modules of a network with folded BatchNorm, in place, by faster ones."""
     first = next(network.parameters())
     for parent, name, child in named_children(network):
-        if isinstance(child, ResNet):
-            child.relu, child.maxpool = nn.Identity(), StemPool()
-        elif isinstance(child, ConvBlock):
+        if isinstance(child, ConvBlock):
             child.add_module("gn", GroupNormReLU(child.gn))
             child.add_module("activate", nn.Identity())
         elif isinstance(child, UpsampledConv2d) and child.kernel_size == (3, 3):
@@ -42,7 +40,10 @@ def swap_modules(network: _Module) -> _Module:
             setattr(parent, name, KeptConv2d(child))
     # Containers after their contents.
     for parent, name, child in named_children(network):
-        if isinstance(child, SOLOv2Neck):
+        if isinstance(child, ResNet):
+            child.add_module("conv1", FusedStem(child.conv1))
+            child.relu, child.maxpool = nn.Identity(), nn.Identity()
+        elif isinstance(child, SOLOv2Neck):
             setattr(parent, name, FusedPyramidNeck(child))
         elif isinstance(child, ConvBranch):
             setattr(parent, name, LevelwiseConvBranch(child))

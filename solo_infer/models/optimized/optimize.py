@@ -3,7 +3,7 @@
 ``optimize_for_inference`` copies a plain network, sharing its weights, and swaps modules:
 
 - BatchNorm is folded into the convolution before it.
-- The ReLU of the ResNet stem follows its max pooling, which it commutes with.
+- The ResNet stem is one kernel on the CPU; elsewhere its ReLU follows its max pooling (``stem``).
 - P2 of SOLO's pyramid is computed at half its size (``halved_p2``).
 - Wide 3x3 convolutions use Winograd's method on the CPU (``winograd_conv``, ``conv_branch``).
 - Convolutions of up-sampled maps skip the up-sampling (``upsampled_conv``).
@@ -11,7 +11,7 @@
 - Convolutions of Tiny apply their LeakyReLU themselves on the CPU (``fused_conv``).
 - GroupNorm and ReLU run in fused kernels on CUDA and on the CPU (``group_norm_relu``).
 - Lateral convolutions of pyramids add the coarser level on the CPU (``pyramid``).
-- Large outputs on the CPU take memory that is kept (``fused_operators``, ``stem_pool``).
+- Large outputs on the CPU take memory that is kept (``fused_operators``, ``stem``).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from torch import nn
 from solo_infer.models.optimized import fused_operators
 from solo_infer.models.optimized.fused_operators import KeptConv2d, convolution_relu, is_plain
 from solo_infer.models.optimized.pyramid import enlarge
-from solo_infer.models.optimized.stem_pool import StemPool
+from solo_infer.models.optimized.stem import pool_and_relu
 from solo_infer.runtime import kept_memory
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -63,7 +63,7 @@ def test_small_outputs_take_no_kept_memory(monkeypatch, taken):
 def test_gradients_take_no_kept_memory(taken):
     conv, x = nn.Conv2d(8, 8, 1), maps(1, 8, 9, 9).requires_grad_(True)
     KeptConv2d(conv)(x).sum().backward()
-    StemPool()(x).sum().backward()
+    pool_and_relu(x).sum().backward()
     assert not taken and bool(x.grad.any())
 
 
@@ -75,9 +75,9 @@ def test_other_modules_are_not_plain(module):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(8, 12), (9, 13), (1, 1)])
 @torch.no_grad()
-def test_stem_pool(size, dtype, taken):
+def test_pool_of_the_stem(size, dtype, taken):
     x = maps(2, 16, *size, dtype=dtype)
-    assert torch.equal(StemPool()(x), F.relu(F.max_pool2d(x, 3, 2, 1)))
+    assert torch.equal(pool_and_relu(x), F.relu(F.max_pool2d(x, 3, 2, 1)))
     assert len(taken) == 2  # with the positions of the maxima
 
 
