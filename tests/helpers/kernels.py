@@ -13,7 +13,7 @@ _MODULES = (
     "ops.matrix_nms",
     "ops.paste_masks",
     "ops.preprocess",
-    "ops.resnet_stem",
+    "ops.packed_weight",
     "models.optimized.winograd_conv",
     "models.optimized.halved_p2",
     "models.optimized.stem",

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
-from solo_infer.ops.resnet_stem import pack_stem_weight, resnet_stem
+from solo_infer.ops.packed_weight import pack_weight
+from solo_infer.ops.resnet_stem import resnet_stem
 from solo_infer.runtime import kept_memory
 
 
@@ -31,7 +32,7 @@ def expected_stem(x, weight, bias):
 def test_equals_separate_operations(size, count, channels, outputs, has_bias):
     x, weight = noise(count, channels, *size), noise(outputs, channels, 7, 7, seed=1) / 12
     bias = noise(outputs, seed=2) if has_bias else None
-    packed = pack_stem_weight(weight, bias)
+    packed = pack_weight(weight, bias)
     expected = expected_stem(x, weight, bias)
     for layout in (torch.contiguous_format, torch.channels_last):
         result = resnet_stem(x.contiguous(memory_format=layout), packed)
@@ -42,7 +43,7 @@ def test_equals_separate_operations(size, count, channels, outputs, has_bias):
 
 @pytest.mark.parametrize("count, height", [(1, 200), (2, 64), (5, 9)])
 def test_numbers_of_threads_do_not_change_results(count, height):
-    x, packed = noise(count, 3, height, 50), pack_stem_weight(noise(64, 3, 7, 7), noise(64))
+    x, packed = noise(count, 3, height, 50), pack_weight(noise(64, 3, 7, 7), noise(64))
     threads = torch.get_num_threads()
     try:
         results = []
@@ -58,12 +59,12 @@ def test_views_and_weights_in_half_precision():
     image = noise(1, 80, 90, 4)
     x = image[:, 5:70, 7:75, 1:].permute(0, 3, 1, 2)
     weight = (noise(64, 3, 7, 7) / 12).bfloat16()
-    result = resnet_stem(x, pack_stem_weight(weight, None))
+    result = resnet_stem(x, pack_weight(weight, None))
     assert (result - expected_stem(x, weight, None)).abs().max() < 1e-5
 
 
 def test_values_of_borrowed_memory_do_not_matter(monkeypatch):
-    x, packed = noise(2, 3, 37, 41), pack_stem_weight(noise(24, 3, 7, 7), None)
+    x, packed = noise(2, 3, 37, 41), pack_weight(noise(24, 3, 7, 7), None)
     expected, empty = resnet_stem(x, packed), kept_memory.empty
     monkeypatch.setattr(
         kept_memory, "empty", lambda shape, dtype=torch.float32: empty(shape, dtype).fill_(float("nan"))
@@ -75,7 +76,7 @@ def test_values_of_borrowed_memory_do_not_matter(monkeypatch):
 def test_values_that_are_not_finite(value):
     x, weight = noise(1, 3, 40, 40).abs(), noise(20, 3, 7, 7).abs()
     x[0, 1, 20, 21] = value
-    result = resnet_stem(x, pack_stem_weight(weight, None))
+    result = resnet_stem(x, pack_weight(weight, None))
     expected = F.relu(F.max_pool2d(F.conv2d(x, weight, None, 2, 3), 3, 2, 1))
     torch.testing.assert_close(result, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
 
@@ -86,16 +87,12 @@ def test_values_that_are_not_finite(value):
         torch.zeros(1, 4, 8, 8),
         torch.zeros(1, 3, 8, 8, dtype=torch.float64),
         torch.zeros(0, 3, 8, 8),
+        torch.zeros(3, 8, 8),
         torch.zeros(1, 3, 8, 8, device="meta"),
     ],
     ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.device}",
 )
 def test_inputs_that_do_not_fit(x):
-    packed = pack_stem_weight(torch.zeros(8, 3, 7, 7), None)
-    with pytest.raises(ValueError, match="expected images of 3 channels"):
+    packed = pack_weight(torch.zeros(8, 3, 7, 7), None)
+    with pytest.raises(ValueError, match="expected maps of 3 channels"):
         resnet_stem(x, packed)
-
-
-def test_no_kernel(monkeypatch):
-    use_implementation("torch", monkeypatch)
-    assert pack_stem_weight(torch.zeros(8, 3, 7, 7), None) is None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.ops import winograd, winograd_torch
+from solo_infer.ops.native import streams
 from solo_infer.ops.native import winograd as winograd_native
 from solo_infer.runtime import kept_memory
 from solo_infer.runtime.thread_pool import can_limit_threads
@@ -72,6 +73,18 @@ def test_stride_2_equals_direct_convolution(size, count, channels, outputs, slop
 def test_weights_of_stride_2_that_are_zero_are_not_stored(implementation):
     values = winograd.transform_weight(noise(32, 48, 3, 3), stride=2).values
     assert values.numel() == (25 * 4 if implementation == "torch" else 81) * 32 * 48
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(3, 5), (40, 44)])
+def test_streamed_outputs(dtype, size, implementation, monkeypatch):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    maps, weight = [noise(2, 24, *size, seed=seed).to(dtype) for seed in range(2)], noise(64, 24, 3, 3)
+    expected = convolve(maps, weight, negative_slope=0)
+    monkeypatch.setattr(streams, "_MIN_SIZE", 0)
+    results = convolve(maps, weight, negative_slope=0)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_layouts_and_missing_bias():

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_infer.ops.dispatch import is_compiling
+from solo_infer.ops.packed_weight import PackedWeight, pack_weight
+from solo_infer.ops.pointwise_conv import pointwise_conv
 from solo_infer.runtime import kept_memory
 from solo_infer.runtime.device import full_float32, is_nvidia_card
 from solo_infer.runtime.kept_memory import MAX_SIZE_OF_MALLOC
@@ -45,21 +47,44 @@ class KeptConv2d(nn.Conv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(conv.__dict__)
+        is_pointwise = (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+        self._can_pack = is_pointwise and is_plain(self)
+        # Computed on first use; concurrent threads compute equal values.
+        self._packed: PackedWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H', W')."""
         is_fixed = torch.is_grad_enabled() or is_compiling() or x.device.type != "cpu"
-        zeros = None if is_fixed else _zeros_for_large_output(self, x)
-        return super().forward(x) if zeros is None else add_convolution(zeros, self, x)
+        output = None if is_fixed else self.large_output(x, relu=False)
+        return super().forward(x) if output is None else output
+
+    def large_output(self, x: Tensor, *, relu: bool) -> Tensor | None:
+        """Return conv(x), or relu of it, in kept memory if it would otherwise take new memory, else None.
+
+        The operators of oneDNN have no output argument. Writing zeros and adding to them takes less time than
+        the first use of new memory.
+        """
+        taps, padding, stride = self.kernel_size, cast("tuple[int, ...]", self.padding), self.stride
+        height, width = ((x.shape[i + 2] + 2 * padding[i] - taps[i]) // stride[i] + 1 for i in range(2))
+        shape = (len(x), height, width, self.out_channels)
+        if math.prod(shape) * x.dtype.itemsize <= MAX_SIZE_OF_MALLOC:
+            return None
+        if self._can_pack and x.dtype == torch.float32:
+            if self._packed is None:
+                self._packed = pack_weight(self.weight, self.bias)
+            if self._packed is not None:
+                return pointwise_conv(x, self._packed, negative_slope=0 if relu else 1)
+        zeros = kept_memory.empty(shape, x.dtype).zero_().permute(0, 3, 1, 2)
+        return add_convolution_relu(zeros, self, x) if relu else add_convolution(zeros, self, x)
 
 
 def convolution_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Return relu(conv(x)) of a plain convolution. ``x`` is in channels_last format."""
     if x.is_cuda:
         return _on_card(conv, x, None)
-    zeros = _zeros_for_large_output(conv, x)
-    if zeros is not None:
-        return add_convolution_relu(zeros, conv, x)
+    output = conv.large_output(x, relu=True) if isinstance(conv, KeptConv2d) else None
+    if output is not None:
+        return output
     return torch.ops.mkldnn._convolution_pointwise(
         x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1, "relu", [], ""
     )
@@ -81,20 +106,6 @@ def add_convolution(other: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         other, x, conv.weight, conv.bias, *settings, "add", 1.0, None, [], None
     )
-
-
-def _zeros_for_large_output(conv: nn.Conv2d, x: Tensor) -> Tensor | None:
-    """Return zeros in kept memory for an output that would otherwise take new memory, or None.
-
-    The operators have no output argument. Writing zeros and adding to them takes less time than the first use
-    of new memory.
-    """
-    taps, padding, stride = conv.kernel_size, cast("tuple[int, ...]", conv.padding), conv.stride
-    height, width = ((x.shape[i + 2] + 2 * padding[i] - taps[i]) // stride[i] + 1 for i in range(2))
-    shape = (len(x), height, width, conv.out_channels)
-    if math.prod(shape) * x.dtype.itemsize <= MAX_SIZE_OF_MALLOC:
-        return None
-    return kept_memory.empty(shape, x.dtype).zero_().permute(0, 3, 1, 2)
 
 
 def _on_card(conv: nn.Conv2d, x: Tensor, other: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.ops.native.library import kernel_library
-from solo_infer.ops.resnet_stem import StemWeight, pack_stem_weight, resnet_stem
+from solo_infer.ops.packed_weight import PackedWeight, pack_weight
+from solo_infer.ops.resnet_stem import resnet_stem
 from solo_infer.runtime import kept_memory
 
 
@@ -26,14 +27,14 @@ class FusedStem(nn.Module):
         super().__init__()
         self.conv = conv
         # Computed on first use; concurrent threads compute equal values.
-        self._packed: StemWeight | None = None
+        self._packed: PackedWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, ceil(H / 4), ceil(W / 4))."""
         if not self._uses_kernel(x):
             return pool_and_relu(self.conv(x))
         if self._packed is None:
-            self._packed = pack_stem_weight(self.conv.weight, self.conv.bias)
+            self._packed = pack_weight(self.conv.weight, self.conv.bias)
         return pool_and_relu(self.conv(x)) if self._packed is None else resnet_stem(x, self._packed)
 
     @staticmethod

@@ -10,8 +10,8 @@ from torch import Tensor
 from solo_infer.ops.native.library import KernelLibrary
 from solo_infer.runtime import kept_memory
 
-# Rows of the output that a thread computes at a time. Each part begins with one more row of the convolution; more
-# parts than threads let these end at the same time.
+# Rows of the output that a thread computes at a time. Each part begins with one more row of the convolution;
+# more parts than threads let these end at the same time.
 _PARTS_PER_THREAD, _MIN_ROWS = 4, 8
 
 

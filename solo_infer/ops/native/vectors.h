@@ -81,18 +81,40 @@ INLINE float to_float(Bfloat16 value) {
     return result;
 }
 // Rounds to the nearest value, ties to even. NaN stays NaN.
-INLINE void store(Bfloat16 *target, Vector vector, int64_t count) {
+INLINE HalfVector round_to_bfloat16(Vector vector) {
     BitVector bits;
     std::memcpy(&bits, &vector, sizeof(bits));
     const BitVector is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
     const BitVector rounded = bits + 0x7FFF + (bits >> 16 & 1);
-    const HalfVector halves = __builtin_convertvector((is_nan ? bits | 0x400000 : rounded) >> 16, HalfVector);
+    return __builtin_convertvector((is_nan ? bits | 0x400000 : rounded) >> 16, HalfVector);
+}
+INLINE void store(Bfloat16 *target, Vector vector, int64_t count) {
+    const HalfVector halves = round_to_bfloat16(vector);
     if (count >= kLanes) {
         std::memcpy(target, &halves, sizeof(halves));
     } else {
         std::memcpy(target, &halves, count * sizeof(Bfloat16));
     }
 }
+
+// Writes to memory without reading it into the caches first. The target is aligned to the size of what is written.
+INLINE void stream(float *target, Vector vector) {
+#ifdef __AVX512F__
+    _mm512_stream_ps(target, __m512(vector));
+#else
+    _mm256_stream_ps(target, __m256(vector));
+#endif
+}
+INLINE void stream(Bfloat16 *target, Vector vector) {
+    const HalfVector halves = round_to_bfloat16(vector);
+#ifdef __AVX512F__
+    _mm256_stream_si256(reinterpret_cast<__m256i *>(target), __m256i(halves));
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i *>(target), __m128i(halves));
+#endif
+}
+// Lets other threads read what this one has streamed.
+INLINE void end_streams() { _mm_sfence(); }
 
 INLINE Vector activate(Vector value, float negative_slope) {
     if (negative_slope == 1) return value;

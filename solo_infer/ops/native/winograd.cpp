@@ -22,7 +22,7 @@ struct Map {
 struct Layer {
     const float *weight, *bias;
     int64_t channels, out_channels;
-    int32_t stride, taps, adds, is_bfloat16;
+    int32_t stride, taps, adds, streams, is_bfloat16;
     float negative_slope;
 };
 
@@ -211,7 +211,9 @@ struct Winograd {
                     if (i >= rows || j >= columns) return;
                     Value *target = outputs + i * map.out_row_step + j * map.out_column_step + k;
                     if (layer.adds) value += load(target, count);
-                    store(target, activate(value + bias, layer.negative_slope), count);
+                    value = activate(value + bias, layer.negative_slope);
+                    if (layer.streams) return stream(target, value);
+                    store(target, value, count);
                 });
             });
         }
@@ -239,6 +241,7 @@ struct Winograd {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             transform_outputs(outputs.next(), layer, products + tile * width, product_step);
         }
+        if (layer.streams) end_streams();
     }
 };
 

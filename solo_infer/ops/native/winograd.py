@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solo_infer.ops.native.library import KernelLibrary
+from solo_infer.ops.native.streams import can_stream
 from solo_infer.runtime import kept_memory
 
 # Tiles that are computed at a time: few enough for the cache. More if a point has many weights, which would
@@ -44,7 +45,8 @@ class _Layer(ctypes.Structure):
     """A convolution.
 
     ``taps`` is the number of weights along a side of a filter; ``bias`` may be null; ``adds`` is whether
-    results are added to the values of the outputs; negative results are multiplied by ``negative_slope``.
+    results are added to the values of the outputs; ``streams`` whether these are not read into the caches
+    before they are written; negative results are multiplied by ``negative_slope``.
     """
 
     _fields_ = [
@@ -52,7 +54,7 @@ class _Layer(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("channels", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("stride", "taps", "adds", "is_bfloat16")),
+        *((name, ctypes.c_int32) for name in ("stride", "taps", "adds", "streams", "is_bfloat16")),
         ("negative_slope", ctypes.c_float),
     ]
 
@@ -93,6 +95,7 @@ def convolve(
         stride,
         taps,
         adds,
+        not adds and can_stream(outputs),
         maps[0].dtype == torch.bfloat16,
         negative_slope,
     )
