@@ -20,6 +20,7 @@ from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.solo.masks import CandidateMasks
 from solo_infer.models.solo.scores import class_scores_from_logits
 from solo_infer.ops.matrix_nms import NMSResult
+from solo_infer.ops.pairs_above import pairs_above
 from solo_infer.ops.paste_masks import PastedMasks, paste_masks
 from solo_infer.runtime.stopwatch import Stopwatch
 
@@ -102,7 +103,7 @@ def detect_features(
 
 def find_candidates(class_scores: Tensor, score_thr: float) -> Candidates:
     """Return the candidates among the class scores (cells, classes) of one image."""
-    cells, labels = torch.nonzero(class_scores > score_thr, as_tuple=True)
+    cells, labels = pairs_above(class_scores, score_thr)
     return Candidates(cells, labels, class_scores[cells, labels])
 
 

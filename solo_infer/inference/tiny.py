@@ -14,11 +14,12 @@ from solo_infer.inference.detections import Detections, empty_detections
 from solo_infer.inference.network_graphs import run_network
 from solo_infer.inference.nms import compared_labels, nms_function
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.tiny_masks import cell_masks, paste_soft_masks
+from solo_infer.inference.tiny_masks import cell_masks, logit, paste_soft_masks
 from solo_infer.models.tiny.head import CellPredictions
 from solo_infer.models.tiny.masks import decode_boxes
 from solo_infer.models.tiny.network import TinyNetwork, TinyOutput
 from solo_infer.ops.box_nms import box_nms, box_overlaps
+from solo_infer.ops.pairs_above import pairs_above
 from solo_infer.runtime.stopwatch import Stopwatch
 
 # Cells of a kept box and of the boxes with at least this IoU that NMS removes see the same object.
@@ -82,8 +83,7 @@ def decode_output(
     detections = []
     for index, geometry in enumerate(geometries):
         cells = CellPredictions(*(values[index] for values in output.cells))
-        scores = class_scores(cells.class_logits, class_mask)
-        instances = find_instances(scores, cells, output.points, output.features[index], thresholds)
+        instances = find_instances(cells, output.points, output.features[index], thresholds, class_mask)
         detections.append(_full_size(instances, geometry, thresholds.mask_thr))
     return detections
 
@@ -95,24 +95,24 @@ def class_scores(class_logits: Tensor, class_mask: Tensor | None = None) -> Tens
 
 
 def find_instances(
-    scores: Tensor,
     cells: CellPredictions,
     points: Tensor,
     features: Tensor,
     thresholds: TinyPostprocessConfig,
+    class_mask: Tensor | None = None,
 ) -> Instances:
     """Select cells by score and box, compute their masks and run NMS.
 
     Args:
-        scores: (cells, classes) float32 of one image.
-        cells: Predictions of its cells, without the batch axis.
+        cells: Predictions of the cells of one image, without the batch axis.
         points: (cells, 3) float32 x, y and stride of the cells.
         features: (C, h, w) mask features of the image.
         thresholds: Post-processing settings.
+        class_mask: (classes,) float32, 0 for excluded classes. None for no excluded classes.
     """
-    index, labels, candidate_scores = _best_candidates(scores, thresholds)
+    index, labels, candidate_scores = _best_candidates(cells.class_logits, thresholds, class_mask)
     if not len(index):
-        return Instances(candidate_scores, labels, scores.new_zeros((0, *features.shape[-2:])))
+        return Instances(candidate_scores, labels, candidate_scores.new_zeros((0, *features.shape[-2:])))
     boxes = decode_boxes(cells.distance_logits[index], points[index])
     # Masks are costly: most duplicates are removed by their boxes before masks are computed.
     groups = compared_labels(labels, thresholds)
@@ -184,12 +184,22 @@ def _box_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
     return box_nms(moved + offsets[:, None], scores, iou_threshold)
 
 
-def _best_candidates(scores: Tensor, thresholds: TinyPostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _best_candidates(
+    class_logits: Tensor, thresholds: TinyPostprocessConfig, class_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return cells (K,), labels (K,) and scores (K,) of the best (cell, class) pairs of one image."""
-    cells, labels = torch.nonzero(scores > thresholds.score_thr, as_tuple=True)
-    values = scores[cells, labels]
-    best = values.argsort(descending=True, stable=True)[: thresholds.nms_pre]
+    # Most logits are low: the scores of the others only are computed.
+    cells, labels = pairs_above(class_logits.float(), _low_logit(thresholds.score_thr))
+    values = class_scores(class_logits[cells, labels], None if class_mask is None else class_mask[labels])
+    above = torch.nonzero(values > thresholds.score_thr).flatten()
+    best = above[values[above].argsort(descending=True, stable=True)[: thresholds.nms_pre]]
     return cells[best], labels[best], values[best]
+
+
+def _low_logit(score_thr: float) -> float:
+    """Return a logit up to which no score, however rounded, is above a threshold 0..1."""
+    margin = 1e-3 + 1e-6 / (1 - score_thr) if score_thr < 1 else 0.0
+    return logit(score_thr) - margin
 
 
 def _full_size(instances: Instances, geometry: Geometry, mask_thr: float) -> Detections:

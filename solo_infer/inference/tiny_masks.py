@@ -15,12 +15,16 @@ from torch import Tensor
 
 from solo_infer.inference.preprocess import Geometry
 from solo_infer.models.tiny.masks import (
+    COORDINATE_UNIT,
     MASK_STRIDE,
     coordinate_maps,
     mask_logits,
     mask_weights,
 )
 from solo_infer.ops.mask_statistics import MaskStatistics, mask_statistics
+from solo_infer.ops.native import tile_masks
+from solo_infer.ops.native.library import kernel_library
+from solo_infer.ops.native.tile_masks import TILE, Confinement
 from solo_infer.ops.paste_masks import PastedMasks, paste_masks
 from solo_infer.runtime.neutral_state import neutral_state
 
@@ -34,7 +38,6 @@ _LOGIT_LIMIT = 15.0
 # Score of the pixels that the lowest logit stands for. They are outside, whatever the threshold.
 _LOWEST_SCORE = 3.1e-7
 
-_TILE = 8  # pixels of a side of a tile
 _PRODUCT_BYTES = 32 << 20  # of the float32 logits that are computed at a time
 
 
@@ -63,7 +66,7 @@ def cell_masks(kernels: Tensor, boxes: Tensor, features: Tensor) -> CellMasks:
         features: (C, h, w) mask features of the image.
     """
     height, width = features.shape[-2:]
-    if features.device.type == "cpu" and height % _TILE == width % _TILE == 0:
+    if features.device.type == "cpu" and height % TILE == width % TILE == 0:
         return _TiledMasks(kernels, boxes, features)
     return _WholeMasks(cell_mask_logits(kernels, boxes, features))
 
@@ -91,39 +94,68 @@ class _TiledMasks:
     Args:
         kernels: (K, C + 6) kernels.
         boxes: (K, 4) float32 x1 y1 x2 y2 in input pixels.
-        features: (C, h, w) mask features of the image, sides multiples of ``_TILE``.
+        features: (C, h, w) mask features of the image, sides multiples of ``TILE``.
     """
 
     def __init__(self, kernels: Tensor, boxes: Tensor, features: Tensor) -> None:
         self._count = len(boxes)
-        self._rows, self._columns = features.shape[-2] // _TILE, features.shape[-1] // _TILE
+        self._rows, self._columns = features.shape[-2] // TILE, features.shape[-1] // TILE
         touched = _touched_tiles(_widened(boxes), self._rows, self._columns)
-        self._tiles, self._masks = torch.nonzero(touched, as_tuple=True)  # (P,), tile by tile
-        logits = _tile_logits(mask_weights(kernels, boxes), _feature_tiles(features), touched)
-        logits = logits.unflatten(1, (_TILE, _TILE))
-        offsets = torch.arange(_TILE, dtype=torch.float32, device=boxes.device) + 0.5
+        # (P,) each, tile by tile
+        self._tiles, self._masks = (index.contiguous() for index in torch.nonzero(touched, as_tuple=True))
+        weights = mask_weights(kernels, boxes)
+        is_suitable = features.dtype in (torch.float32, torch.bfloat16)
+        self._library = kernel_library() if is_suitable else None
+        if self._library is None:
+            logits = _tile_logits(weights, _feature_tiles(features), touched)
+            self._logits = self._confined(logits.unflatten(1, (TILE, TILE)), boxes[self._masks])
+        else:
+            self._logits = tile_masks.tile_logits(
+                self._library,
+                features.permute(1, 2, 0).contiguous(),
+                weights.contiguous(),
+                boxes.contiguous(),
+                (self._tiles, self._masks),
+                (MASK_STRIDE, COORDINATE_UNIT),
+                Confinement(_MARGIN, _SLOPE, _REACH, _MIN_SIDE, _LOGIT_LIMIT),
+            )
+
+    def _confined(self, logits: Tensor, boxes: Tensor) -> Tensor:
+        """Confine the logits (P, 8, 8) of the pairs to boxes (P, 4)."""
+        offsets = torch.arange(TILE, dtype=torch.float32, device=boxes.device) + 0.5
         row = self._tiles.div(self._columns, rounding_mode="floor")
-        y = (offsets + row[:, None] * _TILE) * MASK_STRIDE
-        x = (offsets + (self._tiles - row * self._columns)[:, None] * _TILE) * MASK_STRIDE
-        self._logits = _confined(logits, x, y, boxes[self._masks])
+        y = (offsets + row[:, None] * TILE) * MASK_STRIDE
+        x = (offsets + (self._tiles - row * self._columns)[:, None] * TILE) * MASK_STRIDE
+        return _confined(logits, x, y, boxes)
 
     def statistics(self, threshold: float) -> MaskStatistics:
-        parts = mask_statistics(self._logits.sigmoid(), inside_threshold(threshold))
+        limit, tiles = inside_threshold(threshold), self._rows * self._columns
+        if self._library is not None:
+            size = self._count, tiles
+            pairs = self._tiles, self._masks
+            return MaskStatistics(
+                *tile_masks.tile_statistics(self._library, self._logits, pairs, size, limit)
+            )
+        parts = mask_statistics(self._logits.sigmoid(), limit)
         areas, sums = (
             part.new_zeros(self._count).index_add_(0, self._masks, part) for part in (parts.areas, parts.sums)
         )
-        packed = parts.packed.new_zeros((self._count, self._rows * self._columns, _TILE * _TILE // 8))
+        packed = parts.packed.new_zeros((self._count, tiles, TILE * TILE // 8))
         packed[self._masks, self._tiles] = parts.packed
         return MaskStatistics(areas, sums, packed.flatten(1))
 
     def soft(self, index: Tensor) -> Tensor:
         position = torch.full((self._count,), -1, dtype=torch.int64, device=index.device)
         position[index] = torch.arange(len(index), dtype=torch.int64, device=index.device)
+        if self._library is not None:
+            size = len(index), self._rows, self._columns
+            pairs = self._tiles, self._masks
+            return tile_masks.soft_masks(self._library, self._logits, pairs, position, size, _LOGIT_LIMIT)
         mask = position[self._masks]
         chosen = torch.nonzero(mask >= 0).flatten()
         mask, tile = mask[chosen], self._tiles[chosen]
         row = tile.div(self._columns, rounding_mode="floor")
-        soft = self._logits.new_zeros((len(index), self._rows, _TILE, self._columns, _TILE))
+        soft = self._logits.new_zeros((len(index), self._rows, TILE, self._columns, TILE))
         soft[mask, row, :, tile - row * self._columns] = soft_masks(self._logits[chosen])
         return soft.flatten(3).flatten(1, 2)
 
@@ -131,7 +163,7 @@ class _TiledMasks:
 def _touched_tiles(limits: Tensor, rows: int, columns: int) -> Tensor:
     """Return which tiles have a pixel in limits (K, 4), (tiles, K) bool."""
     left, top, right, bottom = limits.unbind(dim=1)
-    side, center = _TILE * MASK_STRIDE, MASK_STRIDE / 2
+    side, center = TILE * MASK_STRIDE, MASK_STRIDE / 2
     y, x = (
         torch.arange(number, dtype=torch.float32, device=limits.device)[:, None] * side
         for number in (rows, columns)
@@ -159,7 +191,7 @@ def _coordinate_tiles(height: int, width: int) -> Tensor:
 
 def _in_tiles(maps: Tensor) -> Tensor:
     """Return maps (C, h, w) as tiles (tiles, 64, C)."""
-    tiles = maps.permute(1, 2, 0).unflatten(1, (-1, _TILE)).unflatten(0, (-1, _TILE))
+    tiles = maps.permute(1, 2, 0).unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
@@ -251,9 +283,10 @@ def paste_soft_masks(soft: Tensor, geometry: Geometry, mask_thr: float) -> Paste
         geometry: Sizes of the image.
         mask_thr: Mask score that a pixel of a mask must exceed, 0..1.
     """
-    threshold = min(max(_logit(mask_thr) / (2 * _LOGIT_LIMIT) + 0.5, 0.0), 1.0)
+    threshold = min(max(logit(mask_thr) / (2 * _LOGIT_LIMIT) + 0.5, 0.0), 1.0)
     return paste_masks(soft, geometry.padded, geometry.resized, geometry.original, threshold)
 
 
-def _logit(score: float) -> float:
+def logit(score: float) -> float:
+    """Return the logit of a score 0..1."""
     return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solo_infer.ops.native.box_nms import keep_boxes
+from solo_infer.ops.native.library import kernel_library
+
 # Boxes of one comparison on the CPU: a step needs about 20 bytes for each pair with one of the others.
 _ROWS = 512
 
@@ -27,13 +30,22 @@ def box_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         return nms(boxes, scores, iou_threshold)
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
+    limit, library = _rounded_down(iou_threshold), kernel_library()
+    if library is not None and boxes.dtype == torch.float32:
+        return order[keep_boxes(library, boxes, limit)]
     is_kept = np.ones(len(boxes), np.bool_)
     for start in range(0, len(boxes), _ROWS):
-        overlaps = (box_overlaps(boxes[start : start + _ROWS], boxes) > iou_threshold).numpy()
+        overlaps = (box_overlaps(boxes[start : start + _ROWS], boxes) > limit).numpy()
         for row, dropped in enumerate(overlaps, start):
             if is_kept[row]:
                 is_kept[row + 1 :] &= ~dropped[row + 1 :]
     return order[torch.from_numpy(is_kept)]
+
+
+def _rounded_down(threshold: float) -> float:
+    """Return the greatest float32 up to a threshold: the same values of float32 are above both."""
+    rounded = np.float32(threshold)
+    return float(rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
 
 
 def box_overlaps(first: Tensor, second: Tensor) -> Tensor:

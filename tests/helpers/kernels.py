@@ -7,6 +7,8 @@ from solo_infer.runtime.native_library import instruction_sets
 
 IMPLEMENTATIONS = ("torch", "avx2", "avx512")
 _MODULES = (
+    "inference.tiny_masks",
+    "ops.box_nms",
     "ops.winograd",
     "ops.group_norm_relu",
     "ops.kernel_mask_statistics",

@@ -8,7 +8,13 @@ import torch
 
 from solo_infer.config import TinyPostprocessConfig
 from solo_infer.inference.preprocess import Geometry
-from solo_infer.inference.tiny import class_scores, decode_output, duplicate_weights, find_instances
+from solo_infer.inference.tiny import (
+    _best_candidates,
+    class_scores,
+    decode_output,
+    duplicate_weights,
+    find_instances,
+)
 from solo_infer.inference.tiny_masks import cell_mask_logits, cell_masks
 from solo_infer.models.tiny.head import CellPredictions
 from solo_infer.models.tiny.masks import decode_boxes, mask_logits
@@ -34,9 +40,31 @@ def cells_of(boxes, points, logits):
 
 def instances_of(boxes, logits, points=None, **thresholds):
     cells, points = cells_of(boxes, points or [[32.0, 32.0, 16.0]] * len(boxes), logits)
-    return find_instances(
-        class_scores(cells.class_logits), cells, points, FEATURES, replace(THRESHOLDS, **thresholds)
+    return find_instances(cells, points, FEATURES, replace(THRESHOLDS, **thresholds))
+
+
+@pytest.mark.parametrize("score_thr", [0.0, 1e-30, 0.05, 0.5, 0.99999, 1 - 1e-7, 1.0])
+def test_candidates_are_the_pairs_with_scores_above_the_threshold(score_thr):
+    if 0 < score_thr < 1:
+        center = math.log(score_thr / (1 - score_thr))
+    else:
+        center = 30.0 if score_thr else -100.0
+    noise = (
+        torch.randn(400, 5, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-8, 0.5, 400)[:, None]
     )
+    class_logits = noise + center
+    class_logits[3, 2], class_logits[4, 1], class_logits[5] = math.nan, -math.inf, math.inf
+    class_mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0])
+    thresholds = replace(THRESHOLDS, score_thr=score_thr, nms_pre=2000)
+    for mask in (None, class_mask):
+        cells, labels, scores = _best_candidates(class_logits, thresholds, mask)
+        expected = class_scores(class_logits, mask)
+        above = torch.nonzero(expected > score_thr)
+        assert sorted(zip(cells.tolist(), labels.tolist(), strict=True)) == [
+            tuple(pair) for pair in above.tolist()
+        ]
+        assert torch.equal(scores, expected[cells, labels]) and not (scores.diff() > 0).any()
 
 
 BOX, NEAR, OTHER = [8.0, 8, 72, 56], [10.0, 8, 72, 56], [32.0, 32, 56, 56]

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.inference import tiny_masks
 from solo_infer.inference.tiny_masks import cell_mask_logits, cell_masks, soft_masks
 from solo_infer.ops import packed_masks
 
 SIZE = (24, 40)  # of the mask features; 96 x 160 input pixels
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
+    return request.param
 
 
 def random_cells(count, seed=0, size=SIZE, dtype=torch.float32):
@@ -66,6 +73,33 @@ def test_sizes_that_tiles_do_not_fill_use_whole_masks(size):
     masks = cell_masks(kernels, boxes, features)
     assert not isinstance(masks, tiny_masks._TiledMasks)
     assert_equal_masks(masks, cell_mask_logits(kernels, boxes, features), 0.5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (80, 128)])
+def test_logits_equal_those_of_torch(size, implementation, monkeypatch):
+    if implementation == "torch":
+        pytest.skip("needs the kernel")
+    kernels, boxes, features = random_cells(30, seed=2, size=size)
+    boxes = torch.cat([boxes, torch.tensor([[-50.0, -50, 700, 400], [10, 10, 10, 10], [40, 30, 38, 25]])])
+    kernels = torch.cat([kernels, kernels[:3]])
+    masks = cell_masks(kernels, boxes, features)
+    use_implementation("torch", monkeypatch)
+    expected = cell_masks(kernels, boxes, features)
+    assert torch.equal(masks._tiles, expected._tiles) and torch.equal(masks._masks, expected._masks)
+    torch.testing.assert_close(masks._logits, expected._logits, rtol=0, atol=1e-4)
+
+
+def test_numbers_of_threads_do_not_change_logits():
+    cells, threads = random_cells(60, seed=3), torch.get_num_threads()
+    try:
+        logits = []
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            logits.append(cell_masks(*cells)._logits)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits[2], logits[0], rtol=0, atol=1e-5)
 
 
 def test_products_in_chunks(monkeypatch):

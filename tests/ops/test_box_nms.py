@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 from torchvision.ops import nms
 
 from solo_infer.ops import box_nms as box_nms_module
-from solo_infer.ops.box_nms import box_nms
+from solo_infer.ops.box_nms import box_nms, box_overlaps
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+def implementation(request, monkeypatch):
+    use_implementation(request.param, monkeypatch)
 
 
 def random_boxes(count, seed=0, side=50.0):
@@ -44,3 +50,23 @@ def test_size_of_steps_does_not_change_indices(monkeypatch):
     expected = box_nms(boxes, scores, 0.4)
     monkeypatch.setattr(box_nms_module, "_ROWS", 7)
     assert torch.equal(box_nms(boxes, scores, 0.4), expected)
+
+
+def test_ious_near_the_threshold():
+    """IoUs of whole numbers, many of which are equal to one of the thresholds."""
+    corners = torch.randint(0, 12, (900, 2, 2), generator=torch.Generator().manual_seed(5)).float() / 7
+    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(6))
+    for threshold in (0.25, 1 / 3, 0.5, 0.6, 2 / 3, 0.75):
+        assert torch.equal(box_nms(boxes, scores, threshold), nms(boxes, scores, threshold))
+
+
+def test_boxes_that_are_not_finite():
+    boxes = random_boxes(40)
+    boxes[::5, 2], boxes[3::7, 0] = float("inf"), float("nan")
+    scores = torch.rand(40, generator=torch.Generator().manual_seed(1))
+    kept = []
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        if not (box_overlaps(boxes[kept], boxes[index : index + 1]) > 0.3).any():
+            kept.append(index)
+    assert box_nms(boxes, scores, 0.3).tolist() == kept

@@ -18,7 +18,7 @@ from solo_infer.config.tiny import TINY_STRIDES
 
 NUM_SHAPE_TERMS = 6  # numbers of a kernel that shape the quadratic function
 MASK_STRIDE = 4  # input pixels per pixel of the mask features
-_UNIT = 64.0  # input pixels per unit of the coordinate maps, which keeps their squares small
+COORDINATE_UNIT = 64.0  # input pixels per unit of the coordinate maps, which keeps their squares small
 _MIN_HALF_SIDE = 3.0  # input pixels; smaller boxes give masks of this half width or height
 _START = 2.0  # logit in the center of a box at the start, and what softplus takes to fall to 0 at its border
 
@@ -86,7 +86,7 @@ def coordinate_maps(height: int, width: int, device: torch.device) -> Tensor:
         width: Width of the mask features.
         device: Device of the result.
     """
-    scale = MASK_STRIDE / _UNIT
+    scale = MASK_STRIDE / COORDINATE_UNIT
     x = ((torch.arange(width, dtype=torch.float32, device=device) + 0.5) * scale).expand(height, width)
     y = ((torch.arange(height, dtype=torch.float32, device=device) + 0.5) * scale)[:, None].expand_as(x)
     return torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y])
@@ -103,8 +103,8 @@ def shape_weights(terms: Tensor, boxes: Tensor) -> Tensor:
         boxes: (..., K, 4) float32 x1 y1 x2 y2 in input pixels.
     """
     t0, t1, t2, t3, t4, t5 = terms.float().unbind(dim=-1)
-    center = (boxes[..., :2] + boxes[..., 2:]) / (2 * _UNIT)
-    half_sides = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=_MIN_HALF_SIDE) / _UNIT
+    center = (boxes[..., :2] + boxes[..., 2:]) / (2 * COORDINATE_UNIT)
+    half_sides = ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp(min=_MIN_HALF_SIDE) / COORDINATE_UNIT
     # u = a x + b and v = c y + d
     (a, c), (b, d) = (1 / half_sides).unbind(dim=-1), (-center / half_sides).unbind(dim=-1)
     p, q = softplus(_START + t3), softplus(_START + t4)
