@@ -174,7 +174,8 @@ def full_size_masks(
     ]
     packed, boxes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     inverse = order.argsort()
-    return packed[inverse], boxes[inverse]
+    # Not indexing, which copies masks byte by byte.
+    return packed.index_select(0, inverse), boxes[inverse]
 
 
 def paste_soft_masks(soft: Tensor, geometry: Geometry, mask_thr: float) -> PastedMasks:

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_infer.ops import packed_masks
-from solo_infer.ops.dispatch import triton_kernel
+from solo_infer.ops.dispatch import is_compiling, triton_kernel
+from solo_infer.ops.native import mask_statistics as native
+from solo_infer.ops.native.library import kernel_library
 
 # Bytes of float32 scores in one chunk; a chunk needs about six times this.
 _CHUNK_BYTES = 256 << 20
@@ -34,16 +36,27 @@ class MaskStatistics(NamedTuple):
 
 
 def mask_statistics(scores: Tensor, threshold: float) -> MaskStatistics:
-    """Return the statistics of masks.
+    """Return the statistics of masks, on the CPU by a compiled kernel where the package has one.
 
     Args:
-        scores: (..., h, w) float32. Overwritten if it is contiguous.
+        scores: (..., h, w) float32. May be overwritten if it is contiguous.
         threshold: Pixels with a greater score are inside, at least 0.
     """
     scores = scores.flatten(-2)
+    library = kernel_library()
+    if library is not None and _suits_kernel(scores):
+        flat = scores.flatten(0, -2) if scores.dim() > 1 else scores[None]
+        parts = native.mask_statistics(library, flat, threshold)
+        return MaskStatistics(*(part.view(*scores.shape[:-1], *part.shape[1:]) for part in parts))
     packed = packed_masks.pack(scores > threshold)
     areas = packed_masks.popcount(packed).float()
     return MaskStatistics(areas, F.threshold(scores, threshold, 0.0, inplace=True).sum(dim=-1), packed)
+
+
+def _suits_kernel(scores: Tensor) -> bool:
+    is_plain = (scores.device.type, scores.dtype) == ("cpu", torch.float32) and scores.is_contiguous()
+    has_gradient = scores.requires_grad and torch.is_grad_enabled()
+    return is_plain and not has_gradient and not is_compiling()
 
 
 def _supports_cells(

@@ -12,6 +12,7 @@ _MODULES = (
     "ops.winograd",
     "ops.group_norm_relu",
     "ops.kernel_mask_statistics",
+    "ops.mask_statistics",
     "ops.matrix_nms",
     "ops.paste_masks",
     "ops.preprocess",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.kernels import IMPLEMENTATIONS, use_implementation
 
 from solo_infer.ops import mask_statistics as module
 from solo_infer.ops import packed_masks
@@ -37,10 +38,43 @@ def assert_statistics(statistics, scores, threshold):
     assert torch.equal(statistics.packed, packed_masks.pack(inside.flatten(-2)))
 
 
-@pytest.mark.parametrize("shape", [(5, 9, 7), (2, 3, 4, 8), (0, 4, 4), (3, 5)])
-def test_mask_statistics(shape):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(5, 9, 7), (2, 3, 4, 8), (0, 4, 4), (3, 5), (2, 0, 4), (3, 80, 61)])
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
+def test_mask_statistics(shape, threshold, implementation, monkeypatch):
+    use_implementation(implementation, monkeypatch)
     scores = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    assert_statistics(mask_statistics(scores.clone(), 0.4), scores, 0.4)
+    scores[scores < 0.05] = 0.0
+    assert_statistics(mask_statistics(scores.clone(), threshold), scores, threshold)
+    strided = scores.transpose(0, 1).contiguous().transpose(0, 1)
+    assert_statistics(mask_statistics(strided, threshold), scores, threshold)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scores_that_are_not_finite(implementation, monkeypatch):
+    use_implementation(implementation, monkeypatch)
+    scores = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
+    scores[0, ::3, ::7], scores[1, 5, 5], scores[2, 8, 8] = torch.nan, torch.inf, -torch.inf
+    statistics = mask_statistics(scores.clone(), 0.5)
+    inside = scores > 0.5
+    assert torch.equal(statistics.packed, packed_masks.pack(inside.flatten(1)))
+    assert torch.equal(statistics.areas, inside.flatten(1).sum(dim=1).float())
+    assert statistics.sums[1] == torch.inf and statistics.sums[2].isfinite()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_of_sums(implementation, monkeypatch):
+    use_implementation(implementation, monkeypatch)
+    scores = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    mask_statistics(scores * 1.0, 0.5).sums.sum().backward()
+    assert torch.equal(scores.grad, (scores > 0.5).float())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sums_of_large_masks(implementation, monkeypatch):
+    use_implementation(implementation, monkeypatch)
+    scores = torch.full((1, 2000, 2000), 0.7)
+    assert mask_statistics(scores, 0.5).sums.item() == pytest.approx(0.7 * 4e6, rel=1e-5)
 
 
 def test_cell_mask_scores_of_each_level():

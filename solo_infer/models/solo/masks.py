@@ -192,11 +192,11 @@ class AxisMasks(LevelMasks):
     def level_scores(self, cells: LevelCells) -> Tensor:
         """Return the mask scores (k, 2h, 2w), float32, of cells of one level."""
         columns, rows = self._columns[cells.level], self._rows[cells.level]
-        x, y = columns.scores[columns.index_of(cells.columns)], rows.scores[rows.index_of(cells.rows)]
-        return x * y
+        x = columns.scores.index_select(0, columns.index_of(cells.columns))
+        return x * rows.scores.index_select(0, rows.index_of(cells.rows))
 
     def write_scores(self, cells: LevelCells, out: Tensor) -> None:
         """Write the mask scores of cells of one level to ``out`` (k, H/4, W/4) float32."""
         columns, rows = self._columns[cells.level], self._rows[cells.level]
-        x, y = columns.resized[columns.index_of(cells.columns)], rows.resized[rows.index_of(cells.rows)]
-        torch.mul(x, y, out=out)
+        torch.index_select(columns.resized, 0, columns.index_of(cells.columns), out=out)
+        out.mul_(rows.resized.index_select(0, rows.index_of(cells.rows)))

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "packing.h"
 #include "sigmoid.h"
 #include "threads.h"
 #include "vectors.h"
@@ -102,12 +103,6 @@ struct TileStatistics {
 
 constexpr int64_t kTaskTiles = 256;
 
-uint8_t reversed(uint32_t bits) {
-    uint8_t result = 0;
-    for (int index = 0; index < 8; ++index) result |= uint8_t((bits >> index & 1) << (7 - index));
-    return result;
-}
-
 void add_tile(const TileStatistics &statistics, int64_t pair) {
     const float *logits = statistics.logits + pair * kPixels;
     uint8_t *packed = statistics.packed + (statistics.masks[pair] * statistics.tiles_per_mask + statistics.tiles[pair]) * kTile;
@@ -118,7 +113,7 @@ void add_tile(const TileStatistics &statistics, int64_t pair) {
         const uint32_t bits = lanes_above(scores, statistics.threshold);
         sums += scores > statistics.threshold ? scores : Vector{};
         area += __builtin_popcount(bits);
-        for (int64_t byte = 0; byte < kLanes / 8; ++byte) packed[pixel / 8 + byte] = reversed(bits >> 8 * byte & 0xFF);
+        pack_lanes(bits, packed + pixel / 8, kLanes / 8);
     }
     float sum = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
