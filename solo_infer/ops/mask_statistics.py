@@ -47,7 +47,7 @@ def mask_statistics(scores: Tensor, threshold: float) -> MaskStatistics:
     if library is not None and _suits_kernel(scores):
         flat = scores.flatten(0, -2) if scores.dim() > 1 else scores[None]
         parts = native.mask_statistics(library, flat, threshold)
-        return MaskStatistics(*(part.view(*scores.shape[:-1], *part.shape[1:]) for part in parts))
+        return MaskStatistics(*(part.view((*scores.shape[:-1], *part.shape[1:])) for part in parts))
     packed = packed_masks.pack(scores > threshold)
     areas = packed_masks.popcount(packed).float()
     return MaskStatistics(areas, F.threshold(scores, threshold, 0.0, inplace=True).sum(dim=-1), packed)
