@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_infer.models.layers.conv_branch import append_channels
+from solo_infer.models.optimized.fused_operators import (
+    KeptConv2d,
+    add_convolution,
+    add_convolution_relu,
+    convolution_relu,
+    is_plain,
+    operators_work,
+)
 from solo_infer.ops import winograd
 from solo_infer.ops.dispatch import is_compiling
 from solo_infer.ops.native.library import kernel_library
@@ -34,6 +42,7 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         self.out_channels, self.stride = conv.out_channels, conv.stride[0]
         self.weight, self.bias, self.negative_slope = conv.weight, conv.bias, negative_slope
+        self._direct = KeptConv2d(conv) if is_plain(conv) else None
         # Computed on first use; concurrent threads compute equal values.
         self._transformed: TransformedWeight | None = None
 
@@ -45,14 +54,16 @@ class WinogradConv2d(nn.Module):
             addend: (N, K, H', W'), to which the convolution is added; it may be overwritten.
             relu: Whether ReLU is applied to the result, instead of ``negative_slope``. Defaults to False.
         """
+        slope = 0 if relu else self.negative_slope
         if can_use_winograd(x) and (self.stride == 1 or _has_many_outputs(x)):
-            slope = 0 if relu else self.negative_slope
             return self._convolve([x], () if addend is None else (addend,), slope)[0]
+        if self._direct is not None and slope in (0, 1) and _can_fuse(x):
+            return _convolve_directly(self._direct, x, addend, relu=slope == 0)
         out = F.conv2d(x, self.weight, self.bias, self.stride, padding=1)
         out = out if addend is None else out + addend
-        if relu:
+        if slope == 0:
             return F.relu(out)
-        return out if self.negative_slope == 1 else F.leaky_relu(out, self.negative_slope)
+        return out if slope == 1 else F.leaky_relu(out, slope)
 
     def forward_levels(self, maps: Sequence[Tensor], extra: Sequence[Tensor] = ()) -> list[Tensor]:
         """Convolve maps of several sizes, small ones together, with stride 1 and without activation.
@@ -86,6 +97,23 @@ class WinogradConv2d(nn.Module):
         if weight is None or weight.channels != channels:
             weight = self._transformed = winograd.transform_weight(self.weight[:, :channels], self.stride)
         return winograd.convolve(maps, weight, self.bias, addends=addends, negative_slope=negative_slope)
+
+
+def _can_fuse(x: Tensor) -> bool:
+    is_suitable = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    return (
+        is_suitable
+        and not torch.is_grad_enabled()
+        and not is_compiling()
+        and operators_work(x.device, x.dtype)
+    )
+
+
+def _convolve_directly(conv: KeptConv2d, x: Tensor, addend: Tensor | None, *, relu: bool) -> Tensor:
+    if addend is None:
+        return convolution_relu(conv, x) if relu else conv(x)
+    addend = addend.contiguous(memory_format=torch.channels_last)
+    return add_convolution_relu(addend, conv, x) if relu else add_convolution(addend, conv, x)
 
 
 def is_wide(conv: nn.Conv2d) -> bool:

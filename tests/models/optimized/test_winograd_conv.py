@@ -80,6 +80,30 @@ def test_other_dtypes_use_the_plain_convolution(dtype, monkeypatch):
     assert winograd._transformed is None
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("slope", [1, 0.1])
+@torch.no_grad()
+def test_activation_and_addend_of_direct_convolutions(slope, stride, monkeypatch):
+    use_matrix_units(True, monkeypatch)
+    torch.manual_seed(2)
+    conv = nn.Conv2d(256, 264, 3, stride, padding=1).bfloat16()
+    winograd, (height, width) = WinogradConv2d(conv, slope), (9, 14)
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    addend = random_maps((264, out_height, out_width), count=2, dtype=torch.bfloat16, seed=5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = random_maps((256, height, width), count=2, dtype=torch.bfloat16).contiguous(memory_format=layout)
+        values = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding=1)
+        total = values + addend.double()
+        for result, expected in (
+            (winograd(x), F.leaky_relu(values, slope)),
+            (winograd(x, relu=True), values.relu()),
+            (winograd(x, addend=addend.clone()), F.leaky_relu(total, slope)),
+            (winograd(x, addend=addend.clone(), relu=True), total.relu()),
+        ):
+            assert result.dtype == torch.bfloat16
+            torch.testing.assert_close(result.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("coordinates", [1, 2])  # of Decoupled SOLO, of SOLO
 @torch.no_grad()
