@@ -17,9 +17,12 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +35,7 @@ from solo_infer.data.images import LoadedImage
 from solo_infer.diagnostics.packages import installed_version
 from solo_infer.inference.preprocess import plan, prepare
 from solo_infer.models.optimized.optimize import OptimizedNetworkCache
-from solo_infer.ops.native import kernel_masks, winograd
+from solo_infer.ops.native import kernel_masks, pointwise, stem, winograd
 from solo_infer.ops.native.library import KernelLibrary
 from solo_infer.runtime.atomic_files import write_text
 from solo_infer.runtime.cpu import cpu_name
@@ -48,34 +51,48 @@ class _KernelFlops:
 
     def __init__(self) -> None:
         self.total = 0
-        self._convolve, self._multiply = winograd.convolve, kernel_masks.kernel_mask_statistics
+        self._patches = ExitStack()
 
     def __enter__(self) -> _KernelFlops:
-        winograd.convolve = self._count_convolution
-        kernel_masks.kernel_mask_statistics = self._count_masks
+        self._count(winograd, "convolve", _winograd_flops)
+        self._count(pointwise, "convolve", _pointwise_flops)
+        self._count(stem, "run_stem", _stem_flops)
+        self._count(kernel_masks, "kernel_mask_statistics", _mask_flops)
         return self
 
     def __exit__(self, *_: object) -> None:
-        winograd.convolve, kernel_masks.kernel_mask_statistics = self._convolve, self._multiply
+        self._patches.close()
 
-    def _count_masks(
-        self, library: KernelLibrary, kernels: Tensor, features: Tensor, threshold: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        self.total += 2 * kernels.numel() * len(features)
-        return self._multiply(library, kernels, features, threshold)
+    def _count(self, module: ModuleType, name: str, flops: Callable[..., int]) -> None:
+        function = getattr(module, name)
 
-    def _count_convolution(
-        self,
-        library: KernelLibrary,
-        maps: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        weight: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        tiles = sum(len(y) * -(-y.shape[1] // 4) * -(-y.shape[2] // 4) for y in outputs)
-        self.total += 2 * tiles * len(weight) * weight.shape[2] * outputs[0].shape[3]
-        self._convolve(library, maps, outputs, weight, *args, **kwargs)
+        def count(*args: Any, **kwargs: Any) -> Any:
+            self.total += flops(*args)
+            return function(*args, **kwargs)
+
+        self._patches.enter_context(patch.object(module, name, count))
+
+
+def _winograd_flops(
+    library: KernelLibrary, _: object, outputs: Sequence[Tensor], weight: Tensor, *__: Any
+) -> int:
+    tiles = sum(len(y) * -(-y.shape[1] // 4) * -(-y.shape[2] // 4) for y in outputs)
+    channels = outputs[0].shape[3]
+    columns = -(-channels // library.block_columns) * library.block_columns  # with those of zeros
+    return 2 * tiles * weight.numel() * channels // columns
+
+
+def _pointwise_flops(_: object, pixels: Tensor, __: object, ___: object, outputs: Tensor, ____: float) -> int:
+    return 2 * outputs.numel() * pixels.shape[3]
+
+
+def _stem_flops(_: object, pixels: Tensor, __: object, ___: object, outputs: Tensor) -> int:
+    count, height, width, channels = pixels.shape
+    return 2 * count * -(-height // 2) * -(-width // 2) * outputs.shape[3] * 49 * channels
+
+
+def _mask_flops(_: object, kernels: Tensor, features: Tensor, __: float) -> int:
+    return 2 * kernels.numel() * len(features)
 
 
 class _FlopStopwatch(Stopwatch):
