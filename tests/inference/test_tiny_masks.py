@@ -86,7 +86,8 @@ def test_logits_equal_those_of_torch(size, implementation, monkeypatch):
     use_implementation("torch", monkeypatch)
     expected = cell_masks(kernels, boxes, features)
     assert torch.equal(masks._tiles, expected._tiles) and torch.equal(masks._masks, expected._masks)
-    torch.testing.assert_close(masks._logits, expected._logits, rtol=0, atol=1e-4)
+    # The terms of small boxes are thousands of times as large as their sum.
+    torch.testing.assert_close(masks._logits, expected._logits, rtol=0, atol=5e-3)
 
 
 def test_numbers_of_threads_do_not_change_logits():

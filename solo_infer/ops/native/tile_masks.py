@@ -16,7 +16,7 @@ _TASK_PAIRS, _TASK_TILES = 32, 256  # kTaskPairs and kTaskTiles of tile_masks.cp
 
 
 class Confinement(NamedTuple):
-    """How logits fall beyond the boxes of their masks.
+    """Fall of logits beyond the boxes of their masks.
 
     Beyond ``margin`` input pixels around a box, they fall by ``slope`` over the length of a side, or
     ``least_side``. ``reach`` sides farther, they are ``-limit``, to which all are clipped.
@@ -47,7 +47,7 @@ class _TileMasks(ctypes.Structure):
 
 
 class _TileStatistics(ctypes.Structure):
-    """Where the statistics of pairs are written."""
+    """Pairs, and the places of their statistics."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("logits", "tiles", "masks", "areas", "sums", "packed")),
@@ -57,7 +57,7 @@ class _TileStatistics(ctypes.Structure):
 
 
 class _SoftMasks(ctypes.Structure):
-    """Where soft masks are written; ``positions`` are -1 for masks that are left out."""
+    """Pairs, and the place of soft masks; ``positions`` are -1 for masks that are left out."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("logits", "tiles", "masks", "positions", "soft")),
