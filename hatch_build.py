@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,19 @@ def _compile(root: Path) -> list[Path]:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise RuntimeError("there is no C++ compiler")
+    with ThreadPoolExecutor() as pool:  # of compilers, which are processes
+        return list(pool.map(partial(_compile_library, root, compiler), _INSTRUCTION_SETS))
+
+
+def _compile_library(root: Path, compiler: str, name: str) -> Path:
+    """Compile the library for one set of instructions, and return its path from the root."""
+    library = _FOLDER / f"kernels_{name}.so"
     sources = sorted(map(str, (root / _FOLDER).glob("*.cpp")))
-    libraries = []
-    for name, instructions in _INSTRUCTION_SETS.items():
-        library = _FOLDER / f"kernels_{name}.so"
-        with tempfile.TemporaryDirectory(dir=root / _FOLDER) as folder:
-            built = Path(folder, library.name)
-            command = [*compiler.split(), *_OPTIONS, *instructions, "-o", str(built), *sources]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-            built.replace(root / library)
-        libraries.append(library)
-    return libraries
+    with tempfile.TemporaryDirectory(dir=root / _FOLDER) as folder:
+        built = Path(folder, library.name)
+        command = [*compiler.split(), *_OPTIONS, *_INSTRUCTION_SETS[name], "-o", str(built), *sources]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        built.replace(root / library)
+    return library
