@@ -89,7 +89,12 @@ def decode_output(
 
 
 def class_scores(class_logits: Tensor, class_mask: Tensor | None = None) -> Tensor:
-    """Return the scores, float32 in 0..1, of class logits (..., classes); 0 for excluded classes."""
+    """Return the scores, float32 in 0..1, of class logits; 0 for excluded classes.
+
+    Args:
+        class_logits: (..., classes), or those of any pairs of a cell and a class.
+        class_mask: 0 for excluded classes, of a shape that fits the logits. None for no excluded classes.
+    """
     scores = class_logits.float().sigmoid()
     return scores if class_mask is None else scores * class_mask
 

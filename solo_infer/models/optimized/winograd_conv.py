@@ -47,7 +47,7 @@ class WinogradConv2d(nn.Module):
         self._transformed: TransformedWeight | None = None
 
     def forward(self, x: Tensor, *, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Map (N, C, H, W) to (N, K, H', W'), of which the stride is a half or one.
+        """Map (N, C, H, W) to (N, K, H', W'); the sides are divided by the stride and rounded up.
 
         Args:
             x: Input.
